@@ -1,0 +1,357 @@
+"""The events on both sides of Baton: lead events in, published events out.
+
+`lead_event` reads what a CloudEvent says about a lead; the ``data`` members named here are public.
+The Structs below are the published events' JSON, to the letter; their JSON Schemas are generated from
+them into ``schemas/`` and a test compares. `Message` is one of them ready for the bus, as a CloudEvent
+in Kafka binary mode.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import msgspec
+
+from services.contracts.cloudevents import CloudEvent
+from services.contracts.problems import Defect, shown
+
+TRANSITIONED = "baton.stage.transitioned.v1"
+CORRECTED = "baton.transition.corrected.v1"
+TRANSITIONS_TOPIC = "baton.transitions"
+HANDOFFS_TOPIC = "baton.handoffs"
+LEADS_TOPIC = "baton.leads"
+DEAD_LETTERS_TOPIC = "baton.dead-letters"
+SOURCE = "baton"
+"""The ``source`` of events that Baton itself records or publishes."""
+MOVED_BY_HAND = "baton.lead.moved"
+"""The lead event that records a move by hand; only Baton's own API makes it."""
+
+EMAIL_CHARACTERS_MAX = 254
+IDENTITY_CHARACTERS_MAX = 256
+EXTERNAL_IDS_MAX = 16
+DEAL_CHARACTERS_MAX = 128
+TIME_MIN = datetime(1970, 1, 1, tzinfo=UTC)
+TIME_AHEAD_MAX = timedelta(days=366)
+MAIN = "main"
+"""The journey key of an event that names no deal."""
+
+ENVELOPE_MEMBERS = frozenset(("email", "external_ids", "anonymous_id", "deal"))
+
+_EMAIL = re.compile(r"[^\s@<>()\[\],;:\\\"]+@[^\s@<>()\[\],;:\\\"]+\.?[^\s@<>()\[\],;:\\\".]+")
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
+
+
+class LeadEvent(msgspec.Struct, frozen=True, gc=False):
+    """One fact about a lead, told by a source.
+
+    `place` orders events: (`time` or the moment it was recorded, `source`, `id`). `identities` are
+    (kind, normalised value), strongest first; empty: nobody can be found, the event is kept alone.
+    """
+
+    id: str
+    source: str
+    type: str
+    time: datetime
+    recorded_at: datetime
+    subject: str | None
+    identities: tuple[tuple[str, str], ...]
+    deal: str
+    data: dict[str, Any]
+    envelope: dict[str, Any]
+    traceparent: str | None = None
+
+    @property
+    def place(self) -> tuple[datetime, str, str]:
+        """Give the event's place in the order of its lead's events."""
+        return (self.time, self.source, self.id)
+
+
+def lead_event(event: CloudEvent, recorded_at: datetime) -> LeadEvent | Defect:
+    """Read what `event` says about a lead.
+
+    ``data.email`` is trimmed and lower-cased, ``data.external_ids`` is an object of system to id,
+    ``data.anonymous_id`` a string, ``data.deal`` the journey's key. Anything else in ``data`` is an
+    attribute. Data that is not an object is kept but says nothing about a lead.
+    """
+    time = event.time or recorded_at
+    if time < TIME_MIN or time > recorded_at + TIME_AHEAD_MAX:
+        return Defect(
+            "time-out-of-range", "time",
+            "the event's time lies before 1970 or more than 366 days ahead",
+            "Send the moment it happened, as RFC 3339 with its offset.", time.isoformat(),
+        )  # fmt: skip
+    data = cast("dict[str, Any]", event.data) if isinstance(event.data, dict) else {}
+    identities: tuple[tuple[str, str], ...] = ()
+    deal = MAIN
+    if data:
+        read = identities_of(data)
+        if isinstance(read, Defect):
+            return read
+        identities = read
+        if "deal" in data and data["deal"] is not None:
+            key = data["deal"]
+            if isinstance(key, int) and not isinstance(key, bool):
+                key = str(key)
+            if not isinstance(key, str) or not _KEY.fullmatch(key[: DEAL_CHARACTERS_MAX + 1]):
+                return Defect(
+                    "invalid-deal", "data.deal",
+                    "not a deal key: letters, digits and _ . : - , not starting with a sign",
+                    "Send the deal's id in your CRM as a string.", shown(key),
+                )  # fmt: skip
+            if len(key) > DEAL_CHARACTERS_MAX:
+                return _too_long("data.deal", DEAL_CHARACTERS_MAX, key)
+            deal = key
+    envelope: dict[str, Any] = {}
+    if event.extensions:
+        envelope["extensions"] = event.extensions
+    if event.datacontenttype is not None and event.datacontenttype != "application/json":
+        envelope["datacontenttype"] = event.datacontenttype
+    if event.dataschema is not None:
+        envelope["dataschema"] = event.dataschema
+    if event.data_base64 is not None:
+        envelope["data_base64"] = event.data_base64
+    elif not isinstance(event.data, dict) and event.data is not None:
+        envelope["data"] = event.data
+    trace = event.extensions.get("traceparent")
+    return LeadEvent(
+        event.id, event.source, event.type, time, recorded_at, event.subject, identities, deal,
+        data, envelope, trace if isinstance(trace, str) else None,
+    )  # fmt: skip
+
+
+def _too_long(field: str, most: int, value: object) -> Defect:
+    return Defect("too-long", field, f"longer than {most} characters", "Shorten it.", shown(value))
+
+
+def identities_of(data: dict[str, Any]) -> tuple[tuple[str, str], ...] | Defect:
+    """Read the identities in `data`: (kind, normalised value), strongest first."""
+    found: list[tuple[str, str]] = []
+    email = data.get("email")
+    if email is not None and email != "":
+        normal = normal_email(email)
+        if isinstance(normal, Defect):
+            return normal
+        found.append(("email", normal))
+    externals = data.get("external_ids")
+    if externals is not None:
+        if not isinstance(externals, dict):
+            return Defect(
+                "wrong-type", "data.external_ids", "must be an object of system to id",
+                'Write it as {"hubspot": "123"}.', shown(externals),
+            )  # fmt: skip
+        items = cast("dict[str, Any]", externals)
+        if len(items) > EXTERNAL_IDS_MAX:
+            return Defect(
+                "too-many", "data.external_ids", f"more than {EXTERNAL_IDS_MAX} ids", "Send fewer."
+            )
+        for system in sorted(items):
+            value = _identity(items[system], f"data.external_ids.{shown(system)}")
+            if isinstance(value, Defect):
+                return value
+            if not system or len(system) > IDENTITY_CHARACTERS_MAX or not system.isprintable():
+                return _too_long("data.external_ids", IDENTITY_CHARACTERS_MAX, system)
+            if value:
+                found.append((f"external:{system}", value))
+    anonymous = _identity(data.get("anonymous_id"), "data.anonymous_id")
+    if isinstance(anonymous, Defect):
+        return anonymous
+    if anonymous:
+        found.append(("anonymous", anonymous))
+    return tuple(found)
+
+
+def _identity(value: Any, field: str) -> str | Defect | None:
+    if value is None or value == "":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        return Defect(
+            "wrong-type", field, "an id is a string or an integer", "Send a string.", shown(value)
+        )
+    if len(value) > IDENTITY_CHARACTERS_MAX:
+        return _too_long(field, IDENTITY_CHARACTERS_MAX, value)
+    if not value.isprintable() or value.isspace():
+        return Defect(
+            "control-character", field, "blank, or contains a control character", "Clean the id.",
+            shown(value),
+        )  # fmt: skip
+    return value.strip()
+
+
+def normal_email(email: Any) -> str | Defect:
+    """Normalise an e-mail address: trimmed and lower-cased; a Defect when it cannot be one.
+
+    The address is an identity, not a promise of delivery: RFC 5321's length (254) and a plausible
+    ``local@domain`` are all that is asked.
+    """
+    if not isinstance(email, str):
+        return Defect(
+            "wrong-type", "data.email", "must be a string", "Send one address.", shown(email)
+        )
+    if len(email) > EMAIL_CHARACTERS_MAX:
+        return _too_long("data.email", EMAIL_CHARACTERS_MAX, email)
+    normal = email.strip().lower()
+    if not normal.isprintable() or not _EMAIL.fullmatch(normal):
+        return Defect(
+            "invalid-email", "data.email", "not an e-mail address",
+            "Send one address as name@example.com, or leave it out.", shown(email),
+        )  # fmt: skip
+    return normal
+
+
+class Touch(msgspec.Struct, frozen=True, gc=False):
+    """One of the lead's last events, as a salesperson reads it."""
+
+    type: str
+    time: datetime
+    label: str
+
+
+class Score(msgspec.Struct, frozen=True, gc=False):
+    """Fit (who they are), intent (what they did lately), and their sum; whole points."""
+
+    fit: int
+    intent: int
+    total: int
+
+
+class LeadSnapshot(msgspec.Struct, frozen=True):
+    """The lead as it was when the transition was recorded."""
+
+    id: str
+    email: str | None
+    name: str | None
+    company: str | None
+    attributes: dict[str, Any] | msgspec.Raw
+    touches: list[Touch] = []
+
+
+class JourneyRef(msgspec.Struct, frozen=True, gc=False):
+    """Which of the lead's journeys moved."""
+
+    id: str
+    playbook: str
+    key: str
+
+
+class Cause(msgspec.Struct, frozen=True, gc=False):
+    """Why it moved: the event, the rule that fired, and the person who moved it by hand."""
+
+    event_id: str
+    event_source: str
+    event_type: str
+    rule: str | None
+    actor: str | None
+
+
+class PersonRef(msgspec.Struct, frozen=True, gc=False):
+    """A person of the roster."""
+
+    id: str
+    name: str
+
+
+class Responsible(msgspec.Struct, frozen=True, gc=False):
+    """The role that now holds the journey, and the person chosen for it (None: nobody eligible)."""
+
+    role: str
+    owner: PersonRef | None
+
+
+class AlertWish(msgspec.Struct, frozen=True, gc=False):
+    """Somebody the playbook wants told of this transition."""
+
+    role: str
+    person: PersonRef | None
+
+
+class StageGuide(msgspec.Struct, frozen=True):
+    """What the playbook says about the stage entered."""
+
+    key: str
+    title: str
+    band: str
+    focus: str
+    goal: str
+    guidance: list[str]
+    next_steps: list[str]
+
+
+class StageTransitioned(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+    """``baton.stage.transitioned.v1``: a journey entered another stage.
+
+    With ``type`` ``baton.transition.corrected.v1`` the same shape tells corrected history:
+    `replaces` names the transitions that no longer hold.
+    """
+
+    transition_id: str
+    sequence: int
+    lead: LeadSnapshot
+    journey: JourneyRef
+    from_: str
+    to: str
+    occurred_at: datetime
+    recorded_at: datetime
+    cause: Cause
+    responsible: Responsible
+    previous_responsible: Responsible | None
+    handoff: bool
+    score: Score
+    playbook_version: int
+    explanation: str
+    stage: StageGuide | msgspec.Raw
+    alerts: list[AlertWish] = []
+    skipped: list[str] = []
+    replaces: list[str] = []
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """One published event ready for the bus: a CloudEvent in Kafka binary mode.
+
+    `key` is the lead's id: all messages of a lead keep their order. `position` is its place in the
+    published log, None until the relay has given it one.
+    """
+
+    topic: str
+    key: str
+    headers: dict[str, str]
+    value: bytes
+    position: int | None = None
+
+    @property
+    def id(self) -> str:
+        """Give the event's id (``ce_id``): consumers drop repeats by it."""
+        return self.headers["ce_id"]
+
+    @property
+    def type(self) -> str:
+        """Give the event's type (``ce_type``)."""
+        return self.headers["ce_type"]
+
+
+def rfc3339(moment: datetime) -> str:
+    """Write `moment` (aware) as RFC 3339 in UTC."""
+    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def message_headers(
+    id: str, type: str, time: datetime, traceparent: str | None = None, subject: str | None = None
+) -> dict[str, str]:
+    """Make the headers of a published event (CloudEvents Kafka binding v1.0.2, binary mode)."""
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_id": id,
+        "ce_source": SOURCE,
+        "ce_type": type,
+        "ce_time": rfc3339(time),
+        "content-type": "application/json",
+    }
+    if subject is not None:
+        headers["ce_subject"] = subject
+    if traceparent is not None:
+        headers["ce_traceparent"] = traceparent
+        headers["traceparent"] = traceparent
+    return headers

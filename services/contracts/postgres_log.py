@@ -1,0 +1,207 @@
+"""The bus on PostgreSQL, and the published log that every deployment keeps.
+
+A producer writes to ``bus.outbox`` inside its own transaction (`write`). One sequencer (`stamp`, called
+by the relay under its leader lock) gives each committed message its ``position`` in ``bus.log``: gapless,
+in commit order per lead. Readers may keep "the last position" as a cursor, which would lose rows on the
+outbox's own ids, since those become visible out of order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import asyncpg
+import msgspec
+
+from services.contracts.bus import Received
+from services.contracts.events import Message
+
+STAMP_ROWS_MAX = 2000
+CHANNEL = "baton_log"
+"""Notified by the sequencer after each stamp, never by the ingest transaction."""
+
+_GROUP_LOCK_CLASS = 0x6261  # 'ba': keeps our advisory locks apart from others in the database
+_STANDBY_POLL_S = 0.5
+
+_WRITE = """
+WITH written AS (
+  INSERT INTO bus.outbox (message_id, topic, key, headers, value)
+  SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::jsonb[], $5::bytea[])
+  RETURNING id)
+INSERT INTO bus.pending (outbox_id) SELECT id FROM written
+"""
+
+# One statement on the leader's connection: if that session died, so did the stamp.
+# Rows are taken in id order; for one lead that is commit order, because the lead's row was locked
+# before its outbox row got its id.
+_STAMP = f"""
+WITH taken AS (
+  DELETE FROM bus.pending WHERE outbox_id IN (
+    SELECT outbox_id FROM bus.pending ORDER BY outbox_id LIMIT {STAMP_ROWS_MAX})
+  RETURNING outbox_id),
+numbered AS (
+  SELECT outbox_id, row_number() OVER (ORDER BY outbox_id) AS n FROM taken),
+logged AS (
+  INSERT INTO bus.log (position, outbox_id, topic)
+  SELECT (SELECT coalesce(max(position), 0) FROM bus.log) + n, outbox_id, topic
+  FROM numbered JOIN bus.outbox ON id = outbox_id
+  RETURNING position)
+SELECT count(*) AS stamped, max(position) AS last, pg_notify('{CHANNEL}', '')
+FROM logged HAVING count(*) > 0
+"""  # noqa: S608
+
+_READ = """
+SELECT l.position, o.topic, o.key, o.headers, o.value
+FROM bus.log l JOIN bus.outbox o ON o.id = l.outbox_id
+WHERE l.position > $1 AND l.topic = ANY($2) ORDER BY l.position LIMIT $3
+"""
+
+_decode_headers = msgspec.json.Decoder(dict[str, str]).decode
+_encode = msgspec.json.encode
+
+
+class Executor(Protocol):
+    """What the functions here need of an asyncpg connection or pool."""
+
+    async def execute(self, query: str, *args: Any) -> str:
+        """Run a statement."""
+        ...
+
+    async def fetch(self, query: str, *args: Any) -> list[Any]:
+        """Run a query."""
+        ...
+
+
+async def write(connection: Executor, messages: Sequence[Message]) -> None:
+    """Put `messages` into the outbox, in order, within the caller's transaction."""
+    await connection.execute(
+        _WRITE,
+        [m.id for m in messages],
+        [m.topic for m in messages],
+        [m.key for m in messages],
+        [_encode(m.headers).decode() for m in messages],
+        [m.value for m in messages],
+    )
+
+
+async def stamp(connection: asyncpg.Connection[Any]) -> tuple[int, int]:
+    """Give pending messages their positions; for the one sequencer only.
+
+    Gives (how many, the last position given); at most 2,000 a call. Listeners are told.
+    """
+    row = await connection.fetchrow(_STAMP)
+    return (row["stamped"], row["last"]) if row else (0, 0)
+
+
+async def read(
+    connection: Executor, after: int, topics: Sequence[str], messages_max: int
+) -> list[Message]:
+    """Give the published messages after position `after`, in order."""
+    rows = await connection.fetch(_READ, after, list(topics), messages_max)
+    return [
+        Message(r["topic"], r["key"], _decode_headers(r["headers"]), r["value"], r["position"])
+        for r in rows
+    ]
+
+
+async def cursor(connection: Executor, group: str) -> int:
+    """Give the position up to which `group` is done; 0 for a new group."""
+    rows = await connection.fetch("SELECT position FROM bus.cursors WHERE name = $1", group)
+    return rows[0]["position"] if rows else 0
+
+
+async def advance(connection: Executor, group: str, position: int) -> None:
+    """Record that `group` is done up to `position`; never moves backwards."""
+    await connection.execute(
+        """INSERT INTO bus.cursors (name, position) VALUES ($1, $2)
+           ON CONFLICT (name) DO UPDATE SET position = excluded.position, moved_at = now()
+           WHERE bus.cursors.position < excluded.position""",
+        group,
+        position,
+    )
+
+
+class PostgresLog:
+    """`Bus` on PostgreSQL: publishing writes to the outbox, subscribing reads the log."""
+
+    def __init__(self, pool: asyncpg.Pool[Any], database_url: str) -> None:
+        self._pool = pool
+        self._database_url = database_url
+
+    @classmethod
+    async def open(cls, database_url: str) -> PostgresLog:
+        """Connect to the database at `database_url`; raises when it cannot be reached."""
+        pool = await asyncpg.create_pool(database_url, min_size=0, max_size=4)
+        return cls(pool, database_url)
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """Commit `messages` to the outbox; the sequencer makes them visible."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            await write(connection, messages)
+
+    async def subscribe(self, group: str, topics: Sequence[str]) -> PostgresSubscription:
+        """Join `group`; one member reads at a time, the others stand by."""
+        return PostgresSubscription(self._database_url, group, topics)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._pool.close()
+
+
+class PostgresSubscription:
+    """A group's reading end on the log; holds the group's advisory lock while it reads."""
+
+    def __init__(self, database_url: str, group: str, topics: Sequence[str]) -> None:
+        self._database_url = database_url
+        self._group = group
+        self._topics = list(topics)
+        self._connection: asyncpg.Connection[Any] | None = None
+        self._reading = False
+        self._position = 0
+        self._news = asyncio.Event()
+
+    async def _connect(self) -> asyncpg.Connection[Any]:
+        if self._connection is None or self._connection.is_closed():
+            self._reading = False
+            self._connection = await asyncpg.connect(self._database_url)
+            await self._connection.add_listener(CHANNEL, lambda *_: self._news.set())
+        return self._connection
+
+    async def fetch(self, messages_max: int, wait_s: float) -> list[Received]:
+        """Give the next messages; on standby, wait and give none."""
+        connection = await self._connect()
+        if not self._reading:
+            self._reading = await connection.fetchval(
+                "SELECT pg_try_advisory_lock($1, $2)",
+                _GROUP_LOCK_CLASS,
+                zlib.crc32(self._group.encode()) - 2**31,
+            )
+            if not self._reading:
+                await asyncio.sleep(min(wait_s, _STANDBY_POLL_S))
+                return []
+            self._position = await cursor(connection, self._group)
+        self._news.clear()
+        messages = await read(connection, self._position, self._topics, messages_max)
+        if not messages:
+            try:
+                await asyncio.wait_for(self._news.wait(), wait_s)
+            except TimeoutError:
+                return []
+            messages = await read(connection, self._position, self._topics, messages_max)
+        if messages:
+            self._position = messages[-1].position or 0
+        return [Received(m, (m.topic, 0, m.position or 0)) for m in messages]
+
+    async def commit(self, received: Sequence[Received]) -> None:
+        """Record the group's place; on the connection that holds the lock, so never as a ghost."""
+        if received and self._connection is not None:
+            await advance(self._connection, self._group, max(r.token[2] for r in received))
+
+    async def close(self) -> None:
+        """Let the lock go with the connection."""
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None

@@ -1,0 +1,230 @@
+"""``POST /v1/events``: CloudEvents 1.0 over HTTP in all three content modes.
+
+Plain ASGI and msgspec, because this is the hot path: the framework's request models would cost more
+than the rules. What is answered 200 is committed. Its OpenAPI description is in `OPENAPI`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import msgspec
+
+from services.contracts import cloudevents
+from services.contracts.access import Gatekeeper, bearer
+from services.contracts.cloudevents import BATCHED, STRUCTURED, JsonDefectError
+from services.contracts.events import SOURCE, LeadEvent, lead_event
+from services.contracts.problems import BatonError, Defect, problem, shown
+from services.stage_service.api.access import RETRY_AFTER_S, STATUS
+from services.stage_service.batch import Outcome
+from services.stage_service.errors import NotAllowedError, NotAuthenticatedError
+from services.stage_service.lane import Lane
+from services.stage_service.metrics import EVENTS
+
+BODY_BYTES_MAX = 1024 * 1024
+BATCH_EVENTS_MAX = 1000
+_encode = msgspec.json.Encoder().encode
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class EventsEndpoint:
+    """The ASGI application behind ``POST /v1/events``."""
+
+    def __init__(self, gatekeeper: Gatekeeper, lane: Lane) -> None:
+        self._gatekeeper = gatekeeper
+        self._lane = lane
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        try:
+            status, body = await self._answer(scope["headers"], receive)
+        except BatonError as error:
+            status = STATUS[type(error)]
+            body = problem(
+                status, error.code, (type(error).__doc__ or "").rstrip("."), error.reason,
+                field=error.field, value=error.value, remedy=error.remedy,
+            )  # fmt: skip
+        except _TooLargeError:
+            status, body = 413, problem(
+                413, "too-large", "The request is over a limit",
+                f"the body is larger than {BODY_BYTES_MAX} bytes", field="body",
+                remedy="Send fewer events a request, or less data an event.",
+            )  # fmt: skip
+        headers = [(b"content-type", b"application/json" if status == 200 else _PROBLEM)]
+        if status == 503:
+            headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
+        elif status == 401:
+            headers.append((b"www-authenticate", b'Bearer realm="baton"'))
+        elif status == 413:
+            headers.append((b"connection", b"close"))
+        encoded = _encode(body)
+        headers.append((b"content-length", b"%d" % len(encoded)))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": encoded})
+
+    async def _answer(
+        self, headers: list[tuple[bytes, bytes]], receive: Receive
+    ) -> tuple[int, dict[str, Any]]:
+        content_type = authorization = trace = b""
+        for name, value in headers:
+            if name == b"content-type":
+                content_type = value
+            elif name == b"authorization":
+                authorization = value
+            elif name == b"traceparent":
+                trace = value
+            elif name == b"content-length" and value.isdigit() and int(value) > BODY_BYTES_MAX:
+                raise _TooLargeError
+        await self._admit(authorization.decode("latin-1"))
+        body = await _read(receive)
+        media_type = content_type.partition(b";")[0].strip().lower()
+        if media_type == BATCHED.encode():
+            return await self._batch(body, trace)
+        if media_type == STRUCTURED.encode():
+            return await self._one(_structured(body), trace)
+        if any(name == b"ce-specversion" or name == b"ce-id" for name, _ in headers):
+            return await self._one(cloudevents.from_binary(headers, body), trace)
+        return _refused(415, Defect(
+            "unsupported-media-type", "content-type", "not a CloudEvent over HTTP",
+            f"Send {STRUCTURED}, {BATCHED}, or ce-* headers with any content type.",
+            shown(content_type.decode("latin-1")),
+        ))  # fmt: skip
+
+    async def _admit(self, authorization: str) -> None:
+        token = bearer(authorization, {})
+        principal = (token and self._gatekeeper.cached(token)) or (
+            await self._gatekeeper.authenticate(token)
+        )
+        if principal is None:
+            raise NotAuthenticatedError(
+                "no valid API key was sent",
+                remedy="Send 'Authorization: Bearer <key>'; make a key with 'baton keys create'.",
+            )
+        if "ingest" not in principal.scopes and "admin" not in principal.scopes:
+            raise NotAllowedError(
+                f"the key {principal.name!r} has no scope 'ingest'",
+                remedy="Use a key with the scope 'ingest'.",
+            )
+
+    async def _one(
+        self, attributes: dict[str, Any] | Defect, trace: bytes
+    ) -> tuple[int, dict[str, Any]]:
+        event = _lead_event(attributes, datetime.now(UTC), trace)
+        if isinstance(event, Defect):
+            EVENTS.labels("rejected").inc()
+            return _refused(400 if event.code == "invalid-json" else 422, event)
+        return 200, {"results": await self._lane.submit([event])}
+
+    async def _batch(self, body: bytes, trace: bytes) -> tuple[int, dict[str, Any]]:
+        try:
+            items = cloudevents.decode_json(body)
+        except JsonDefectError as error:
+            return _refused(400, Defect("invalid-json", error.field, error.reason, error.remedy))
+        if not isinstance(items, list):
+            return _refused(422, Defect(
+                "wrong-type", "body", "a batch is a JSON array of events",
+                f"Send an array, or one event as {STRUCTURED}.",
+            ))  # fmt: skip
+        items = cast("list[Any]", items)
+        if len(items) > BATCH_EVENTS_MAX:
+            return _refused(413, Defect(
+                "too-many-events", "body", f"{len(items)} events in one batch",
+                f"Send at most {BATCH_EVENTS_MAX} events a batch.",
+            ))  # fmt: skip
+        now = datetime.now(UTC)
+        read = [_lead_event(item, now, trace) for item in items]
+        kept = [event for event in read if not isinstance(event, Defect)]
+        outcomes = iter(await self._lane.submit(kept))
+        results = [
+            _rejected(item, event) if isinstance(event, Defect) else next(outcomes)
+            for item, event in zip(items, read, strict=True)
+        ]
+        if len(kept) < len(items):
+            EVENTS.labels("rejected").inc(len(items) - len(kept))
+        if items and not kept:
+            first = cast("Defect", read[0])
+            status, refused = _refused(422, first, "None of the events is valid")
+            return status, refused | {"results": results}
+        return 200, {"results": results}
+
+
+_PROBLEM = b"application/problem+json"
+
+
+class _TooLargeError(Exception):
+    """The body is over the limit; the rest of it is not read."""
+
+
+async def _read(receive: Receive) -> bytes:
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body"):
+        if len(body) > BODY_BYTES_MAX:
+            raise _TooLargeError
+        return body
+    chunks = [body]
+    size = len(body)
+    while message.get("more_body"):
+        message = await receive()
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > BODY_BYTES_MAX:
+            raise _TooLargeError
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _structured(body: bytes) -> dict[str, Any] | Defect:
+    try:
+        event = cloudevents.decode_json(body)
+    except JsonDefectError as error:
+        return Defect("invalid-json", error.field, error.reason, error.remedy)
+    return event
+
+
+def _lead_event(item: Any, now: datetime, trace: bytes) -> LeadEvent | Defect:
+    if isinstance(item, Defect):
+        return item
+    if not isinstance(item, dict):
+        return Defect(
+            "wrong-type", "body", "an event is a JSON object", "Send a CloudEvent.", shown(item)
+        )
+    checked = cloudevents.check(cast("dict[str, Any]", item))
+    if isinstance(checked, Defect):
+        return checked
+    if checked.source == SOURCE or checked.type.startswith("baton."):
+        field, value = ("source", checked.source) if checked.source == SOURCE else (
+            "type", checked.type
+        )  # fmt: skip
+        return Defect(
+            "reserved", field, f"{value!r} is reserved for events that Baton records itself",
+            "Use your own name; to move a lead by hand, POST /v1/leads/{id}/transitions.", value,
+        )  # fmt: skip
+    event = lead_event(checked, now)
+    if trace and not isinstance(event, Defect) and event.traceparent is None:
+        return msgspec.structs.replace(event, traceparent=trace.decode("latin-1")[:128])
+    return event
+
+
+def _rejected(item: Any, defect: Defect) -> Outcome:
+    known = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
+    return Outcome(
+        shown(known.get("id")) or "", shown(known.get("source")) or "", "rejected", None,
+        error=defect.body(),
+    )  # fmt: skip
+
+
+def _refused(
+    status: int, defect: Defect, title: str = "The event is not valid"
+) -> tuple[int, dict[str, Any]]:
+    return status, problem(
+        status, defect.code, title, f"{defect.field}: {defect.reason}", field=defect.field,
+        value=defect.value, remedy=defect.remedy,
+    )  # fmt: skip
+
+
+__all__: Iterable[str] = ["BATCH_EVENTS_MAX", "BODY_BYTES_MAX", "EventsEndpoint"]

@@ -1,0 +1,415 @@
+"""One batch of lead events inside one transaction: gather, decide, record.
+
+`Batch.apply` is the way of an event from the lane to the commit. It inserts the events (a repeat
+changes nothing), finds or makes their leads, locks those in id order, folds, and writes states,
+transitions and the outbox. It never commits: the lane owns the transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from services.contracts import postgres_log
+from services.contracts.events import LeadEvent
+from services.contracts.team import Person, Team
+from services.stage_service import funnel, store
+from services.stage_service.funnel import Move, Score
+from services.stage_service.journal import Journal, journey_id, revise, share_replaced
+from services.stage_service.playbook import Playbook
+from services.stage_service.routing import choose, eligible
+from services.stage_service.shelf import Shelf
+from services.stage_service.store import Connection, Facts, Past, Record, TransitionRow
+
+LEAD_IDENTITY = "lead"
+"""The identity kind of events that Baton's own API makes for a lead it knows by id."""
+
+
+class RacedError(Exception):
+    """Another process recorded the same event or identity first: apply the batch again."""
+
+
+class Brief(msgspec.Struct, frozen=True, rename={"from_": "from"}):
+    """A transition as the answer to a sender shows it."""
+
+    transition_id: str
+    kind: str
+    sequence: int
+    journey_id: str
+    playbook: str
+    key: str
+    from_: str
+    to: str
+    rule: str | None
+    explanation: str
+    replaces: list[str] = []
+
+
+class HeldBrief(msgspec.Struct, frozen=True):
+    """A move that a gate holds, as the answer to a sender shows it."""
+
+    journey_id: str
+    to: str
+    rule: str
+    missing: list[str]
+
+
+class Outcome(msgspec.Struct, omit_defaults=False):
+    """What happened to one event."""
+
+    id: str
+    source: str
+    status: str
+    lead_id: str | None
+    transitions: list[Brief] = []
+    held: list[HeldBrief] = []
+    late: bool = False
+    warning: str | None = None
+    error: dict[str, Any] | None = None
+
+
+class Batch:
+    """Applies events on one connection; use once."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        shelf: Shelf,
+        team: Team,
+        recorded_at: datetime,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._connection = connection
+        self._shelf = shelf
+        self._team = team
+        self._new_id = new_id
+        self._journal = Journal(recorded_at, self._assign, new_id)
+        self._counts: dict[str, dict[str, int]] = {}
+        self._records: dict[str, Record] = {}
+        self._changed: dict[tuple[str, str], Record] = {}
+        self._outcomes: dict[tuple[str, str], Outcome] = {}
+        self.moved: list[TransitionRow] = []
+        self.unevaluated: list[tuple[str, str]] = []
+
+    async def apply(self, events: Sequence[LeadEvent]) -> list[Outcome]:
+        """Apply `events` and give an outcome for each, in their order.
+
+        Raises RacedError when another transaction was faster; the caller rolls back and tries again.
+        """
+        answers, fresh = await self._accept(events)
+        by_lead: dict[str, list[LeadEvent]] = {}
+        for event, lead_id in fresh:
+            if lead_id is not None:
+                by_lead.setdefault(lead_id, []).append(event)
+        known = [id for id in by_lead if id not in self._records]
+        if known:
+            self._records.update(await store.lock_leads(self._connection, sorted(known)))
+        moves, late = self._fold(by_lead)
+        histories = await self._refold(by_lead, late) if late else {}
+        await self._lock_rotations(moves, histories)
+        self._write_down(by_lead, moves, histories)
+        await self._save()
+        return answers
+
+    async def _accept(
+        self, events: Sequence[LeadEvent]
+    ) -> tuple[list[Outcome], list[tuple[LeadEvent, str | None]]]:
+        """Insert the events that are new, with their leads; answer the repeats."""
+        unique = {(e.source, e.id): e for e in events}
+        identities = sorted({
+            i for e in unique.values() for i in e.identities if i[0] != LEAD_IDENTITY
+        })  # fmt: skip
+        recorded, owned = await store.look_up(self._connection, list(unique), identities)
+        answers: list[Outcome] = []
+        fresh: list[tuple[LeadEvent, str | None]] = []
+        claims: dict[tuple[str, str], str] = {}
+        for event in events:
+            key = (event.source, event.id)
+            first = self._outcomes.get(key)
+            if first is not None:  # twice in this batch
+                answers.append(Outcome(event.id, event.source, "duplicate", first.lead_id))
+            elif key in recorded:
+                answers.append(Outcome(event.id, event.source, "duplicate", recorded[key]))
+            else:
+                lead_id, warning = self._find_lead(event, owned, claims)
+                outcome = Outcome(event.id, event.source, "applied", lead_id, warning=warning)
+                outcome.transitions, outcome.held = [], []
+                self._outcomes[key] = outcome
+                answers.append(outcome)
+                fresh.append((event, lead_id))
+        if claims and not await store.claim_identities(
+            self._connection, {k: claims[k] for k in sorted(claims)}
+        ):
+            raise RacedError
+        if fresh and not await store.insert_events(self._connection, fresh, self._shelf.epoch):
+            raise RacedError
+        return answers, fresh
+
+    def _find_lead(
+        self,
+        event: LeadEvent,
+        owned: dict[tuple[str, str], str],
+        claims: dict[tuple[str, str], str],
+    ) -> tuple[str | None, str | None]:
+        """Give the lead of `event` (strongest identity first), new when nobody has any of them."""
+        if not event.identities:
+            return None, "no email, external_ids or anonymous_id in data: kept, about no lead"
+        if event.identities[0][0] == LEAD_IDENTITY:
+            return event.identities[0][1], None
+        found = [owned[i] for i in event.identities if i in owned]
+        lead_id = found[0] if found else self._new_id()
+        if not found:
+            self._records[lead_id] = Record(lead_id, None, {}, is_new=True)
+        for identity in event.identities:
+            if identity not in owned:
+                owned[identity] = claims[identity] = lead_id
+        others = set(found) - {lead_id}
+        warning = f"its identities also belong to {len(others)} other lead(s)" if others else None
+        return lead_id, warning
+
+    def _fold(
+        self, by_lead: dict[str, list[LeadEvent]]
+    ) -> tuple[dict[str, list[Move]], dict[str, tuple[datetime, str, str]]]:
+        """Fold what arrived in time; give the moves by lead, and the leads with late events.
+
+        The latter with the place of the newest event folded before.
+        """
+        moves: dict[str, list[Move]] = {}
+        late: dict[str, tuple[datetime, str, str]] = {}
+        playbooks = self._shelf.playbooks
+        for lead_id, events in by_lead.items():
+            record = self._records.setdefault(lead_id, Record(lead_id, None, {}))
+            events.sort(key=_place)
+            if record.lead is not None and events[0].place < record.lead.last:
+                late[lead_id] = record.lead.last
+                for event in events:
+                    self._outcome(event).late = event.place < record.lead.last
+                continue
+            made = moves.setdefault(lead_id, [])
+            for event in events:
+                folded = funnel.fold(playbooks, record.lead, event)
+                record.lead = folded.lead
+                made += folded.moves
+                self.unevaluated += folded.unevaluated
+        return moves, late
+
+    async def _refold(
+        self, by_lead: dict[str, list[LeadEvent]], late: dict[str, tuple[datetime, str, str]]
+    ) -> dict[str, tuple[list[Move], dict[str, list[Past]], tuple[datetime, str, str]]]:
+        """Fold the leads with late events again from their stored events, these included."""
+        ids = list(late)
+        stored = await store.events_of_leads(self._connection, ids)
+        past = await store.history(self._connection, ids)
+        histories: dict[str, Any] = {}
+        for lead_id in ids:
+            record = self._records[lead_id]
+            record.lead, moves, unevaluated = funnel.refold(
+                (event, self._shelf.at(epoch)) for event, epoch in stored[lead_id]
+            )
+            self.unevaluated += unevaluated
+            histories[lead_id] = (moves, past.get(lead_id, {}), late[lead_id])
+        return histories
+
+    async def _lock_rotations(
+        self, moves: dict[str, list[Move]], histories: Mapping[str, Any]
+    ) -> None:
+        """Lock the rotations of the roles that may need a person chosen."""
+        roles: set[str] = set()
+        for lead_id, made in [*moves.items(), *((i, h[0]) for i, h in histories.items())]:
+            record = self._records[lead_id]
+            for move in made:
+                facts = record.facts.get(move.journey)
+                alerts = self._stage_alerts(move)
+                roles.update(
+                    r for r in (move.role, *alerts) if facts is None or r not in facts.owners
+                )
+        if histories:  # a correction may bring back the first stage, which no move enters
+            roles.update(s.responsible[0] for p in self._shelf.playbooks.values()
+                         for s in p.stages.values())  # fmt: skip
+        if roles:
+            self._counts = await store.lock_rotations(self._connection, sorted(roles))
+
+    def _stage_alerts(self, move: Move) -> Sequence[str]:
+        return self._playbook(move).stages[move.to_stage].alerts
+
+    def _playbook(self, move: Move) -> Playbook:
+        return self._shelf.version(move.playbook, move.version)
+
+    def _assign(self, role: str, attributes: Mapping[str, Any]) -> Person | None:
+        counts = self._counts.get(role)
+        if counts is None:
+            return None
+        return choose(eligible(self._team, role, attributes), counts)
+
+    def _write_down(
+        self,
+        by_lead: dict[str, list[LeadEvent]],
+        moves: dict[str, list[Move]],
+        histories: Mapping[str, tuple[list[Move], dict[str, list[Past]], tuple[Any, ...]]],
+    ) -> None:
+        """Turn moves into records, leads in the order that their events came."""
+        for lead_id, events in by_lead.items():
+            record = self._records[lead_id]
+            assert record.lead is not None  # noqa: S101  it has just been folded
+            before = dict(record.facts)
+            for name in record.lead.journeys:
+                record.facts.setdefault(name, Facts(0, {}))
+            causes = {(e.source, e.id): e for e in events}
+            if lead_id in histories:
+                self._revise(record, causes, *histories[lead_id])
+            for move in moves.get(lead_id, ()):
+                self._transition(record, move, causes)
+            touched = {funnel.journey_name(p, e.deal) for e in events for p in self._shelf.playbooks}
+            for name in record.lead.journeys:
+                if lead_id in histories or name in touched or name not in before:
+                    self._changed[lead_id, name] = record
+            for move in moves.get(lead_id, ()):
+                self._changed[lead_id, move.journey] = record
+            self._tell_held(record, events)
+
+    def _transition(
+        self, record: Record, move: Move, causes: Mapping[tuple[str, str], LeadEvent]
+    ) -> None:
+        event = causes.get((move.event_source, move.event_id))
+        trace = event.traceparent if event else None
+        row = self._journal.transition(record, self._playbook(move), move, trace)
+        if event is not None:
+            self._tell(self._outcome(event), row, move)
+
+    def _revise(
+        self,
+        record: Record,
+        causes: Mapping[tuple[str, str], LeadEvent],
+        moves: list[Move],
+        past_by_journey: dict[str, list[Past]],
+        last: tuple[Any, ...],
+    ) -> None:
+        """Record what late events change in each journey's history (I7)."""
+        assert record.lead is not None  # noqa: S101
+        late = next(e for e in causes.values() if e.place < last)
+        for name, journey in record.lead.journeys.items():
+            mine = [m for m in moves if m.journey == name]
+            past = past_by_journey.get(journey_id(record.id, name), [])
+            revision = revise(
+                past, mine,
+                lambda m: (m.event_source, m.event_id) in causes
+                and causes[m.event_source, m.event_id].place > last,
+            )  # fmt: skip
+            playbook = self._shelf.version(journey.playbook, journey.version)
+            if revision.replaced:
+                self._correct(record, name, playbook, revision.corrections, revision.kept,
+                              revision.replaced, late)  # fmt: skip
+            for move in revision.appended:
+                self._transition(record, move, causes)
+
+    def _correct(
+        self,
+        record: Record,
+        name: str,
+        playbook: Playbook,
+        corrections: list[Move],
+        kept: list[Past],
+        replaced: list[Past],
+        late: LeadEvent,
+    ) -> None:
+        outcome = self._outcome(late)
+        before = replaced[-1].role
+        if not corrections:
+            move = self._nothing_happened(record, name, playbook, kept, replaced, late)
+            row = self._journal.retraction(
+                record, playbook, move, [r.id for r in replaced], late.traceparent,
+                alert=move.role != before,
+            )  # fmt: skip
+            self._tell(outcome, row, move)
+            return
+        shares = share_replaced(corrections, replaced)
+        for index, (move, share) in enumerate(zip(corrections, shares, strict=True)):
+            is_present = index == len(corrections) - 1
+            corrected = msgspec.structs.replace(
+                move,
+                explanation=f"{move.explanation} Corrected: an event of "
+                f"{late.time:%Y-%m-%d %H:%M} UTC ({late.type}) arrived late.",
+            )
+            row = self._journal.correction(
+                record, self._playbook(move), corrected, share, is_present=is_present,
+                alert=is_present and move.role != before, trace=late.traceparent,
+            )  # fmt: skip
+            self._tell(outcome, row, corrected)
+
+    def _nothing_happened(
+        self,
+        record: Record,
+        name: str,
+        playbook: Playbook,
+        kept: list[Past],
+        replaced: list[Past],
+        late: LeadEvent,
+    ) -> Move:
+        """Make the record that takes back `replaced`: it starts and ends in the stage that holds."""
+        assert record.lead is not None  # noqa: S101
+        journey = record.lead.journeys[name]
+        key = kept[-1].to_stage if kept else playbook.first_stage
+        stage = playbook.stages[key]
+        at = replaced[0].occurred_at
+        gone = ", ".join(f"{r.from_stage} to {r.to_stage}" for r in replaced)
+        return Move(
+            name, journey.playbook, journey.version, journey.key, key, key, at, at, late.source,
+            late.id, late.type, None, None, stage.responsible[0], replaced[-1].role, [],
+            funnel.score_of(record.lead, playbook, record.lead.last[0]),
+            f"Still in {stage.title}: an event of {late.time:%Y-%m-%d %H:%M} UTC ({late.type}) "
+            f"arrived late and takes back {gone}.",
+            {"retracted": [r.id for r in replaced]},
+        )  # fmt: skip
+
+    def _outcome(self, event: LeadEvent) -> Outcome:
+        return self._outcomes[event.source, event.id]
+
+    def _tell(self, outcome: Outcome, row: TransitionRow, move: Move) -> None:
+        outcome.transitions.append(Brief(
+            row.id, row.kind, row.sequence, row.journey_id, row.playbook, move.key, row.from_stage,
+            row.to_stage, row.rule, row.explanation,
+            [old for old, (_, new) in self._journal.written.replaced.items() if new == row.id],
+        ))  # fmt: skip
+
+    def _tell_held(self, record: Record, events: Sequence[LeadEvent]) -> None:
+        assert record.lead is not None  # noqa: S101
+        for name, journey in record.lead.journeys.items():
+            for held in journey.held:
+                for event in events:
+                    if event.time == held.since:
+                        self._outcome(event).held.append(HeldBrief(
+                            journey_id(record.id, name), held.to, held.rule, held.missing
+                        ))  # fmt: skip
+
+    async def _save(self) -> None:
+        written = self._journal.written
+        self.moved = written.rows
+        records = [r for r in self._records.values() if r.lead is not None]
+        if records:
+            await store.save_leads(
+                self._connection, records, {r.id: self._score(r) for r in records},
+                [(r, name, journey_id(r.id, name)) for (_, name), r in self._changed.items()],
+            )  # fmt: skip
+        if written.replaced:
+            await store.replace_transitions(self._connection, written.replaced)
+        if written.rows:
+            await store.save_transitions(self._connection, written.rows)
+            await postgres_log.write(self._connection, written.messages)
+        if self._counts:
+            await store.save_rotations(self._connection, self._counts)
+
+    def _score(self, record: Record) -> tuple[int, int]:
+        """Give (fit, intent) under the first playbook at the lead's newest event."""
+        lead = record.lead
+        playbook = next(iter(self._shelf.playbooks.values()), None)
+        if lead is None or playbook is None:
+            return 0, 0
+        score: Score = funnel.score_of(lead, playbook, lead.last[0])
+        return score.fit, score.intent
+
+
+def _place(event: LeadEvent) -> tuple[datetime, str, str]:
+    return event.place

@@ -1,0 +1,534 @@
+"""The fold: what one lead event does to a lead. Pure: no I/O, no clock, no chance.
+
+`fold(playbooks, state, event)` gives the new state and the moves it made. State is a value; the lane
+keeps it in the lead's row and hands it back with the next event. Events must come in the order of
+their `place`; for a late one the lane calls `refold` with all events of the lead. Nothing here raises
+for anything an event may contain: a rule that cannot be evaluated is false and says why.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from services.contracts.events import (
+    ENVELOPE_MEMBERS,
+    MAIN,
+    MOVED_BY_HAND,
+    LeadEvent,
+    Score,
+    Touch,
+)
+from services.stage_service.playbook import Playbook, Rule, Stage
+
+TOUCHES_MAX = 5
+ATTRIBUTES_MAX = 500
+ATTRIBUTE_CHARACTERS_MAX = 8192
+REASON_CHARACTERS_MAX = 500
+_DAY_S = 86_400.0
+_RESERVED = ENVELOPE_MEMBERS | {"reason"}
+_PLACEHOLDER = re.compile(r"\{([a-z_.]+)\}")
+
+
+class Held(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A move that a gate holds: it happens by itself when what is `missing` arrives."""
+
+    to: str
+    rule: str
+    since: datetime
+    missing: list[str]
+    reason: str | None
+
+
+class Journey(msgspec.Struct, array_like=True, frozen=True):
+    """One lead's way through one playbook, as far as the fold knows it."""
+
+    playbook: str
+    key: str
+    stage: str
+    furthest: str
+    started_at: datetime
+    entered_at: datetime
+    moves: int
+    version: int
+    deal: dict[str, Any]
+    held: list[Held]
+    reason: str | None
+
+
+class Scoring(msgspec.Struct, array_like=True, frozen=True):
+    """A lead's score under one playbook: fit, and each signal's points with their moment."""
+
+    fit: int
+    fit_keys: list[str]
+    signals: dict[str, tuple[float, float]]
+
+
+class Lead(msgspec.Struct, array_like=True, frozen=True):
+    """Everything the fold knows of a lead; `last` is the place of the newest event folded."""
+
+    email: str | None
+    external_ids: dict[str, str]
+    attributes: dict[str, Any]
+    scoring: dict[str, Scoring]
+    touches: list[Touch]
+    journeys: dict[str, Journey]
+    first_seen_at: datetime
+    last: tuple[datetime, str, str]
+
+
+class Move(msgspec.Struct, frozen=True):
+    """One transition as the fold decides it; the lane adds ids, sequence and owner."""
+
+    journey: str
+    playbook: str
+    version: int
+    key: str
+    from_stage: str
+    to_stage: str
+    visit_entered_at: datetime
+    occurred_at: datetime
+    event_source: str
+    event_id: str
+    event_type: str
+    rule: str | None
+    actor: str | None
+    role: str
+    previous_role: str
+    skipped: list[str]
+    score: Score
+    explanation: str
+    why: dict[str, Any]
+
+    @property
+    def identity(self) -> tuple[str, str, datetime, str, str, str | None]:
+        """Give what makes two moves the same piece of history."""
+        return (
+            self.from_stage,
+            self.to_stage,
+            self.occurred_at,
+            self.event_source,
+            self.event_id,
+            self.rule,
+        )
+
+
+class Folded(msgspec.Struct, frozen=True):
+    """What an event did: the new state, its moves, and rules that could not be evaluated."""
+
+    lead: Lead
+    moves: list[Move]
+    unevaluated: list[tuple[str, str]]
+
+
+def journey_name(playbook: str, key: str) -> str:
+    """Name a lead's journey: ``playbook/key``."""
+    return f"{playbook}/{key}"
+
+
+def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent) -> Folded:
+    """Fold `event` into `lead` (None: the lead's first event) under `playbooks`.
+
+    The event's place must not be before `lead.last`.
+    """
+    by_hand = event.type == MOVED_BY_HAND and event.source == "baton"
+    data = event.data
+    facts = {} if by_hand else _facts(data)
+    if lead is None:
+        lead = Lead(None, {}, {}, {}, [], {}, event.time, event.place)
+    email, external_ids = _named(lead, event)
+    moves: list[Move] = []
+    unevaluated: list[tuple[str, str]] = []
+    scorings = lead.scoring
+    journeys = lead.journeys
+    attributes = lead.attributes
+    deal_facts: dict[str, Any] = {}
+    label = event.type
+    for playbook in playbooks.values():
+        label = playbook.labels.get(event.type, event.type)
+        if event.deal != MAIN and facts:
+            names = playbook.attributes["deal"]
+            deal_facts = {k: v for k, v in facts.items() if k in names}
+    lead_facts = {k: v for k, v in facts.items() if k not in deal_facts} if deal_facts else facts
+    if lead_facts:
+        attributes = _merged(attributes, lead_facts)
+    for name, playbook in playbooks.items():
+        scoring = _scored(playbook, scorings.get(name), event, attributes, bool(lead_facts))
+        if scoring is not scorings.get(name):
+            scorings = {**scorings, name: scoring}
+        case = _Case(playbook, event, attributes, scoring, unevaluated)
+        addressed = journey_name(name, event.deal)
+        if by_hand and data.get("playbook", name) != name:
+            continue
+        journey = journeys.get(addressed)
+        if journey is None:
+            first = playbook.first_stage
+            journey = Journey(
+                name, event.deal, first, first, event.time, event.time, 0, playbook.version,
+                {}, [], None,
+            )  # fmt: skip
+        changed = {addressed: journey}
+        if deal_facts:
+            changed[addressed] = msgspec.structs.replace(
+                journey, deal=_merged(journey.deal, deal_facts)
+            )
+        if by_hand:
+            changed[addressed] = _by_hand(case, addressed, changed[addressed], moves)
+        else:
+            for other, waiting in journeys.items():
+                if waiting.held and waiting.playbook == name:
+                    changed.setdefault(other, waiting)
+            for each, current in changed.items():
+                if current.held:
+                    changed[each] = _released(case, each, current, moves, each == addressed)
+            changed[addressed] = _advanced(case, addressed, changed[addressed], moves)
+        journeys = {**journeys, **changed}
+    touches = lead.touches
+    if not by_hand:
+        touches = [*touches[-TOUCHES_MAX + 1 :], Touch(event.type, event.time, label)]
+    return Folded(
+        Lead(
+            email, external_ids, attributes, scorings, touches, journeys,
+            lead.first_seen_at, event.place,
+        ),
+        moves, unevaluated,
+    )  # fmt: skip
+
+
+def refold(
+    events: Iterable[tuple[LeadEvent, Mapping[str, Playbook]]],
+) -> tuple[Lead | None, list[Move], list[tuple[str, str]]]:
+    """Fold a lead's `events`, each with the playbooks active when it was recorded, from nothing.
+
+    Sorts them by place. Gives the state (None without events), all moves, what was not evaluated.
+    """
+    lead: Lead | None = None
+    moves: list[Move] = []
+    unevaluated: list[tuple[str, str]] = []
+    for event, playbooks in sorted(events, key=lambda pair: pair[0].place):
+        folded = fold(playbooks, lead, event)
+        lead = folded.lead
+        moves += folded.moves
+        unevaluated += folded.unevaluated
+    return lead, moves, unevaluated
+
+
+def score_of(lead: Lead, playbook: Playbook, at: datetime) -> Score:
+    """Give the lead's score under `playbook` at the moment `at`, intent decayed to then."""
+    scoring = lead.scoring.get(playbook.name)
+    return _score(playbook, scoring, at.timestamp()) if scoring else Score(0, 0, 0)
+
+
+def display_name(attributes: Mapping[str, Any]) -> str | None:
+    """Give the person's name from ``name``, or ``first_name`` and ``last_name``."""
+    name = attributes.get("name")
+    if isinstance(name, str) and name:
+        return name
+    parts = [attributes.get("first_name"), attributes.get("last_name")]
+    return " ".join(p for p in parts if isinstance(p, str) and p) or None
+
+
+def company_name(attributes: Mapping[str, Any]) -> str | None:
+    """Give the company's name from ``company`` or ``company_name``."""
+    for key in ("company", "company_name"):
+        value = attributes.get(key)
+        if isinstance(value, str) and value:
+            return value
+    return None
+
+
+class _Case:
+    """One event judged under one playbook: the values that its rules may ask for."""
+
+    __slots__ = ("_deal", "attributes", "event", "playbook", "score", "scoring", "unevaluated")
+
+    def __init__(
+        self,
+        playbook: Playbook,
+        event: LeadEvent,
+        attributes: dict[str, Any],
+        scoring: Scoring,
+        unevaluated: list[tuple[str, str]],
+    ) -> None:
+        self.playbook = playbook
+        self.event = event
+        self.attributes = attributes
+        self.scoring = scoring
+        self.unevaluated = unevaluated
+        self.score: Score | None = None
+
+    def scored(self) -> Score:
+        """Give the score at the event's time; computed once, and only when asked for."""
+        if self.score is None:
+            self.score = _score(self.playbook, self.scoring, self.event.time.timestamp())
+        return self.score
+
+    def value(self, name: str, journey: Journey) -> Any:
+        """Give the value of a declared variable, or None when it is not known."""
+        room, _, attribute = name.partition(".")
+        match room:
+            case "event":
+                if attribute == "type":
+                    return self.event.type
+                if attribute == "source":
+                    return self.event.source
+                return self.playbook.coerced("event", attribute, self.event.data.get(attribute))
+            case "lead":
+                return self.playbook.coerced("lead", attribute, self.attributes.get(attribute))
+            case "deal":
+                deal = self.attributes if journey.key == MAIN else journey.deal
+                return self.playbook.coerced("deal", attribute, deal.get(attribute))
+            case "known":
+                return self.value(attribute, journey) is not None
+            case "score":
+                return getattr(self.scored(), attribute)
+            case _:
+                if attribute == "furthest_stage":
+                    return journey.furthest
+                return journey.key if attribute == "key" else journey.stage
+
+    def fires(self, rule: Rule, journey: Journey) -> dict[str, Any] | None:
+        """Give the values that made `rule` true, or None when it is not."""
+        if rule.when is None:
+            return {}
+        values = {name: self.value(name, journey) for name in rule.when.variables}
+        verdict = rule.when.evaluate(values)
+        if verdict.missing is not None:
+            self.unevaluated.append((rule.key, verdict.missing))
+        return values if verdict.result else None
+
+
+def _facts(data: dict[str, Any]) -> dict[str, Any]:
+    """Give what `data` tells about the lead; null says nothing, and does not erase."""
+    return {
+        k: v
+        for k, v in data.items()
+        if v is not None
+        and k not in _RESERVED
+        and not (isinstance(v, str) and len(v) > ATTRIBUTE_CHARACTERS_MAX)
+    }
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    merged = {**old, **new}
+    if len(merged) > ATTRIBUTES_MAX:
+        # Attributes known first stay: a tool that invents names cannot push facts out.
+        merged = dict(list(merged.items())[:ATTRIBUTES_MAX])
+    return merged
+
+
+def _named(lead: Lead, event: LeadEvent) -> tuple[str | None, dict[str, str]]:
+    email, external_ids = lead.email, lead.external_ids
+    for kind, value in event.identities:
+        if kind == "email":
+            email = value
+        elif kind.startswith("external:"):
+            system = kind[9:]
+            if external_ids.get(system) != value:
+                external_ids = {**external_ids, system: value}
+    return email, external_ids
+
+
+def _scored(
+    playbook: Playbook,
+    scoring: Scoring | None,
+    event: LeadEvent,
+    attributes: dict[str, Any],
+    facts_changed: bool,
+) -> Scoring:
+    """Give the scoring after `event`; the same object when it changes nothing."""
+    if scoring is None:
+        scoring = Scoring(0, [], {})
+        facts_changed = True
+    if facts_changed and playbook.fit:
+        fit, keys = 0, list[str]()
+        for rule in playbook.fit:
+            values = {
+                name: playbook.coerced("lead", name[5:], attributes.get(name[5:]))
+                for name in rule.when.variables
+            }
+            if rule.when.evaluate(values).result:
+                fit += rule.points
+                keys.append(rule.key)
+        if fit != scoring.fit or keys != scoring.fit_keys:
+            scoring = Scoring(fit, keys, scoring.signals)
+    signals = playbook.signals.get(event.type)
+    if signals:
+        at = event.time.timestamp()
+        points = dict(scoring.signals)
+        for signal in signals:
+            before, then = points.get(signal.key, (0.0, at))
+            left = before * 0.5 ** ((at - then) / (signal.half_life_days * _DAY_S))
+            points[signal.key] = (min(left + signal.points, signal.cap), at)
+        scoring = Scoring(scoring.fit, scoring.fit_keys, points)
+    return scoring
+
+
+def signal_points(playbook: Playbook, scoring: Scoring, at_s: float) -> dict[str, float]:
+    """Give each signal's points, decayed to `at_s` (Unix seconds), by signal key."""
+    points: dict[str, float] = {}
+    for key, (before, then) in scoring.signals.items():
+        signal = playbook.signals_by_key.get(key)
+        if signal is not None:  # a signal that a later playbook dropped counts no more
+            points[key] = before * 0.5 ** ((at_s - then) / (signal.half_life_days * _DAY_S))
+    return points
+
+
+def _score(playbook: Playbook, scoring: Scoring, at_s: float) -> Score:
+    # The tiny addend keeps 40.0 decayed by zero seconds from becoming 39 by rounding.
+    intent = int(sum(signal_points(playbook, scoring, at_s).values()) + 1e-9)
+    return Score(scoring.fit, intent, scoring.fit + intent)
+
+
+def unmet(stage: Stage, attributes: Mapping[str, Any], journey: Journey, reason: str | None) -> list[str]:
+    """Give what the gate of `stage` still misses: attribute names, ``reason``; empty when met."""
+    gate = stage.gate
+    missing: list[str] = []
+    for name in gate.require:
+        room, _, attribute = name.partition(".")
+        known = journey.deal if room == "deal" and journey.key != MAIN else attributes
+        if known.get(attribute) in (None, ""):
+            missing.append(name)
+    if gate.reason and not reason:
+        missing.append("reason")
+    return missing
+
+
+def _reason(event: LeadEvent) -> str | None:
+    reason = event.data.get("reason")
+    return reason[:REASON_CHARACTERS_MAX] if isinstance(reason, str) and reason.strip() else None
+
+
+def _released(
+    case: _Case, name: str, journey: Journey, moves: list[Move], addressed: bool
+) -> Journey:
+    """Make the held moves of `journey` whose gate the event now meets."""
+    for held in journey.held:
+        to = case.playbook.stages.get(held.to)
+        if to is None:
+            continue
+        reason = held.reason or (_reason(case.event) if addressed else None)
+        if unmet(to, case.attributes, journey, reason):
+            continue
+        rule = next((r for r in case.playbook.rules if r.key == held.rule), None)
+        because = _because(case, rule, journey, {}) if rule else f"rule {held.rule} asked for it"
+        learned = ", ".join(m.partition(".")[2] or m for m in held.missing)
+        why = {
+            "rule": held.rule, "because": because,
+            "held": {"since": held.since, "missing": held.missing},
+        }  # fmt: skip
+        return _moved(
+            case, name, journey, to, moves, rule=held.rule, reason=reason, why=why,
+            because=f"{because}; the move waited until {learned} was known",
+        )  # fmt: skip
+    return journey
+
+
+def _advanced(case: _Case, name: str, journey: Journey, moves: list[Move]) -> Journey:
+    """Apply the rules until none moves `journey` any more; never more often than stages exist."""
+    playbook = case.playbook
+    for _ in playbook.stages:
+        for rule in playbook.candidates(case.event.type, journey.stage):
+            values = case.fires(rule, journey)
+            if values is None:
+                continue
+            to = playbook.stages[rule.to]
+            reason = _reason(case.event)
+            missing = unmet(to, case.attributes, journey, reason)
+            if missing:
+                journey = _held(case, journey, rule, missing, reason)
+                continue
+            because = _because(case, rule, journey, values)
+            why = {"rule": rule.key, "because": because, "values": values}
+            journey = _moved(
+                case, name, journey, to, moves, rule=rule.key, reason=reason, why=why,
+                because=because,
+            )  # fmt: skip
+            break
+        else:
+            break
+    return journey
+
+
+def _held(
+    case: _Case, journey: Journey, rule: Rule, missing: list[str], reason: str | None
+) -> Journey:
+    kept = [h for h in journey.held if h.to != rule.to]
+    held = Held(rule.to, rule.key, case.event.time, missing, reason)
+    return msgspec.structs.replace(journey, held=[*kept, held])
+
+
+def _by_hand(case: _Case, name: str, journey: Journey, moves: list[Move]) -> Journey:
+    """Make the move a person asked for; a gate holds it unless it was forced."""
+    data = case.event.data
+    to = case.playbook.stages.get(str(data.get("to")))
+    reason = _reason(case.event)
+    if to is None or to.key == journey.stage:
+        return journey
+    missing = unmet(to, case.attributes, journey, reason)
+    if missing and data.get("force") is not True:
+        kept = [h for h in journey.held if h.to != to.key]
+        held = Held(to.key, "by-hand", case.event.time, missing, reason)
+        return msgspec.structs.replace(journey, held=[*kept, held])
+    actor = str(data.get("actor") or "somebody")
+    because = f"{actor} moved it by hand: {reason or 'no reason given'}"
+    why = {"by_hand": True, "actor": actor, "reason": reason, "forced": bool(missing)}
+    return _moved(
+        case, name, journey, to, moves, actor=actor, reason=reason, why=why, because=because
+    )
+
+
+def _moved(
+    case: _Case,
+    name: str,
+    journey: Journey,
+    to: Stage,
+    moves: list[Move],
+    *,
+    reason: str | None,
+    why: dict[str, Any],
+    because: str,
+    rule: str | None = None,
+    actor: str | None = None,
+) -> Journey:
+    playbook, event = case.playbook, case.event
+    stages = playbook.stages
+    came_from = stages.get(journey.stage, to)
+    furthest = stages.get(journey.furthest)
+    reached = furthest.path_index if furthest and furthest.path_index is not None else -1
+    skipped: list[str] = []
+    if to.path_index is not None:
+        start = came_from.path_index if came_from.path_index is not None else reached
+        skipped = list(playbook.path[start + 1 : to.path_index])
+        if to.path_index > reached:
+            furthest = to
+    explanation = f"Moved from {came_from.title} to {to.title} because {because}."
+    if skipped:
+        explanation += f" Skipped: {', '.join(stages[s].title for s in skipped)}."
+    moves.append(
+        Move(
+            name, playbook.name, playbook.version, journey.key, journey.stage, to.key,
+            journey.entered_at, event.time, event.source, event.id, event.type, rule, actor,
+            to.responsible[0], came_from.responsible[0], skipped, case.scored(), explanation, why,
+        )
+    )  # fmt: skip
+    return Journey(
+        journey.playbook, journey.key, to.key, furthest.key if furthest else to.key,
+        journey.started_at, event.time, journey.moves + 1, playbook.version, journey.deal, [],
+        reason,
+    )  # fmt: skip
+
+
+def _because(case: _Case, rule: Rule, journey: Journey, values: dict[str, Any]) -> str:
+    """Fill the rule's sentence with the values it used."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1]
+        value = values[name] if name in values else case.value(name, journey)
+        return "unknown" if value is None else str(value)[:80]
+
+    return _PLACEHOLDER.sub(fill, rule.because) if "{" in rule.because else rule.because

@@ -1,0 +1,266 @@
+"""From moves to records: number them, name the owner, correct history, write the message.
+
+The fold says what moved; this says how it is recorded and published. Pure but for `new_id`. A journey's
+records are numbered 1..n. When a late event changes history, everything from the first difference on
+is replaced: so the records not replaced are the history both in the order of their numbers and in the
+order of time, and each starts where the one before it ended.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from services.contracts.events import (
+    CORRECTED,
+    TRANSITIONED,
+    TRANSITIONS_TOPIC,
+    AlertWish,
+    Cause,
+    JourneyRef,
+    LeadSnapshot,
+    Message,
+    PersonRef,
+    Responsible,
+    StageGuide,
+    StageTransitioned,
+    message_headers,
+)
+from services.contracts.team import Person
+from services.stage_service.funnel import Lead, Move, company_name, display_name
+from services.stage_service.playbook import Playbook, Stage
+from services.stage_service.store import Facts, Owner, Past, Record, TransitionRow, as_json
+
+_encode = msgspec.json.Encoder().encode
+_JOURNEYS = uuid.UUID("7a1d4d0e-5f0c-4c7e-9a53-0b0d2f6c1f11")
+
+Assign = Callable[[str, Mapping[str, Any]], Person | None]
+"""Chooses the person for a role and a lead's attributes (routing, with the rotation locked)."""
+
+
+def journey_id(lead_id: str, name: str) -> str:
+    """Give the id of a lead's journey: the same for ever, so a re-fold finds it again."""
+    return str(uuid.uuid5(_JOURNEYS, f"{lead_id}/{name}"))
+
+
+class Written(msgspec.Struct):
+    """What a batch writes besides events and states."""
+
+    rows: list[TransitionRow]
+    replaced: dict[str, tuple[str, str]]
+    messages: list[Message]
+
+
+class Revision(msgspec.Struct):
+    """How a journey's recorded history becomes the new one."""
+
+    replaced: list[Past]
+    corrections: list[Move]
+    appended: list[Move]
+    kept: list[Past]
+
+
+def revise(past: Sequence[Past], moves: Sequence[Move], is_new: Callable[[Move], bool]) -> Revision:
+    """Compare the `past` records of a journey with its re-folded `moves`.
+
+    `is_new` tells whether a move's event is newer than all that was folded before: such moves are
+    ordinary transitions, the other new ones correct history.
+    """
+    kept = 0
+    agreed = 0
+    for index, record in enumerate(past):
+        if record.kind == "retraction":
+            continue
+        if agreed == len(moves) or moves[agreed].identity != record.identity:
+            break
+        agreed += 1
+        kept = index + 1
+    else:
+        kept = len(past)
+    rest = list(moves[agreed:])
+    replaced = list(past[kept:])
+    if not replaced:
+        return Revision([], [], rest, list(past))
+    return Revision(
+        replaced,
+        [m for m in rest if not is_new(m)],
+        [m for m in rest if is_new(m)],
+        list(past[:kept]),
+    )
+
+
+def share_replaced(corrections: Sequence[Move], replaced: Sequence[Past]) -> list[list[str]]:
+    """Say which replaced records each correction names: its like by stage entered, else the first."""
+    shares: list[list[str]] = [[] for _ in corrections]
+    for old in replaced:
+        like = next((i for i, m in enumerate(corrections) if m.to_stage == old.to_stage), 0)
+        shares[like].append(old.id)
+    return shares
+
+
+class Journal:
+    """Writes the records of one batch; `new_id` gives ids that sort by time (UUIDv7)."""
+
+    def __init__(
+        self, recorded_at: datetime, assign: Assign, new_id: Callable[[], str]
+    ) -> None:
+        self.written = Written([], {}, [])
+        self._recorded_at = recorded_at
+        self._assign = assign
+        self._new_id = new_id
+
+    def transition(
+        self, record: Record, playbook: Playbook, move: Move, trace: str | None
+    ) -> TransitionRow:
+        """Record an ordinary move: owners are chosen, alerts asked for."""
+        facts = record.facts[move.journey]
+        stage = playbook.stages[move.to_stage]
+        for role in (move.role, *stage.alerts):
+            self._own(record, facts, role)
+        wishes = [AlertWish(role, _person(facts, role)) for role in stage.alerts]
+        return self._write(record, playbook, move, "transition", [], wishes, trace)
+
+    def correction(
+        self,
+        record: Record,
+        playbook: Playbook,
+        move: Move,
+        replaces: list[str],
+        *,
+        alert: bool,
+        is_present: bool,
+        trace: str | None,
+    ) -> TransitionRow:
+        """Record a correcting move. Only the present stage gets an owner; nobody is alerted of it
+        unless the present responsible changed (`alert`)."""
+        facts = record.facts[move.journey]
+        stage = playbook.stages[move.to_stage]
+        if is_present:
+            self._own(record, facts, move.role)
+        wishes: list[AlertWish] = []
+        if alert:
+            for role in stage.alerts:
+                self._own(record, facts, role)
+                wishes.append(AlertWish(role, _person(facts, role)))
+        return self._write(record, playbook, move, "correction", replaces, wishes, trace)
+
+    def retraction(
+        self,
+        record: Record,
+        playbook: Playbook,
+        move: Move,
+        replaces: list[str],
+        trace: str | None,
+        *,
+        alert: bool,
+    ) -> TransitionRow:
+        """Record that moves never happened: `move` starts and ends in the stage that holds."""
+        facts = record.facts[move.journey]
+        wishes: list[AlertWish] = []
+        if alert:
+            self._own(record, facts, move.role)
+            for role in playbook.stages[move.to_stage].alerts:
+                self._own(record, facts, role)
+                wishes.append(AlertWish(role, _person(facts, role)))
+        return self._write(record, playbook, move, "retraction", replaces, wishes, trace)
+
+    def _own(self, record: Record, facts: Facts, role: str) -> None:
+        """Choose the journey's owner for `role`, once: an owner sticks to the journey."""
+        if role not in facts.owners and record.lead is not None:
+            person = self._assign(role, record.lead.attributes)
+            if person is not None:
+                facts.owners[role] = Owner(person.id, person.name)
+
+    def _write(
+        self,
+        record: Record,
+        playbook: Playbook,
+        move: Move,
+        kind: str,
+        replaces: list[str],
+        wishes: list[AlertWish],
+        trace: str | None,
+    ) -> TransitionRow:
+        lead = record.lead
+        assert lead is not None  # noqa: S101  a record with moves has been folded
+        facts = record.facts[move.journey]
+        facts.sequence += 1
+        id = self._new_id()
+        journey = journey_id(record.id, move.journey)
+        owner = facts.owners.get(move.role)
+        handoff = move.role != move.previous_role
+        row = TransitionRow(
+            journey, facts.sequence, id, record.id, kind, move.playbook, move.version,
+            move.from_stage, move.to_stage, move.visit_entered_at, move.occurred_at,
+            self._recorded_at, move.event_source, move.event_id, move.event_type, move.rule,
+            move.actor, move.role, owner.id if owner else None, handoff, _array(move.skipped),
+            move.explanation, as_json(move.why), _array(replaces),
+        )  # fmt: skip
+        self.written.rows.append(row)
+        for old in replaces:
+            self.written.replaced[old] = (journey, id)
+        event = StageTransitioned(
+            transition_id=id,
+            sequence=facts.sequence,
+            lead=_snapshot(record.id, lead),
+            journey=JourneyRef(journey, move.playbook, move.key),
+            from_=move.from_stage,
+            to=move.to_stage,
+            occurred_at=move.occurred_at,
+            recorded_at=self._recorded_at,
+            cause=Cause(move.event_id, move.event_source, move.event_type, move.rule, move.actor),
+            responsible=Responsible(move.role, _ref(owner)),
+            previous_responsible=Responsible(move.previous_role, _person(facts, move.previous_role)),
+            handoff=handoff,
+            score=move.score,
+            playbook_version=move.version,
+            explanation=move.explanation,
+            stage=_guide(playbook, playbook.stages[move.to_stage]),
+            alerts=wishes,
+            skipped=move.skipped,
+            replaces=replaces,
+        )
+        type_ = TRANSITIONED if kind == "transition" else CORRECTED
+        headers = message_headers(id, type_, self._recorded_at, trace, record.id)
+        self.written.messages.append(Message(TRANSITIONS_TOPIC, record.id, headers, _encode(event)))
+        return row
+
+
+def _array(values: Sequence[str]) -> str:
+    """Write stage keys or ids as a PostgreSQL array literal; neither holds a comma or a quote."""
+    return "{" + ",".join(values) + "}"
+
+
+def _ref(owner: Owner | None) -> PersonRef | None:
+    return PersonRef(owner.id, owner.name) if owner else None
+
+
+def _person(facts: Facts, role: str) -> PersonRef | None:
+    return _ref(facts.owners.get(role))
+
+
+def _snapshot(lead_id: str, lead: Lead) -> LeadSnapshot:
+    attributes = lead.attributes
+    return LeadSnapshot(
+        lead_id, lead.email, display_name(attributes), company_name(attributes), attributes,
+        lead.touches,
+    )  # fmt: skip
+
+
+_guides: dict[tuple[str, str], msgspec.Raw] = {}
+
+
+def _guide(playbook: Playbook, stage: Stage) -> msgspec.Raw:
+    """Give the stage's guidance as JSON; encoded once a playbook, since every message carries it."""
+    key = (playbook.digest, stage.key)
+    if key not in _guides:
+        guide = StageGuide(
+            stage.key, stage.title, stage.band, stage.focus, stage.goal, list(stage.guidance),
+            list(stage.next_steps),
+        )  # fmt: skip
+        _guides[key] = msgspec.Raw(_encode(guide))
+    return _guides[key]

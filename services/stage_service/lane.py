@@ -1,0 +1,241 @@
+"""The lane: collects what arrived in the last moments and applies it as one transaction.
+
+Whoever submits waits until the commit of all its events. Batches form by themselves: while one is
+being committed, the next collects. Events are spread over shards by identity, so that one shard
+computes while another waits for PostgreSQL, and a lead's events keep their order of arrival. A full
+lane refuses instead of growing. A batch that fails is halved until the event that does it is alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import structlog
+import uuid_utils
+
+from services.contracts.events import LeadEvent
+from services.contracts.team import Team
+from services.stage_service import metrics
+from services.stage_service.batch import Batch, Outcome, RacedError
+from services.stage_service.errors import OverloadedError, UnavailableError
+from services.stage_service.playbook import Playbook
+from services.stage_service.shelf import Shelf
+
+BATCH_EVENTS_MAX = 500
+WAITING_EVENTS_MAX = 10_000
+SHARDS = 2
+TRIES_MAX = 4
+TRY_AGAIN_S = 0.05
+ANSWER_WITHIN_S = 2.5
+"""Vendors give up after 3 s: by then they have heard that it is committed, or 503."""
+
+_log = structlog.get_logger("baton.lane")
+
+_TRANSIENT = (
+    RacedError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+)
+_AWAY = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+
+
+def new_id() -> str:
+    """Give a UUIDv7: unique, and sorted by time."""
+    return str(uuid_utils.uuid7())
+
+
+class _Request:
+    """The events of one caller that are not yet committed."""
+
+    __slots__ = ("done", "outcomes", "waiting")
+
+    def __init__(self, events: int) -> None:
+        self.outcomes: list[Outcome | None] = [None] * events
+        self.waiting = events
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def settle(self, index: int, outcome: Outcome) -> None:
+        self.outcomes[index] = outcome
+        self.waiting -= 1
+        if not self.waiting and not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: Exception) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class _Waiting:
+    """One event in a shard's queue."""
+
+    __slots__ = ("event", "index", "request")
+
+    def __init__(self, event: LeadEvent, request: _Request, index: int) -> None:
+        self.event = event
+        self.request = request
+        self.index = index
+
+
+class Lane:
+    """Group commit of lead events. `start` it, `submit` to it, `stop` it."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool[Any],
+        shelf: Shelf,
+        team: Team,
+        *,
+        committed: Callable[[], None] = lambda: None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._pool = pool
+        self._shelf = shelf
+        self._team = team
+        self._committed = committed
+        self._now = now
+        self._queues: list[deque[_Waiting]] = [deque() for _ in range(SHARDS)]
+        self._news = [asyncio.Event() for _ in range(SHARDS)]
+        self._waiting = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    @property
+    def playbooks(self) -> dict[str, Playbook]:
+        """The active playbooks by name."""
+        return self._shelf.playbooks
+
+    @property
+    def team(self) -> Team:
+        """The roster that owners are chosen from."""
+        return self._team
+
+    def start(self) -> None:
+        """Start the shards."""
+        self._tasks = [
+            asyncio.create_task(self._run(shard), name=f"lane-{shard}") for shard in range(SHARDS)
+        ]
+
+    async def stop(self) -> None:
+        """Commit what was submitted, then stop."""
+        self._stopping = True
+        for news in self._news:
+            news.set()
+        await asyncio.gather(*self._tasks)
+
+    async def submit(self, events: Sequence[LeadEvent]) -> list[Outcome]:
+        """Apply `events` and give what happened to each, after the commit.
+
+        Raises OverloadedError when the lane is full, UnavailableError when the commit did not
+        come in time: it may still come, and sending the same events again changes nothing.
+        """
+        if not events:
+            return []
+        if self._stopping or self._waiting + len(events) > WAITING_EVENTS_MAX:
+            raise OverloadedError(
+                f"{self._waiting} events are waiting already", remedy="Send it again in 2 seconds."
+            )
+        request = _Request(len(events))
+        self._waiting += len(events)
+        for index, event in enumerate(events):
+            shard = zlib.crc32(event.identities[0][1].encode()) % SHARDS if event.identities else 0
+            self._queues[shard].append(_Waiting(event, request, index))
+            self._news[shard].set()
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                await request.done
+        except TimeoutError:
+            raise UnavailableError(
+                f"the database did not commit within {ANSWER_WITHIN_S} s",
+                remedy="Send the same events again: an event has one effect however often it comes.",
+            ) from None
+        return [o for o in request.outcomes if o is not None]
+
+    async def _run(self, shard: int) -> None:
+        queue, news = self._queues[shard], self._news[shard]
+        while True:
+            while not queue:
+                if self._stopping:
+                    return
+                news.clear()
+                await news.wait()
+            batch: list[_Waiting] = []
+            while queue and len(batch) < BATCH_EVENTS_MAX:
+                waiting = queue.popleft()
+                # Nobody waits any more: it was answered 503, and will come again.
+                if waiting.request.done.done():
+                    self._waiting -= 1
+                else:
+                    batch.append(waiting)
+            if batch:
+                await self._settle(batch)
+                self._waiting -= len(batch)
+
+    async def _settle(self, batch: list[_Waiting]) -> None:
+        """Apply `batch` and tell everybody; nothing escapes, or the shard would stop for good."""
+        try:
+            outcomes = await self._apply_again([w.event for w in batch])
+        except _AWAY as error:
+            metrics.BATCHES_FAILED.labels("database").inc()
+            _log.warning("lane.database_unavailable", reason=type(error).__name__, events=len(batch))
+            failure = UnavailableError(
+                "the database does not answer", remedy="Send the same events again."
+            )
+            for waiting in batch:
+                waiting.request.fail(failure)
+        except Exception as error:  # a bug, or an event that does what we did not foresee
+            metrics.BATCHES_FAILED.labels("error").inc()
+            if len(batch) > 1:
+                middle = len(batch) // 2
+                await self._settle(batch[:middle])
+                await self._settle(batch[middle:])
+                return
+            event = batch[0].event
+            _log.error("lane.event_failed", id=event.id, source=event.source, exc_info=error)
+            batch[0].request.fail(error)
+        else:
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                waiting.request.settle(waiting.index, outcome)
+            self._committed()
+
+    async def _apply_again(self, events: list[LeadEvent]) -> list[Outcome]:
+        """Apply `events`; once more when another process was faster on the same lead or event."""
+        for last in (False,) * (TRIES_MAX - 1) + (True,):
+            try:
+                return await self._apply(events)
+            except _TRANSIENT as error:
+                metrics.BATCHES_RETRIED.labels(type(error).__name__).inc()
+                if last:
+                    raise UnavailableError(
+                        "too many writers at once on these leads", remedy="Send it again."
+                    ) from error
+                await asyncio.sleep(TRY_AGAIN_S)
+        raise AssertionError
+
+    async def _apply(self, events: list[LeadEvent]) -> list[Outcome]:
+        """The transaction: gather, decide, record; what is answered happened, or none of it did."""
+        began = time.perf_counter()
+        async with self._pool.acquire() as connection:
+            batch = Batch(connection, self._shelf, self._team, self._now(), new_id)
+            async with connection.transaction():
+                outcomes = await batch.apply(events)
+        metrics.observe_batch(
+            outcomes, batch.moved, batch.unevaluated, time.perf_counter() - began
+        )
+        return outcomes

@@ -1,0 +1,166 @@
+"""The relay: from the outbox to the published log, and on to Kafka, in order per lead.
+
+Two loops, each led by one process at a time (a session advisory lock; when a leader dies its session
+does, and another takes over within a second). The sequencer gives each committed message its position:
+feed, streams and the PostgreSQL bus read the log by it. The publisher sends the log to Kafka from a
+stored cursor. A broker that is away stops only the publisher; a failed send is sent again from the
+cursor, so readers may see repeats, but never a gap or, but for repeats, another order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+import structlog
+
+from services.contracts import postgres_log
+from services.contracts.bus import Bus
+from services.contracts.events import (
+    DEAD_LETTERS_TOPIC,
+    HANDOFFS_TOPIC,
+    LEADS_TOPIC,
+    TRANSITIONS_TOPIC,
+)
+from services.stage_service import metrics
+
+POLL_S = 0.05
+"""How long a commit of another process may wait; our own wakes the relay at once."""
+STANDBY_POLL_S = 0.5
+PUBLISH_MESSAGES_MAX = 500
+BACKOFF_MAX_S = 2.0
+ALL_TOPICS = (TRANSITIONS_TOPIC, HANDOFFS_TOPIC, LEADS_TOPIC, DEAD_LETTERS_TOPIC)
+KAFKA_CURSOR = "relay:kafka"
+
+_SEQUENCER_LOCK = 0x6261746F_0001
+_PUBLISHER_LOCK = 0x6261746F_0002
+
+_log = structlog.get_logger("baton.relay")
+
+Step = Callable[[asyncpg.Connection[Any]], Awaitable[bool]]
+
+
+class Relay:
+    """Runs both loops until stopped; `wake` it after a commit.
+
+    `bus` is Kafka, or None when the log itself is the bus. `published` is called whenever the log
+    has grown.
+    """
+
+    def __init__(
+        self, database_url: str, bus: Bus | None, published: Callable[[], None] = lambda: None
+    ) -> None:
+        self._database_url = database_url
+        self._bus = bus
+        self._published = published
+        self._committed = asyncio.Event()
+        self._grown = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._position = -1
+
+    def start(self) -> None:
+        """Start the loops."""
+        self._tasks = [
+            asyncio.create_task(
+                self._lead(_SEQUENCER_LOCK, self._committed, self._stamp), name="sequencer"
+            )
+        ]
+        if self._bus is not None:
+            self._tasks.append(
+                asyncio.create_task(
+                    self._lead(_PUBLISHER_LOCK, self._grown, self._send), name="publisher"
+                )
+            )
+
+    def wake(self) -> None:
+        """Say that something was committed."""
+        self._committed.set()
+
+    async def stop(self, within_s: float = 5.0) -> None:
+        """Publish what is committed, at most `within_s` long, and let go of the leadership."""
+        self._stopping.set()
+        self._committed.set()
+        self._grown.set()
+        _, left = await asyncio.wait(self._tasks, timeout=within_s) if self._tasks else ((), ())
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def _lead(self, lock: int, news: asyncio.Event, step: Step) -> None:
+        """Hold the leadership and step; whatever fails, begin again with a new session."""
+        backoff_s = POLL_S
+        failing_since: float | None = None
+        while not self._stopping.is_set():
+            connection: asyncpg.Connection[Any] | None = None
+            try:
+                connection = await asyncpg.connect(
+                    self._database_url, timeout=5, command_timeout=30
+                )
+                while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", lock):
+                    if await _within(self._stopping, STANDBY_POLL_S):
+                        return
+                metrics.RELAY_LEADER.set(1)
+                while True:
+                    news.clear()
+                    more = await step(connection)
+                    if failing_since is not None:
+                        _log.info("relay.recovered", after_s=round(time.monotonic() - failing_since))
+                        failing_since, backoff_s = None, POLL_S
+                    if more:
+                        continue
+                    if self._stopping.is_set():
+                        return
+                    await _within(news, POLL_S)
+            except Exception as error:  # database or broker away: nothing is lost, try again
+                if failing_since is None:
+                    failing_since = time.monotonic()
+                    _log.warning("relay.failed", step=step.__name__, reason=repr(error)[:200])
+                backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+                await _within(self._stopping, backoff_s)
+            finally:
+                metrics.RELAY_LEADER.set(0)
+                self._position = -1
+                if connection is not None:
+                    with contextlib.suppress(Exception):
+                        await connection.close(timeout=2)
+
+    async def _stamp(self, connection: asyncpg.Connection[Any]) -> bool:
+        """Give positions to what was committed; True when there may be more."""
+        stamped, last = await postgres_log.stamp(connection)
+        if stamped:
+            metrics.PUBLISHED_POSITION.set(last)
+            self._published()
+            self._grown.set()
+        return stamped == postgres_log.STAMP_ROWS_MAX
+
+    async def _send(self, connection: asyncpg.Connection[Any]) -> bool:
+        """Send the next messages of the log to Kafka and move the cursor; True when there were any."""
+        assert self._bus is not None  # noqa: S101
+        if self._position < 0:
+            self._position = await postgres_log.cursor(connection, KAFKA_CURSOR)
+        messages = await postgres_log.read(
+            connection, self._position, ALL_TOPICS, PUBLISH_MESSAGES_MAX
+        )
+        if not messages:
+            return False
+        await self._bus.publish(messages)
+        position = messages[-1].position or 0
+        # On the session that holds the lock: a leader that lost it cannot move the cursor.
+        await postgres_log.advance(connection, KAFKA_CURSOR, position)
+        self._position = position
+        metrics.KAFKA_POSITION.set(position)
+        return True
+
+
+async def _within(event: asyncio.Event, seconds: float) -> bool:
+    """Wait for `event` at most `seconds`; tell whether it came."""
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,399 @@
+"""Every statement of the stage service that writes or locks; none of them commits.
+
+The order of locks is the same in every transaction, so two batches never wait for each other in a
+circle: identities (sorted), then leads (by id), then rotations (by role).
+
+A lead's outbox rows get their ids while its row is locked, or, for a new lead, while its identities
+are: so for one lead the order of outbox ids is the order of commits, which the relay relies on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from services.contracts.events import LeadEvent, identities_of
+from services.contracts.problems import Defect
+from services.stage_service.funnel import Lead, company_name, display_name
+
+Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
+
+_text = msgspec.json.Encoder()
+_pack = msgspec.msgpack.Encoder().encode
+
+
+def as_json(value: Any) -> str:
+    """Encode `value` as JSON text for a jsonb parameter."""
+    return _text.encode(value).decode()
+
+
+class Owner(msgspec.Struct, array_like=True, frozen=True):
+    """The person who holds a journey for a role: a fact, chosen once, kept by every re-fold."""
+
+    id: str
+    name: str
+
+
+class Facts(msgspec.Struct, array_like=True):
+    """What is recorded about a journey and is no function of its events."""
+
+    sequence: int
+    owners: dict[str, Owner]
+
+
+class Record(msgspec.Struct, array_like=True):
+    """A lead's row as the lane works on it: the fold's state, and the facts of each journey."""
+
+    id: str
+    lead: Lead | None
+    facts: dict[str, Facts]
+    is_new: bool = False
+
+
+class _Saved(msgspec.Struct, array_like=True):
+    """What is packed into ``leads.state``."""
+
+    lead: Lead | None
+    facts: dict[str, Facts]
+
+
+_unpack = msgspec.msgpack.Decoder(_Saved).decode
+
+
+class Past(msgspec.Struct, frozen=True):
+    """One recorded transition that still holds."""
+
+    id: str
+    sequence: int
+    kind: str
+    from_stage: str
+    to_stage: str
+    occurred_at: datetime
+    event_source: str
+    event_id: str
+    rule: str | None
+    role: str
+    owner_id: str | None
+
+    @property
+    def identity(self) -> tuple[str, str, datetime, str, str, str | None]:
+        """Give what makes two moves the same piece of history (as `Move.identity`)."""
+        return (
+            self.from_stage, self.to_stage, self.occurred_at, self.event_source, self.event_id,
+            self.rule,
+        )  # fmt: skip
+
+
+# One round trip: which events are here already, and whose the identities are.
+_LOOK_UP = """
+SELECT 'event' AS what, e.source AS a, e.id AS b, e.lead_id::text AS lead_id
+FROM unnest($1::text[], $2::text[]) AS k(source, id) JOIN stage.events e USING (source, id)
+UNION ALL
+SELECT 'identity', i.kind, i.value, i.lead_id::text
+FROM unnest($3::text[], $4::text[]) AS k(kind, value) JOIN stage.identities i USING (kind, value)
+"""
+
+
+async def look_up(
+    connection: Connection, keys: Sequence[tuple[str, str]], identities: Sequence[tuple[str, str]]
+) -> tuple[dict[tuple[str, str], str | None], dict[tuple[str, str], str]]:
+    """Find which event `keys` (source, id) are recorded already, and the leads of `identities`.
+
+    Gives ({event key: lead id or None}, {identity: lead id}).
+    """
+    rows = await connection.fetch(
+        _LOOK_UP,
+        [k[0] for k in keys], [k[1] for k in keys],
+        [i[0] for i in identities], [i[1] for i in identities],
+    )  # fmt: skip
+    recorded: dict[tuple[str, str], str | None] = {}
+    owned: dict[tuple[str, str], str] = {}
+    for what, a, b, lead_id in rows:
+        if what == "event":
+            recorded[a, b] = lead_id
+        else:
+            owned[a, b] = lead_id
+    return recorded, owned
+
+
+# Sorted, because another batch that inserts the same identities makes this one wait for its commit.
+_CLAIM = """
+INSERT INTO stage.identities (kind, value, lead_id)
+SELECT kind, value, lead_id FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k(kind, value, lead_id)
+ORDER BY kind, value
+ON CONFLICT (kind, value) DO NOTHING
+"""
+
+
+async def claim_identities(connection: Connection, claims: dict[tuple[str, str], str]) -> bool:
+    """Record new identities for leads; False when another transaction claimed one meanwhile."""
+    status = await connection.execute(
+        _CLAIM, [k[0] for k in claims], [k[1] for k in claims], list(claims.values())
+    )
+    return int(status.rpartition(" ")[2]) == len(claims)
+
+
+# The newest committed version of each row, also when the lock had to be waited for: everything the
+# fold needs is in this one row, since rows of other tables would come from the older snapshot.
+_LOCK = """
+SELECT id::text AS id, state FROM stage.leads WHERE id = ANY($1::uuid[])
+ORDER BY id FOR NO KEY UPDATE
+"""
+
+
+async def lock_leads(connection: Connection, ids: Iterable[str]) -> dict[str, Record]:
+    """Lock the leads in id order and give their records."""
+    rows = await connection.fetch(_LOCK, list(ids))
+    records: dict[str, Record] = {}
+    for id, state in rows:
+        saved = _unpack(state)
+        records[id] = Record(id, saved.lead, saved.facts)
+    return records
+
+
+async def events_of_leads(
+    connection: Connection, ids: Sequence[str]
+) -> dict[str, list[tuple[LeadEvent, int]]]:
+    """Give all recorded events of the leads with the epoch of each, unordered."""
+    rows = await connection.fetch(
+        """SELECT lead_id::text AS lead_id, source, id, type, time, recorded_at, subject, deal, data,
+           epoch FROM stage.events WHERE lead_id = ANY($1::uuid[])""",
+        ids,
+    )
+    events: dict[str, list[tuple[LeadEvent, int]]] = {id: [] for id in ids}
+    for r in rows:
+        data = msgspec.json.decode(r["data"])
+        identities = identities_of(data)
+        events[r["lead_id"]].append((
+            LeadEvent(
+                r["id"], r["source"], r["type"], r["time"], r["recorded_at"], r["subject"],
+                () if isinstance(identities, Defect) else identities, r["deal"], data, {},
+            ),
+            r["epoch"],
+        ))  # fmt: skip
+    return events
+
+
+async def history(
+    connection: Connection, lead_ids: Sequence[str]
+) -> dict[str, dict[str, list[Past]]]:
+    """Give the transitions that still hold, by lead id and journey id, in sequence order."""
+    rows = await connection.fetch(
+        """SELECT t.lead_id::text, t.journey_id::text, t.id::text, sequence, kind, from_stage,
+           to_stage, occurred_at, event_source, event_id, rule, role, owner_id
+           FROM stage.transitions t JOIN stage.journeys j ON j.id = t.journey_id
+           WHERE j.lead_id = ANY($1::uuid[]) AND t.replaced_by IS NULL
+           ORDER BY t.journey_id, sequence""",
+        lead_ids,
+    )
+    found: dict[str, dict[str, list[Past]]] = {}
+    for lead_id, journey_id, *rest in rows:
+        found.setdefault(lead_id, {}).setdefault(journey_id, []).append(Past(*rest))
+    return found
+
+
+async def lock_rotations(connection: Connection, roles: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Lock the rotations of `roles` and give each role's counts by person.
+
+    Taken as late as can be: it makes batches of all processes wait for each other until commit.
+    """
+    await connection.execute(
+        """INSERT INTO stage.rotations (role, counts)
+           SELECT role, '{}' FROM unnest($1::text[]) AS k(role) ORDER BY role
+           ON CONFLICT (role) DO NOTHING""",
+        roles,
+    )
+    rows = await connection.fetch(
+        "SELECT role, counts FROM stage.rotations WHERE role = ANY($1) ORDER BY role FOR UPDATE",
+        roles,
+    )
+    return {role: msgspec.json.decode(counts) for role, counts in rows}
+
+
+async def save_rotations(connection: Connection, counts: dict[str, dict[str, int]]) -> None:
+    """Write the counts back."""
+    await connection.execute(
+        """UPDATE stage.rotations r SET counts = k.counts
+           FROM unnest($1::text[], $2::jsonb[]) AS k(role, counts) WHERE r.role = k.role""",
+        list(counts), [as_json(c) for c in counts.values()],
+    )  # fmt: skip
+
+
+class TransitionRow(msgspec.Struct, frozen=True):
+    """One row of ``stage.transitions``, in the order of `_SAVE`'s columns."""
+
+    journey_id: str
+    sequence: int
+    id: str
+    lead_id: str
+    kind: str
+    playbook: str
+    playbook_version: int
+    from_stage: str
+    to_stage: str
+    visit_entered_at: datetime
+    occurred_at: datetime
+    recorded_at: datetime
+    event_source: str
+    event_id: str
+    event_type: str
+    rule: str | None
+    actor: str | None
+    role: str
+    owner_id: str | None
+    handoff: bool
+    skipped: str
+    explanation: str
+    why: str
+    replaces: str
+
+
+_EVENTS = """
+INSERT INTO stage.events
+  (source, id, type, time, recorded_at, lead_id, deal, subject, data, envelope, epoch)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[],
+  $6::uuid[], $7::text[], $8::text[], $9::jsonb[], $10::jsonb[], $11::int[])
+ON CONFLICT (source, id) DO NOTHING
+"""
+
+
+async def insert_events(
+    connection: Connection, events: Sequence[tuple[LeadEvent, str | None]], epoch: int
+) -> bool:
+    """Insert `events` with their leads; False when one was recorded meanwhile by somebody else."""
+    # In key order, for the same reason as the identities.
+    rows = sorted(events, key=lambda pair: (pair[0].source, pair[0].id))
+    status = await connection.execute(
+        _EVENTS,
+        [e.source for e, _ in rows], [e.id for e, _ in rows], [e.type for e, _ in rows],
+        [e.time for e, _ in rows], [e.recorded_at for e, _ in rows], [lead for _, lead in rows],
+        [e.deal for e, _ in rows], [e.subject for e, _ in rows],
+        [as_json(e.data) for e, _ in rows],
+        [as_json(e.envelope) if e.envelope else None for e, _ in rows],
+        [epoch] * len(rows),
+    )  # fmt: skip
+    return int(status.rpartition(" ")[2]) == len(rows)
+
+
+_SAVE_LEADS = """
+INSERT INTO stage.leads AS l
+  (id, email, name, company, external_ids, attributes, fit, intent, state, first_seen_at, last_seen_at)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::jsonb[],
+  $7::int[], $8::int[], $9::bytea[], $10::timestamptz[], $11::timestamptz[])
+ON CONFLICT (id) DO UPDATE SET email = excluded.email, name = excluded.name,
+  company = excluded.company, external_ids = excluded.external_ids,
+  attributes = excluded.attributes, fit = excluded.fit, intent = excluded.intent,
+  state = excluded.state, first_seen_at = excluded.first_seen_at,
+  last_seen_at = excluded.last_seen_at, updated_at = now()
+"""
+
+_SAVE_JOURNEYS = """
+INSERT INTO stage.journeys AS j
+  (id, lead_id, playbook, key, stage, furthest_stage, started_at, entered_at, sequence, owners, held,
+   deal, playbook_version)
+SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[],
+  $7::timestamptz[], $8::timestamptz[], $9::int[], $10::jsonb[], $11::jsonb[], $12::jsonb[],
+  $13::int[])
+ON CONFLICT (id) DO UPDATE SET stage = excluded.stage, furthest_stage = excluded.furthest_stage,
+  started_at = excluded.started_at, entered_at = excluded.entered_at,
+  sequence = excluded.sequence, owners = excluded.owners, held = excluded.held,
+  deal = excluded.deal, playbook_version = excluded.playbook_version, updated_at = now()
+"""
+
+
+async def save_leads(
+    connection: Connection,
+    records: Sequence[Record],
+    scores: dict[str, tuple[int, int]],
+    changed_journeys: Sequence[tuple[Record, str, str]],
+) -> None:
+    """Write the leads' states, and the journeys (record, journey name, journey id) that changed.
+
+    `scores` is (fit, intent) by lead id.
+    """
+    leads = [(r.id, r.lead, r) for r in records if r.lead is not None]
+    await connection.execute(
+        _SAVE_LEADS,
+        [id for id, _, _ in leads],
+        [lead.email for _, lead, _ in leads],
+        [display_name(lead.attributes) for _, lead, _ in leads],
+        [company_name(lead.attributes) for _, lead, _ in leads],
+        [as_json(lead.external_ids) for _, lead, _ in leads],
+        [as_json(lead.attributes) for _, lead, _ in leads],
+        [scores[id][0] for id, _, _ in leads],
+        [scores[id][1] for id, _, _ in leads],
+        [_pack(_Saved(lead, r.facts)) for _, lead, r in leads],
+        [lead.first_seen_at for _, lead, _ in leads],
+        [lead.last[0] for _, lead, _ in leads],
+    )
+    rows = [
+        (id, r.id, r.lead.journeys[name], r.facts[name])
+        for r, name, id in changed_journeys
+        if r.lead is not None
+    ]
+    if not rows:
+        return
+    await connection.execute(
+        _SAVE_JOURNEYS,
+        [id for id, _, _, _ in rows],
+        [lead_id for _, lead_id, _, _ in rows],
+        [j.playbook for _, _, j, _ in rows],
+        [j.key for _, _, j, _ in rows],
+        [j.stage for _, _, j, _ in rows],
+        [j.furthest for _, _, j, _ in rows],
+        [j.started_at for _, _, j, _ in rows],
+        [j.entered_at for _, _, j, _ in rows],
+        [f.sequence for _, _, _, f in rows],
+        [as_json({r: {"id": o.id, "name": o.name} for r, o in f.owners.items()})
+         for _, _, _, f in rows],
+        [as_json([
+            {"to": h.to, "rule": h.rule, "since": h.since, "missing": h.missing} for h in j.held
+        ]) if j.held else "[]" for _, _, j, _ in rows],
+        [as_json(j.deal) if j.deal else "{}" for _, _, j, _ in rows],
+        [j.version for _, _, j, _ in rows],
+    )  # fmt: skip
+
+
+_SAVE_TRANSITIONS = """
+INSERT INTO stage.transitions
+  (journey_id, sequence, id, lead_id, kind, playbook, playbook_version, from_stage, to_stage,
+   visit_entered_at, occurred_at, recorded_at, event_source, event_id, event_type, rule, actor, role,
+   owner_id, handoff, skipped, explanation, why, replaces)
+SELECT journey_id, sequence, id, lead_id, kind, playbook, playbook_version, from_stage, to_stage,
+   visit_entered_at, occurred_at, recorded_at, event_source, event_id, event_type, rule, actor, role,
+   owner_id, handoff, skipped::text[], explanation, why, replaces::uuid[]
+FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::int[],
+  $8::text[], $9::text[], $10::timestamptz[], $11::timestamptz[], $12::timestamptz[], $13::text[],
+  $14::text[], $15::text[], $16::text[], $17::text[], $18::text[], $19::text[], $20::bool[],
+  $21::text[], $22::text[], $23::jsonb[], $24::text[])
+AS k(journey_id, sequence, id, lead_id, kind, playbook, playbook_version, from_stage, to_stage,
+   visit_entered_at, occurred_at, recorded_at, event_source, event_id, event_type, rule, actor, role,
+   owner_id, handoff, skipped, explanation, why, replaces)
+"""
+
+_COLUMNS = TransitionRow.__struct_fields__
+
+
+async def save_transitions(connection: Connection, rows: Sequence[TransitionRow]) -> None:
+    """Insert transitions; their ``(journey, sequence)`` is unique, so a number cannot repeat."""
+    await connection.execute(
+        _SAVE_TRANSITIONS, *[[getattr(row, column) for row in rows] for column in _COLUMNS]
+    )
+
+
+async def replace_transitions(connection: Connection, replaced: dict[str, tuple[str, str]]) -> None:
+    """Mark transitions as replaced: {old id: (its journey id, the new record's id)}."""
+    await connection.execute(
+        """UPDATE stage.transitions t SET replaced_by = k.new
+           FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) AS k(journey, old, new)
+           WHERE t.journey_id = k.journey AND t.id = k.old""",
+        [journey for journey, _ in replaced.values()],
+        list(replaced),
+        [new for _, new in replaced.values()],
+    )
+
+

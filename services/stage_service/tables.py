@@ -1,0 +1,170 @@
+"""SQLAlchemy Core tables of the schema ``stage``, and of the bus's log, for the read side.
+
+The DDL, with its checks and reasons, is in ``migrations/``; a test holds the two together. The lane
+writes by the statements in ``store.py``.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
+
+metadata = MetaData()
+"""The tables of schema ``stage``."""
+bus_metadata = MetaData()
+"""The bus's tables that the feed reads."""
+
+
+def _moment(name: str, *, nullable: bool = False) -> Column[object]:
+    return Column(name, DateTime(timezone=True), nullable=nullable)
+
+
+playbook_versions = Table(
+    "playbook_versions",
+    metadata,
+    Column("epoch", Integer, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    _moment("activated_at"),
+    schema="stage",
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
+    Column("type", Text, nullable=False),
+    _moment("time"),
+    _moment("recorded_at"),
+    Column("lead_id", UUID(as_uuid=False)),
+    Column("deal", Text, nullable=False),
+    Column("subject", Text),
+    Column("data", JSONB, nullable=False),
+    Column("envelope", JSONB),
+    Column("epoch", Integer, nullable=False),
+    schema="stage",
+)
+
+leads = Table(
+    "leads",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("email", Text),
+    Column("name", Text),
+    Column("company", Text),
+    Column("external_ids", JSONB, nullable=False),
+    Column("attributes", JSONB, nullable=False),
+    Column("fit", Integer, nullable=False),
+    Column("intent", Integer, nullable=False),
+    Column("state", LargeBinary, nullable=False),
+    _moment("first_seen_at"),
+    _moment("last_seen_at"),
+    _moment("created_at"),
+    _moment("updated_at"),
+    schema="stage",
+)
+
+identities = Table(
+    "identities",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("value", Text, primary_key=True),
+    Column("lead_id", UUID(as_uuid=False), nullable=False),
+    _moment("recorded_at"),
+    schema="stage",
+)
+
+journeys = Table(
+    "journeys",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("lead_id", UUID(as_uuid=False), nullable=False),
+    Column("playbook", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("stage", Text, nullable=False),
+    Column("furthest_stage", Text, nullable=False),
+    _moment("started_at"),
+    _moment("entered_at"),
+    Column("sequence", Integer, nullable=False),
+    Column("owners", JSONB, nullable=False),
+    Column("held", JSONB, nullable=False),
+    Column("deal", JSONB, nullable=False),
+    Column("playbook_version", Integer, nullable=False),
+    _moment("updated_at"),
+    schema="stage",
+)
+
+transitions = Table(
+    "transitions",
+    metadata,
+    Column("journey_id", UUID(as_uuid=False), primary_key=True),
+    Column("sequence", Integer, primary_key=True),
+    Column("id", UUID(as_uuid=False), nullable=False),
+    Column("lead_id", UUID(as_uuid=False), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("playbook", Text, nullable=False),
+    Column("playbook_version", Integer, nullable=False),
+    Column("from_stage", Text, nullable=False),
+    Column("to_stage", Text, nullable=False),
+    _moment("visit_entered_at"),
+    _moment("occurred_at"),
+    _moment("recorded_at"),
+    Column("event_source", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("event_type", Text, nullable=False),
+    Column("rule", Text),
+    Column("actor", Text),
+    Column("role", Text, nullable=False),
+    Column("owner_id", Text),
+    Column("handoff", Boolean, nullable=False),
+    Column("skipped", ARRAY(Text), nullable=False),
+    Column("explanation", Text, nullable=False),
+    Column("why", JSONB, nullable=False),
+    Column("replaces", ARRAY(UUID(as_uuid=False)), nullable=False),
+    Column("replaced_by", UUID(as_uuid=False)),
+    schema="stage",
+)
+
+rotations = Table(
+    "rotations",
+    metadata,
+    Column("role", Text, primary_key=True),
+    Column("counts", JSONB, nullable=False),
+    schema="stage",
+)
+
+outbox = Table(
+    "outbox",
+    bus_metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("message_id", Text, nullable=False),
+    Column("topic", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("headers", JSONB, nullable=False),
+    Column("value", LargeBinary, nullable=False),
+    _moment("recorded_at"),
+    schema="bus",
+)
+
+log = Table(
+    "log",
+    bus_metadata,
+    Column("position", BigInteger, primary_key=True),
+    Column("outbox_id", BigInteger, nullable=False),
+    Column("topic", Text, nullable=False),
+    _moment("published_at"),
+    schema="bus",
+)
