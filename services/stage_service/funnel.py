@@ -157,10 +157,10 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
     if lead_facts:
         attributes = _merged(attributes, lead_facts)
     for name, playbook in playbooks.items():
-        scoring = _scored(playbook, scorings.get(name), event, attributes, bool(lead_facts))
+        scoring = _scored(playbook, scorings.get(name), event, email, attributes, bool(lead_facts))
         if scoring is not scorings.get(name):
             scorings = {**scorings, name: scoring}
-        case = _Case(playbook, event, attributes, scoring, unevaluated)
+        case = _Case(playbook, event, email, attributes, scoring, unevaluated)
         addressed = journey_name(name, event.deal)
         if by_hand and data.get("playbook", name) != name:
             continue
@@ -244,18 +244,20 @@ def company_name(attributes: Mapping[str, Any]) -> str | None:
 class _Case:
     """One event judged under one playbook: the values that its rules may ask for."""
 
-    __slots__ = ("_deal", "attributes", "event", "playbook", "score", "scoring", "unevaluated")
+    __slots__ = ("attributes", "email", "event", "playbook", "score", "scoring", "unevaluated")
 
     def __init__(
         self,
         playbook: Playbook,
         event: LeadEvent,
+        email: str | None,
         attributes: dict[str, Any],
         scoring: Scoring,
         unevaluated: list[tuple[str, str]],
     ) -> None:
         self.playbook = playbook
         self.event = event
+        self.email = email
         self.attributes = attributes
         self.scoring = scoring
         self.unevaluated = unevaluated
@@ -278,6 +280,8 @@ class _Case:
                     return self.event.source
                 return self.playbook.coerced("event", attribute, self.event.data.get(attribute))
             case "lead":
+                if attribute == "email":
+                    return self.email
                 return self.playbook.coerced("lead", attribute, self.attributes.get(attribute))
             case "deal":
                 deal = self.attributes if journey.key == MAIN else journey.deal
@@ -337,6 +341,7 @@ def _scored(
     playbook: Playbook,
     scoring: Scoring | None,
     event: LeadEvent,
+    email: str | None,
     attributes: dict[str, Any],
     facts_changed: bool,
 ) -> Scoring:
@@ -347,10 +352,7 @@ def _scored(
     if facts_changed and playbook.fit:
         fit, keys = 0, list[str]()
         for rule in playbook.fit:
-            values = {
-                name: playbook.coerced("lead", name[5:], attributes.get(name[5:]))
-                for name in rule.when.variables
-            }
+            values = {n: _fit_value(playbook, n, email, attributes) for n in rule.when.variables}
             if rule.when.evaluate(values).result:
                 fit += rule.points
                 keys.append(rule.key)
@@ -366,6 +368,17 @@ def _scored(
             points[signal.key] = (min(left + signal.points, signal.cap), at)
         scoring = Scoring(scoring.fit, scoring.fit_keys, points)
     return scoring
+
+
+def _fit_value(
+    playbook: Playbook, name: str, email: str | None, attributes: Mapping[str, Any]
+) -> Any:
+    room, _, attribute = name.partition(".")
+    if room == "known":
+        return _fit_value(playbook, attribute, email, attributes) is not None
+    if attribute == "email":
+        return email
+    return playbook.coerced("lead", attribute, attributes.get(attribute))
 
 
 def signal_points(playbook: Playbook, scoring: Scoring, at_s: float) -> dict[str, float]:
@@ -384,14 +397,21 @@ def _score(playbook: Playbook, scoring: Scoring, at_s: float) -> Score:
     return Score(scoring.fit, intent, scoring.fit + intent)
 
 
-def unmet(stage: Stage, attributes: Mapping[str, Any], journey: Journey, reason: str | None) -> list[str]:
+def unmet(
+    stage: Stage,
+    email: str | None,
+    attributes: Mapping[str, Any],
+    journey: Journey,
+    reason: str | None,
+) -> list[str]:
     """Give what the gate of `stage` still misses: attribute names, ``reason``; empty when met."""
     gate = stage.gate
     missing: list[str] = []
     for name in gate.require:
         room, _, attribute = name.partition(".")
         known = journey.deal if room == "deal" and journey.key != MAIN else attributes
-        if known.get(attribute) in (None, ""):
+        value = email if name == "lead.email" else known.get(attribute)
+        if value in (None, ""):
             missing.append(name)
     if gate.reason and not reason:
         missing.append("reason")
@@ -412,7 +432,7 @@ def _released(
         if to is None:
             continue
         reason = held.reason or (_reason(case.event) if addressed else None)
-        if unmet(to, case.attributes, journey, reason):
+        if unmet(to, case.email, case.attributes, journey, reason):
             continue
         rule = next((r for r in case.playbook.rules if r.key == held.rule), None)
         because = _because(case, rule, journey, {}) if rule else f"rule {held.rule} asked for it"
@@ -438,7 +458,7 @@ def _advanced(case: _Case, name: str, journey: Journey, moves: list[Move]) -> Jo
                 continue
             to = playbook.stages[rule.to]
             reason = _reason(case.event)
-            missing = unmet(to, case.attributes, journey, reason)
+            missing = unmet(to, case.email, case.attributes, journey, reason)
             if missing:
                 journey = _held(case, journey, rule, missing, reason)
                 continue
@@ -469,7 +489,7 @@ def _by_hand(case: _Case, name: str, journey: Journey, moves: list[Move]) -> Jou
     reason = _reason(case.event)
     if to is None or to.key == journey.stage:
         return journey
-    missing = unmet(to, case.attributes, journey, reason)
+    missing = unmet(to, case.email, case.attributes, journey, reason)
     if missing and data.get("force") is not True:
         kept = [h for h in journey.held if h.to != to.key]
         held = Held(to.key, "by-hand", case.event.time, missing, reason)

@@ -397,3 +397,8 @@ async def replace_transitions(connection: Connection, replaced: dict[str, tuple[
     )
 
 
+
+
+def unpack_state(state: bytes) -> Lead | None:
+    """Give the fold's state as it is packed in ``leads.state``."""
+    return _unpack(state).lead

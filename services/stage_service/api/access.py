@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import asyncpg
+import httpx
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 
 from services.contracts.access import Gatekeeper, Principal, Scope, bearer
 from services.contracts.problems import PROBLEM_CONTENT_TYPE, BatonError, problem
+from services.contracts.team import Team
 from services.stage_service.errors import (
     ConflictError,
     GateUnmetError,
@@ -30,6 +32,7 @@ from services.stage_service.errors import (
 )
 from services.stage_service.lane import Lane
 from services.stage_service.playbook import Playbook
+from services.stage_service.pulse import Pulse
 
 STATUS: dict[type[BatonError], int] = {
     NotAuthenticatedError: 401,
@@ -56,17 +59,21 @@ class House:
     engine: AsyncEngine
     gatekeeper: Gatekeeper
     lane: Lane
+    pulse: Pulse
+    notifier: httpx.AsyncClient
     public_url: str
-    notifier_url: str
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process begins to stop: readiness fails, streams end."""
-    published: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set and cleared by the relay each time the published log has grown."""
 
     @property
     def playbooks(self) -> dict[str, Playbook]:
         """The active playbooks by name."""
         return self.lane.playbooks
+
+    @property
+    def team(self) -> Team:
+        """The roster."""
+        return self.lane.team
 
 
 def house(request: Request) -> House:
@@ -78,7 +85,7 @@ def allow(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
     """Make a FastAPI dependency: the caller's key must have `scope` (or ``admin``)."""
 
     async def check(request: Request) -> Principal:
-        token = bearer(request.headers.get("authorization"), request.cookies)
+        token = token_of(request)
         principal = await house(request).gatekeeper.authenticate(token)
         if principal is None:
             raise NotAuthenticatedError(
@@ -93,6 +100,19 @@ def allow(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
         return principal
 
     return check
+
+
+def token_of(request: Request) -> str | None:
+    """Give the caller's token. A browser's cookie does not count when another site sent it here."""
+    authorization = request.headers.get("authorization")
+    if authorization is None and request.method not in ("GET", "HEAD"):
+        site = request.headers.get("sec-fetch-site")
+        origin = request.headers.get("origin")
+        if site not in (None, "same-origin", "none"):
+            return None
+        if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
+            return None
+    return bearer(authorization, request.cookies)
 
 
 def problem_response(error: BatonError) -> JSONResponse:

@@ -1,0 +1,40 @@
+"""Settings of the notifier, read once from the environment (``BATON_*``) and ``.env``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class NotifierSettings(BaseSettings):
+    """What the notifier needs to know; frozen."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BATON_", env_file=".env", extra="ignore", frozen=True
+    )
+
+    database_url: str = Field(description="postgresql://user:password@host:port/database")
+    kafka_bootstrap_servers: str | None = Field(
+        None, description="host:port[,host:port]; unset: the bus is a log in PostgreSQL"
+    )
+    notifier_host: str = Field("127.0.0.1", description="address the notifier listens on")
+    notifier_port: int = Field(8081, description="port of the notifier")
+    public_url: str = Field(
+        "http://127.0.0.1:8080", description="where people reach the pages: alerts link there"
+    )
+    team_file: Path = Field(Path("playbooks/team.yaml"), description="the roster")
+    smtp_url: str | None = Field(
+        None,
+        description="smtp://user:pass@host:port?from=baton@example.com&tls=starttls|tls|no, or an "
+        "Apprise mailto(s):// URL; unset: e-mail is skipped",
+    )
+    delivery_tries: int = Field(5, ge=1, le=20, description="attempts before a channel is dead")
+    delivery_window_s: float = Field(
+        3600, gt=0, description="seconds the attempts are spread over, on average"
+    )
+    delivery_timeout_s: float = Field(15, gt=0, description="seconds one attempt may take")
+    pool_connections_max: int = Field(8, ge=2, description="connections to the database")
+    log_format: str = Field("auto", description="json, console, or auto: console on a terminal")
+    log_level: str = Field("info", description="debug, info, warning or error")

@@ -1,0 +1,126 @@
+"""``POST /v1/leads/{id}/transitions``: move a journey by hand. It is a stored lead event like any other."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from services.contracts.access import Principal
+from services.contracts.events import MAIN, MOVED_BY_HAND, SOURCE, LeadEvent
+from services.contracts.yaml_source import nearest
+from services.stage_service import funnel
+from services.stage_service.api.access import House, allow, house
+from services.stage_service.api.reads import playbook_named, required_lead_id
+from services.stage_service.batch import LEAD_IDENTITY, Outcome
+from services.stage_service.errors import (
+    ConflictError,
+    GateUnmetError,
+    InvalidRequestError,
+    NotFoundError,
+)
+from services.stage_service.lane import new_id
+from services.stage_service.playbook import Playbook
+from services.stage_service.reads import state_of
+from services.stage_service.store import unpack_state
+
+router = APIRouter()
+
+
+class MoveByHand(BaseModel):
+    """Where to, and why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    to: str = Field(min_length=1, max_length=64, description="key of the stage", examples=["nurture"])
+    reason: str = Field(
+        min_length=1, max_length=funnel.REASON_CHARACTERS_MAX,
+        description="shown in the timeline and in the explanation", examples=["no budget this year"],
+    )  # fmt: skip
+    playbook: str | None = Field(None, description="needed only when there are several")
+    key: str = Field(MAIN, max_length=128, description="key of the journey (the deal)")
+    force: bool = Field(default=False, description="move although the stage's gate is not met")
+
+
+@router.post("/v1/leads/{id}/transitions", tags=["leads"], operation_id="move_lead")
+async def move(
+    request: Request, id: str, wish: MoveByHand, who: Annotated[Principal, Depends(allow("move"))]
+) -> Any:
+    """Move a journey to another stage by hand, backwards too."""
+    outcome = await move_by_hand(
+        house(request), who, id, wish.to, wish.reason, wish.playbook, wish.key, force=wish.force
+    )
+    return msgspec.to_builtins(outcome)
+
+
+async def move_by_hand(
+    house: House,
+    who: Principal,
+    lead_id: str,
+    to: str,
+    reason: str,
+    playbook: str | None = None,
+    key: str = MAIN,
+    *,
+    force: bool = False,
+) -> Outcome:
+    """Record that `who` moves a lead's journey to stage `to`, and give what happened.
+
+    Raises NotFoundError for an unknown lead, InvalidRequestError for an unknown stage, ConflictError
+    when the journey is in that stage already, GateUnmetError when the gate is not met and the move
+    is not forced.
+    """
+    chosen = playbook_named(house, playbook)
+    if to not in chosen.stages:
+        raise InvalidRequestError(
+            f"the playbook {chosen.name!r} has no stage {to!r}", field="to", value=to,
+            remedy=nearest(to, chosen.stages) or f"Stages: {', '.join(chosen.stages)}.",
+        )  # fmt: skip
+    if not reason.strip():
+        raise InvalidRequestError("a move by hand needs a reason", field="reason", remedy="Say why.")
+    state = await state_of(house.engine, required_lead_id(lead_id))
+    lead = unpack_state(state) if state is not None else None
+    if lead is None:
+        raise NotFoundError(f"there is no lead {lead_id!r}", field="id", value=lead_id)
+    now = datetime.now(UTC)
+    event = LeadEvent(
+        id=new_id(), source=SOURCE, type=MOVED_BY_HAND,
+        # After everything known of the lead, also when a tool's clock runs ahead of ours.
+        time=max(now, lead.last[0] + timedelta(microseconds=1)),
+        recorded_at=now, subject=None, identities=((LEAD_IDENTITY, lead_id),), deal=key,
+        data={"to": to, "reason": reason.strip(), "playbook": chosen.name, "actor": who.name,
+              "key_id": who.id, "force": force},
+        envelope={},
+    )  # fmt: skip
+    _refuse_what_would_not_move(chosen, lead, event, to)
+    outcome = (await house.lane.submit([event]))[0]
+    if outcome.held:
+        raise GateUnmetError(
+            "the stage's gate was not met when the move was recorded; it waits",
+            extra={"missing": outcome.held[0].missing},
+        )
+    return outcome
+
+
+def _refuse_what_would_not_move(
+    playbook: Playbook, lead: funnel.Lead, event: LeadEvent, to: str
+) -> None:
+    """Try the move on the pure fold first: a refused move leaves no event behind."""
+    folded = funnel.fold({playbook.name: playbook}, lead, event)
+    if folded.moves:
+        return
+    journey = folded.lead.journeys[funnel.journey_name(playbook.name, event.deal)]
+    title = playbook.stages[to].title
+    if journey.stage == to:
+        raise ConflictError(
+            f"the journey is in {title} already", field="to", value=to, remedy="Nothing to do."
+        )
+    missing = next((h.missing for h in journey.held if h.to == to), [])
+    raise GateUnmetError(
+        f"{title} asks for {', '.join(missing)}", field="to", value=to,
+        remedy="Send the missing facts as an event, or move with 'force': true.",
+        extra={"missing": missing},
+    )  # fmt: skip

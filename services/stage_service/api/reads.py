@@ -1,0 +1,276 @@
+"""The read side over HTTP: leads, timelines, the transition feed and stream, the funnel's numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import httpx
+import msgspec
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from services.contracts import postgres_log
+from services.contracts.events import TRANSITIONS_TOPIC, Message, normal_email
+from services.contracts.problems import Defect
+from services.contracts.yaml_source import nearest
+from services.stage_service import funnel_numbers, reads
+from services.stage_service.api.access import House, allow, house, token_of
+from services.stage_service.errors import InvalidRequestError, NotFoundError
+from services.stage_service.playbook import Playbook
+
+FEED_MAX = 1000
+STREAM_READ_MAX = 200
+STREAM_POLL_S = 2.0
+PING_S = 15
+NOTIFIER_WITHIN_S = 1.5
+
+router = APIRouter(dependencies=[Depends(allow("read"))])
+_encode = msgspec.json.Encoder().encode
+
+
+def _json(body: Any) -> Response:
+    return Response(_encode(body), media_type="application/json")
+
+
+def playbook_named(house: House, name: str | None) -> Playbook:
+    """Give the active playbook `name`; without a name, the first. Raises NotFoundError."""
+    playbooks = house.playbooks
+    if name is None:
+        return next(iter(playbooks.values()))
+    if name not in playbooks:
+        raise NotFoundError(
+            f"there is no playbook {name!r}", field="playbook", value=name,
+            remedy=nearest(name, playbooks) or f"Known: {', '.join(playbooks)}.",
+        )  # fmt: skip
+    return playbooks[name]
+
+
+def required_lead_id(text: str) -> str:
+    """Give a lead id in its canonical form. Raises NotFoundError for what cannot be one."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise NotFoundError(
+            f"there is no lead {text!r}", field="id", value=text, remedy="Lead ids are UUIDs."
+        ) from None
+
+
+def _stage(playbook: Playbook, key: str | None, field: str, *, on_path: bool = False) -> str | None:
+    known = playbook.path if on_path else tuple(playbook.stages)
+    if key is not None and key not in known:
+        raise InvalidRequestError(
+            f"{key!r} is not a stage {'of the path ' if on_path else ''}of {playbook.name!r}",
+            field=field, value=key, remedy=nearest(key, known) or f"Stages: {', '.join(known)}.",
+        )  # fmt: skip
+    return key
+
+
+@router.get("/v1/leads", tags=["leads"], operation_id="list_leads")
+async def list_leads(
+    request: Request,
+    email: str | None = None,
+    stage: str | None = None,
+    owner: Annotated[str | None, Query(max_length=64)] = None,
+    q: Annotated[str | None, Query(max_length=200)] = None,
+    playbook: str | None = None,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=reads.PAGE_MAX)] = 50,
+) -> Response:
+    """List leads, newest first."""
+    it = house(request)
+    if stage is not None:
+        _stage(playbook_named(it, playbook), stage, "stage")
+    address = None
+    if email is not None:
+        normal = normal_email(email)
+        if isinstance(normal, Defect):
+            raise InvalidRequestError(
+                normal.reason, field="email", value=email, remedy=normal.remedy
+            )
+        address = normal
+    if cursor is not None:
+        cursor = _cursor_id(cursor)
+    items, more = await reads.list_leads(
+        it.engine, email=address, stage=stage, owner=owner, q=_text(q, "q"), playbook=playbook,
+        cursor=cursor, limit=limit,
+    )  # fmt: skip
+    return _json({"items": items, "next_cursor": more})
+
+
+def _text(value: str | None, field: str) -> str | None:
+    if value is not None and "\x00" in value:
+        raise InvalidRequestError("contains NUL", field=field, value=value, remedy="Remove it.")
+    return value
+
+
+def _cursor_id(cursor: str) -> str:
+    try:
+        return str(uuid.UUID(cursor))
+    except ValueError:
+        raise InvalidRequestError(
+            "not a cursor of this list", field="cursor", value=cursor,
+            remedy="Take next_cursor as it was given.",
+        ) from None  # fmt: skip
+
+
+@router.get("/v1/leads/{id}", tags=["leads"], operation_id="get_lead")
+async def get_lead(request: Request, id: str) -> Response:
+    """Give one lead with its journeys."""
+    lead = await reads.get_lead(house(request).engine, required_lead_id(id))
+    if lead is None:
+        raise NotFoundError(f"there is no lead {id!r}", field="id", value=id)
+    return _json(lead)
+
+
+@router.get("/v1/leads/{id}/timeline", tags=["leads"], operation_id="get_timeline")
+async def get_timeline(request: Request, id: str) -> Response:
+    """Give all that happened to a lead, oldest first: events, transitions with why, alerts."""
+    it = house(request)
+    lead_id = required_lead_id(id)
+    if await reads.get_lead(it.engine, lead_id) is None:
+        raise NotFoundError(f"there is no lead {id!r}", field="id", value=id)
+    items = await reads.timeline(it.engine, lead_id)
+    alerts = await alerts_of(it, token_of(request), lead_id)
+    items += [
+        {"kind": "alert", "occurred_at": datetime.fromisoformat(a["created_at"]),
+         "recorded_at": datetime.fromisoformat(a["created_at"]), **a}
+        for a in alerts or ()
+    ]  # fmt: skip
+    items.sort(key=lambda i: i["occurred_at"])
+    return _json({"items": items, "next_cursor": None, "alerts_known": alerts is not None})
+
+
+async def alerts_of(house: House, token: str | None, lead_id: str) -> list[dict[str, Any]] | None:
+    """Ask the notifier for a lead's alerts; None when it does not answer in time."""
+    try:
+        answer = await house.notifier.get(
+            "/v1/alerts", params={"lead_id": lead_id, "limit": "200"},
+            headers={"authorization": f"Bearer {token}"}, timeout=NOTIFIER_WITHIN_S,
+        )  # fmt: skip
+        return answer.json()["items"] if answer.status_code == 200 else None
+    except (httpx.HTTPError, ValueError, KeyError):
+        return None
+
+
+def _feed_item(message: Message) -> dict[str, Any]:
+    item: dict[str, Any] = msgspec.json.decode(message.value)
+    return {"position": message.position, "type": message.type, **item}
+
+
+@router.get("/v1/transitions", tags=["transitions"], operation_id="list_transitions")
+async def list_transitions(
+    request: Request,
+    after: Annotated[int, Query(ge=0, le=2**62)] = 0,
+    limit: Annotated[int, Query(ge=1, le=FEED_MAX)] = 100,
+) -> Response:
+    """Read the feed of published transitions after a position, in order and without gaps.
+
+    ``next_cursor`` is the position to ask ``after`` next; null when there was nothing new.
+    """
+    messages = await postgres_log.read(house(request).pool, after, [TRANSITIONS_TOPIC], limit)
+    cursor = str(messages[-1].position) if messages else None
+    return _json({"items": [_feed_item(m) for m in messages], "next_cursor": cursor})
+
+
+@router.get("/v1/transitions/stream", tags=["transitions"], operation_id="stream_transitions")
+async def stream_transitions(
+    request: Request,
+    after: Annotated[int | None, Query(ge=0, le=2**62)] = None,
+    last_event_id: Annotated[str | None, Header()] = None,
+) -> EventSourceResponse:
+    """Stream transitions as they are published (SSE); ``Last-Event-ID`` goes on where one stopped."""
+    it = house(request)
+    if last_event_id is not None and last_event_id.isdigit() and len(last_event_id) < 19:
+        after = int(last_event_id)
+    if after is None:
+        after = await reads.last_position(it.engine)
+    return EventSourceResponse(_stream(it, after), ping=PING_S, headers={"cache-control": "no-store"})
+
+
+async def _stream(house: House, after: int) -> AsyncIterator[ServerSentEvent]:
+    yield ServerSentEvent(comment="connected", retry=1000)
+    while not house.stopping.is_set():
+        # Before the read: what is published after it wakes the wait.
+        news = asyncio.ensure_future(house.pulse.wait(STREAM_POLL_S))
+        try:
+            messages = await postgres_log.read(
+                house.pool, after, [TRANSITIONS_TOPIC], STREAM_READ_MAX
+            )
+            for message in messages:
+                yield ServerSentEvent(
+                    _encode(_feed_item(message)).decode(), event=message.type, id=str(message.position)
+                )
+                after = message.position or after
+            if len(messages) < STREAM_READ_MAX:
+                await news
+        finally:
+            news.cancel()
+
+
+def _moment(value: datetime | None) -> datetime | None:
+    return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+@router.get("/v1/funnel", tags=["funnel"], operation_id="get_funnel")
+async def get_funnel(
+    request: Request,
+    playbook: str | None = None,
+    since: Annotated[datetime | None, Query(alias="from")] = None,
+    until: Annotated[datetime | None, Query(alias="to")] = None,
+    by: Annotated[str | None, Query(max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")] = None,
+    from_stage: str | None = None,
+    to_stage: str | None = None,
+) -> Response:
+    """Give the funnel: reached, current, converted, rate, times; by an attribute; or for a stage pair."""
+    if from_stage is not None or to_stage is not None:
+        return await get_durations(request, from_stage or "", to_stage or "", playbook, since, until)
+    it = house(request)
+    numbers = await funnel_numbers.funnel(
+        it.engine, playbook_named(it, playbook), since=_moment(since), until=_moment(until), by=by
+    )
+    return _json(numbers)
+
+
+@router.get("/v1/funnel/durations", tags=["funnel"], operation_id="get_durations")
+async def get_durations(
+    request: Request,
+    from_stage: str,
+    to_stage: str,
+    playbook: str | None = None,
+    since: Annotated[datetime | None, Query(alias="from")] = None,
+    until: Annotated[datetime | None, Query(alias="to")] = None,
+) -> Response:
+    """Give count, median and p90 of the time from reaching one stage of the path to reaching another."""
+    it = house(request)
+    chosen = playbook_named(it, playbook)
+    _stage(chosen, from_stage, "from_stage", on_path=True)
+    _stage(chosen, to_stage, "to_stage", on_path=True)
+    return _json(
+        await funnel_numbers.durations(
+            it.engine, chosen, from_stage, to_stage, since=_moment(since), until=_moment(until)
+        )
+    )
+
+
+@router.get("/v1/playbooks", tags=["playbooks"], operation_id="list_playbooks")
+async def list_playbooks(request: Request) -> Response:
+    """List the active playbooks with their stages."""
+    items = [
+        {
+            "name": p.name, "title": p.title, "version": p.version, "digest": p.digest,
+            "path": p.path,
+            "stages": [
+                {"key": s.key, "title": s.title, "band": s.band, "kind": s.kind, "focus": s.focus,
+                 "goal": s.goal, "responsible": s.responsible, "alerts": s.alerts,
+                 "guidance": s.guidance, "next_steps": s.next_steps,
+                 "gate": {"require": s.gate.require, "reason": s.gate.reason}}
+                for s in p.stages.values()
+            ],
+        }
+        for p in house(request).playbooks.values()
+    ]  # fmt: skip
+    return _json({"items": items, "next_cursor": None})

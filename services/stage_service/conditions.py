@@ -1,0 +1,122 @@
+"""Conditions in CEL, behind a port of three: compile, variables, evaluate.
+
+Variables are flat and typed (``lead.employees: int``), so a comparison that cannot work is refused at
+load. Whether a value is known is itself a variable: ``known.lead.employees``. The runtime gives errors
+as values; here they become a verdict that is false and says which value was missing (I8).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from cel_expr_python import cel  # pyright: ignore[reportMissingTypeStubs]
+
+TypeName = Literal["int", "double", "string", "bool", "timestamp"]
+TYPE_NAMES: tuple[TypeName, ...] = ("int", "double", "string", "bool", "timestamp")
+EXPRESSION_CHARACTERS_MAX = 4000
+
+_cel: Any = cel
+_TYPES = {
+    "int": _cel.Type.INT,
+    "double": _cel.Type.DOUBLE,
+    "string": _cel.Type.STRING,
+    "bool": _cel.Type.BOOL,
+    "timestamp": _cel.Type.TIMESTAMP,
+}
+_STRING = re.compile(r"'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"")
+_NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
+_ERROR = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
+_MISSING = re.compile(r'No value with name "([^"]+)"')
+
+
+class Verdict(NamedTuple):
+    """The result; when it could not be evaluated it is False, and `missing` says why."""
+
+    result: bool
+    missing: str | None
+
+
+class ConditionError(ValueError):
+    """An expression was refused; `line` and `column` (from 1) are within it."""
+
+    def __init__(self, line: int, column: int, reason: str, name: str | None = None) -> None:
+        super().__init__(reason)
+        self.line = line
+        self.column = column
+        self.reason = reason
+        self.name = name
+        """The undeclared name that it used, when that is what is wrong."""
+
+
+class Condition:
+    """A compiled condition: a boolean CEL expression over the declared variables."""
+
+    __slots__ = ("_expression", "text", "variables")
+
+    def __init__(self, text: str, expression: Any, variables: tuple[str, ...]) -> None:
+        self.text = text
+        self.variables = variables
+        self._expression = expression
+
+    def evaluate(self, values: Mapping[str, Any]) -> Verdict:
+        """Evaluate with `values` by variable name; None or absent means not known. Never raises."""
+        try:
+            outcome = self._expression.eval(data={k: v for k, v in values.items() if v is not None})
+            result = outcome.value()
+        except Exception as error:  # the runtime refused a value: as unknown as a missing one
+            return Verdict(False, str(error)[:200])
+        if result is True or result is False:
+            return Verdict(result, None)
+        missing = _MISSING.search(str(result))
+        return Verdict(False, missing[1] if missing else str(result)[:200])
+
+
+class Conditions:
+    """Compiles conditions over a fixed set of variables: {dotted name: type}."""
+
+    def __init__(self, variables: Mapping[str, TypeName]) -> None:
+        self._variables = dict(variables)
+        known = {f"known.{name}": "bool" for name in variables}
+        self._env = _cel.NewEnv(
+            variables={n: _TYPES[t] for n, t in {**self._variables, **known}.items()}
+        )
+        self._names = {**self._variables, **known}
+
+    def compile(self, text: str) -> Condition:
+        """Compile `text`; raises ConditionError with the place and reason."""
+        if len(text) > EXPRESSION_CHARACTERS_MAX:
+            raise ConditionError(1, 1, f"longer than {EXPRESSION_CHARACTERS_MAX} characters")
+        bare = _STRING.sub(lambda m: " " * len(m[0]), text)
+        macro = re.search(r"\bhas\s*\(", bare)
+        if macro:
+            raise ConditionError(
+                1, macro.start() + 1, "has() does not work on flat variables; write known.lead.x"
+            )
+        try:
+            expression: Any = self._env.compile(text)
+        except Exception as error:
+            found = _ERROR.search(str(error))
+            if not found:
+                raise ConditionError(1, 1, str(error).split("\n")[0]) from None
+            reason = found[3].replace(" (in container '')", "").strip()
+            undeclared = re.match(r"undeclared reference to '([^']+)'", reason)
+            raise ConditionError(
+                int(found[1]), int(found[2]), reason, undeclared[1] if undeclared else None
+            ) from None
+        kind = str(expression.return_type()).rpartition(".")[2].lower()
+        if "bool" not in kind:
+            raise ConditionError(1, 1, f"gives a value of type {kind}, not true or false")
+        return Condition(text, expression, self._used(bare))
+
+    def _used(self, bare: str) -> tuple[str, ...]:
+        """Give the declared names in an expression whose string literals are blanked."""
+        used: dict[str, None] = {}
+        for match in _NAME.finditer(bare):
+            name = match[0]
+            while name and name not in self._names:  # lead.origin.startsWith -> lead.origin
+                name = name.rpartition(".")[0]
+            if name:
+                used[name] = None
+        return tuple(used)

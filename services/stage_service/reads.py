@@ -1,0 +1,214 @@
+"""Questions about leads: lists, one lead, its timeline, the board. Reads only, in SQLAlchemy Core."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, String, and_, cast, exists, func, literal, or_, select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.stage_service.tables import events, identities, journeys, leads, transitions
+
+PAGE_MAX = 200
+TIMELINE_MAX = 2000
+
+
+async def list_leads(
+    engine: AsyncEngine,
+    *,
+    email: str | None = None,
+    stage: str | None = None,
+    owner: str | None = None,
+    q: str | None = None,
+    playbook: str | None = None,
+    cursor: str | None = None,
+    limit: int = 50,
+) -> tuple[list[dict[str, Any]], str | None]:
+    """List leads, newest first, with their journeys. Gives (items, the next page's cursor).
+
+    `email` is normalised; `stage` a stage key; `owner` a person's id; `q` part of a name, a company or
+    an e-mail. `cursor` is a lead id: those made before it follow.
+    """
+    query = select(leads).order_by(leads.c.id.desc()).limit(limit + 1)
+    if cursor is not None:
+        query = query.where(leads.c.id < cursor)
+    if email is not None:
+        query = query.where(
+            leads.c.id.in_(
+                select(identities.c.lead_id).where(
+                    identities.c.kind == "email", identities.c.value == email
+                )
+            )
+        )
+    if stage is not None or owner is not None or playbook is not None:
+        query = query.where(_has_journey(stage, owner, playbook))
+    if q:
+        like = "%" + q.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        query = query.where(
+            or_(leads.c.name.ilike(like), leads.c.company.ilike(like), leads.c.email.ilike(like))
+        )
+    async with engine.connect() as connection:
+        rows = (await connection.execute(query)).mappings().all()
+        page = rows[:limit]
+        mine = await _journeys_of(connection, [r["id"] for r in page])
+    items = [_lead(row, mine.get(row["id"], [])) for row in page]
+    return items, (page[-1]["id"] if len(rows) > limit else None)
+
+
+def _has_journey(stage: str | None, owner: str | None, playbook: str | None) -> Any:
+    wanted: list[Any] = [journeys.c.lead_id == leads.c.id]
+    if stage is not None:
+        wanted.append(journeys.c.stage == stage)
+    if playbook is not None:
+        wanted.append(journeys.c.playbook == playbook)
+    if owner is not None:
+        wanted.append(
+            func.jsonb_path_exists(
+                journeys.c.owners,
+                text("'$.*.id ? (@ == $owner)'"),
+                func.jsonb_build_object("owner", cast(literal(owner), String)),
+            )
+        )
+    return exists(select(journeys.c.id).where(and_(*wanted)))
+
+
+async def _journeys_of(connection: Any, ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    if not ids:
+        return {}
+    query = (
+        select(journeys).where(journeys.c.lead_id.in_(ids))
+        .order_by(journeys.c.lead_id, journeys.c.started_at, journeys.c.id)
+    )  # fmt: skip
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in (await connection.execute(query)).mappings():
+        found.setdefault(row["lead_id"], []).append({
+            "id": row["id"], "playbook": row["playbook"], "key": row["key"],
+            "stage": row["stage"], "furthest_stage": row["furthest_stage"],
+            "started_at": row["started_at"], "entered_at": row["entered_at"],
+            "owners": row["owners"], "held": row["held"], "sequence": row["sequence"],
+            "deal": row["deal"], "playbook_version": row["playbook_version"],
+        })  # fmt: skip
+    return found
+
+
+def _lead(row: Mapping[str, Any], mine: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "id": row["id"], "email": row["email"], "name": row["name"], "company": row["company"],
+        "external_ids": row["external_ids"], "attributes": row["attributes"],
+        "score": {"fit": row["fit"], "intent": row["intent"], "total": row["fit"] + row["intent"]},
+        "first_seen_at": row["first_seen_at"], "last_seen_at": row["last_seen_at"],
+        "journeys": mine,
+    }  # fmt: skip
+
+
+async def get_lead(engine: AsyncEngine, id: str) -> dict[str, Any] | None:
+    """Give one lead with its journeys, or None."""
+    async with engine.connect() as connection:
+        row = (await connection.execute(select(leads).where(leads.c.id == id))).mappings().first()
+        if row is None:
+            return None
+        mine = await _journeys_of(connection, [id])
+    return _lead(row, mine.get(id, []))
+
+
+async def timeline(engine: AsyncEngine, lead_id: str) -> list[dict[str, Any]]:
+    """Give a lead's newest 2,000 events and records, oldest first.
+
+    A transition stands after the event that caused it. What was replaced is still told, with
+    ``replaced_by``.
+    """
+    happened: Select[Any] = (
+        select(events).where(events.c.lead_id == lead_id)
+        .order_by(events.c.time.desc()).limit(TIMELINE_MAX)
+    )  # fmt: skip
+    recorded: Select[Any] = (
+        select(transitions, journeys.c.key)
+        .join(journeys, journeys.c.id == transitions.c.journey_id)
+        .where(journeys.c.lead_id == lead_id)
+        .order_by(transitions.c.occurred_at.desc())
+        .limit(TIMELINE_MAX)
+    )
+    async with engine.connect() as connection:
+        told = (await connection.execute(happened)).mappings().all()
+        moved = (await connection.execute(recorded)).mappings().all()
+    items = [_told(row) for row in told] + [_moved(row) for row in moved]
+    items.sort(key=lambda i: (i["occurred_at"], i["kind"] != "event", i.get("sequence", 0)))
+    return items
+
+
+def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+    late = row["recorded_at"] - row["time"]
+    return {
+        "kind": "event", "occurred_at": row["time"], "recorded_at": row["recorded_at"],
+        "type": row["type"], "source": row["source"], "id": row["id"], "deal": row["deal"],
+        "data": row["data"], "arrived_after_s": max(0.0, late.total_seconds()),
+    }  # fmt: skip
+
+
+def _moved(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "kind": "transition" if row["kind"] == "transition" else "correction",
+        "occurred_at": row["occurred_at"], "recorded_at": row["recorded_at"],
+        "transition_id": row["id"], "sequence": row["sequence"],
+        "journey": {"id": row["journey_id"], "playbook": row["playbook"], "key": row["key"]},
+        "from": row["from_stage"], "to": row["to_stage"],
+        "explanation": row["explanation"], "why": row["why"],
+        "cause": {
+            "event_source": row["event_source"], "event_id": row["event_id"],
+            "event_type": row["event_type"], "rule": row["rule"], "actor": row["actor"],
+        },
+        "responsible": {"role": row["role"], "owner_id": row["owner_id"]},
+        "handoff": row["handoff"], "skipped": row["skipped"],
+        "playbook_version": row["playbook_version"],
+        "seconds_in_stage": (row["occurred_at"] - row["visit_entered_at"]).total_seconds(),
+        "replaces": row["replaces"], "replaced_by": row["replaced_by"],
+    }  # fmt: skip
+
+
+async def state_of(engine: AsyncEngine, lead_id: str) -> bytes | None:
+    """Give the packed fold state of a lead, as the lane wrote it, or None."""
+    async with engine.connect() as connection:
+        return await connection.scalar(select(leads.c.state).where(leads.c.id == lead_id))
+
+
+_BOARD = text("""
+SELECT stage, count, latest FROM (
+  SELECT stage, count(*) AS count FROM stage.journeys WHERE playbook = :playbook GROUP BY stage) c
+JOIN LATERAL (
+  SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.entered_at DESC), '[]') AS latest FROM (
+    SELECT j.lead_id, j.key, j.entered_at, j.owners, j.held, l.name, l.company, l.email,
+           l.fit + l.intent AS score
+    FROM stage.journeys j JOIN stage.leads l ON l.id = j.lead_id
+    WHERE j.playbook = :playbook AND j.stage = c.stage
+    ORDER BY j.entered_at DESC LIMIT :cards) x) y ON true
+""")
+
+
+async def board(engine: AsyncEngine, playbook: str, cards: int) -> dict[str, dict[str, Any]]:
+    """Give each stage's number of journeys and its `cards` newest ones, by stage key."""
+    async with engine.connect() as connection:
+        rows = await connection.execute(_BOARD, {"playbook": playbook, "cards": cards})
+        found = {r.stage: {"count": r.count, "latest": r.latest} for r in rows}
+    for stage in found.values():
+        for card in stage["latest"]:
+            card["entered_at"] = datetime.fromisoformat(card["entered_at"])
+    return found
+
+
+async def last_position(engine: AsyncEngine) -> int:
+    """Give the newest position of the published log; 0 when nothing was published."""
+    async with engine.connect() as connection:
+        return await connection.scalar(text("SELECT coalesce(max(position), 0) FROM bus.log")) or 0
+
+
+async def count_leads(engine: AsyncEngine) -> int:
+    """Give the planner's estimate of the number of leads, exact while they are few."""
+    async with engine.connect() as connection:
+        estimate = await connection.scalar(
+            text("SELECT reltuples::bigint FROM pg_class WHERE oid = 'stage.leads'::regclass")
+        )
+        if estimate is not None and estimate > 100_000:
+            return int(estimate)
+        return await connection.scalar(select(func.count()).select_from(leads)) or 0

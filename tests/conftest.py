@@ -1,0 +1,77 @@
+"""What every test may ask for: a real PostgreSQL, a real Kafka, the data beside the project.
+
+A part that this machine lacks makes its tests skip and say so; with ``BATON_REQUIRE_ALL=1`` (CI) that is
+a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from services.baton.embedded import EmbeddedPostgres
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
+REQUIRE_ALL = os.environ.get("BATON_REQUIRE_ALL") == "1"
+
+
+def missing(what: str) -> NoReturn:
+    """Skip the test for want of `what`, or fail where everything is required."""
+    if REQUIRE_ALL:
+        pytest.fail(f"required here and missing: {what}")
+    pytest.skip(f"missing: {what}")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL server for this test run, with a migrated database to copy."""
+    directory = Path(tempfile.mkdtemp(prefix="baton-test-"))
+    server = EmbeddedPostgres(directory, durable=False)
+    server.start()
+    server.ensure_database("template_baton")
+    # In a process of its own: Alembic configures a loop and logging of this one otherwise.
+    subprocess.run(
+        ["baton", "migrate"],
+        check=True,
+        cwd=ROOT,
+        env=os.environ | {"BATON_DATABASE_URL": server.url("template_baton"), "BATON_LOG_LEVEL": "error"},
+        stdout=subprocess.DEVNULL,
+    )
+    yield server
+    server.stop()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of an empty, migrated database that only this test uses."""
+    name = f"test_{uuid.uuid4().hex}"
+    postgres.statement(f"CREATE DATABASE {name} TEMPLATE template_baton STRATEGY FILE_COPY")
+    yield postgres.url(name)
+    postgres.statement(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def bare_database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """The URL of a database without any schema."""
+    name = f"test_{uuid.uuid4().hex}"
+    postgres.statement(f"CREATE DATABASE {name}")
+    yield postgres.url(name)
+    postgres.statement(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The directory of real data sets beside the project."""
+    if not DATA.is_dir():
+        missing(f"the real data sets in {DATA.name}/ beside the project")
+    return DATA
