@@ -82,6 +82,8 @@ class EmbeddedPostgres:
         self._give(self.sockets)
         if not (cluster / "PG_VERSION").exists():
             self._create(cluster)
+        elif self._is_ready():  # left over from a supervisor that was killed
+            self._run("pg_ctl", "stop", "-D", str(cluster), "-m", "fast", "-w", "-s")
         deadline = time.monotonic() + _START_S
         while True:
             self._spawn(cluster)
@@ -179,13 +181,17 @@ class EmbeddedPostgres:
     def _answers(self, deadline: float) -> bool:
         assert self._process is not None  # noqa: S101
         while time.monotonic() < deadline and self._process.poll() is None:
-            ready = subprocess.run(
-                [self._bin / "pg_isready", "-q", "-h", self.sockets, "-U", "postgres"], check=False
-            )
-            if ready.returncode == 0:
+            if self._is_ready():
                 return True
             time.sleep(0.02)
         return False
+
+    def _is_ready(self) -> bool:
+        return self._run("pg_isready", "-q", "-h", str(self.sockets), "-U", "postgres") == 0
+
+    def _run(self, program: str, *arguments: str) -> int:
+        done = subprocess.run([self._bin / program, *arguments], user=self._user, check=False)
+        return done.returncode
 
     def _log_tail(self) -> str:
         lines = (self.data / "postgres.log").read_text(errors="replace").splitlines()

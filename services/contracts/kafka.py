@@ -72,11 +72,14 @@ class KafkaBus:
         try:
             await admin.start()
             existing = set(await admin.list_topics())
-            wanted = [
-                NewTopic(name, PARTITIONS, -1, topic_configs=configs)
+            wanted: list[Any] = [
+                NewTopic(name, PARTITIONS, 1, topic_configs=configs)
                 for name, configs in _TOPIC_CONFIGS.items()
                 if name not in existing
             ]
+            for topic in wanted:
+                # The broker's default replication; the client's constructor refuses to say it.
+                topic.replication_factor = -1
             if wanted:
                 answer = await admin.create_topics(wanted)
                 for name, code, *_ in answer.topic_errors:

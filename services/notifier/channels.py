@@ -168,7 +168,8 @@ class Channels:
 
     async def _notify(self, url: str, letter: Letter) -> Outcome:
         notifier: Any = apprise.Apprise(asset=self._asset)
-        if not notifier.add(url):
+        # In a thread: the first one loads all of Apprise's services, which takes most of a second.
+        if not await asyncio.to_thread(notifier.add, url):
             return Outcome("failed", "Apprise does not understand the URL", permanent=True)
         result = await notifier.async_notify(
             title=letter.subject, body=letter.body, body_format=apprise.NotifyFormat.TEXT,

@@ -28,5 +28,8 @@ class StageSettings(BaseSettings):
     )
     team_file: Path = Field(Path("playbooks/team.yaml"), description="the roster")
     pool_connections_max: int = Field(10, description="connections of the lane and the loops")
+    drain_s: float = Field(
+        0.0, ge=0, description="seconds that readiness fails before the service stops listening"
+    )
     log_format: str = Field("auto", description="json, console, or auto: console on a terminal")
     log_level: str = Field("info", description="debug, info, warning or error")

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import asyncpg
 import msgspec
 
 from services.contracts.events import LeadEvent, identities_of
 from services.contracts.problems import Defect
 from services.stage_service.funnel import Lead, company_name, display_name
 
-Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
+
+if TYPE_CHECKING:
+    import asyncpg
+    from asyncpg.pool import PoolConnectionProxy
+
+Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
 
 _text = msgspec.json.Encoder()
 _pack = msgspec.msgpack.Encoder().encode

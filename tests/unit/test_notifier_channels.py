@@ -53,6 +53,8 @@ def test_a_subject_cannot_add_a_header() -> None:
         mail(letter, "a@b.example", "c@d.example")
 
 
+# One of Apprise's services imports a module that Python 3.13 has dropped.
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("channel", "person", "result", "reason"),
     [

@@ -6,7 +6,7 @@ than the rules. What is answered 200 is committed. Its OpenAPI description is in
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from services.stage_service.errors import NotAllowedError, NotAuthenticatedError
 from services.stage_service.lane import Lane
 from services.stage_service.metrics import EVENTS
 
+PATH = "/v1/events"
 BODY_BYTES_MAX = 1024 * 1024
 BATCH_EVENTS_MAX = 1000
 _encode = msgspec.json.Encoder().encode
@@ -227,4 +228,59 @@ def _refused(
     )  # fmt: skip
 
 
-__all__: Iterable[str] = ["BATCH_EVENTS_MAX", "BODY_BYTES_MAX", "EventsEndpoint"]
+_PROBLEM_ANSWER: dict[str, Any] = {
+    "content": {"application/problem+json": {"schema": {"type": "object"}}}
+}
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["specversion", "id", "source", "type"],
+    "properties": {
+        "specversion": {"const": "1.0"},
+        "id": {"type": "string", "minLength": 1},
+        "source": {"type": "string", "format": "uri-reference", "minLength": 1},
+        "type": {"type": "string", "minLength": 1},
+        "time": {"type": "string", "format": "date-time"},
+        "data": {
+            "type": "object",
+            "properties": {
+                "email": {"type": "string"},
+                "external_ids": {"type": "object"},
+                "anonymous_id": {"type": "string"},
+                "deal": {"type": "string"},
+            },
+        },
+    },
+    "example": {
+        "specversion": "1.0", "id": "e-1", "source": "/website", "type": "demo.requested",
+        "time": "2026-01-31T09:30:00Z", "data": {"email": "ada@example.com", "company": "Example"},
+    },
+}  # fmt: skip
+OPENAPI: dict[str, Any] = {
+    "tags": ["events"],
+    "operationId": "post_events",
+    "summary": "Take lead events as CloudEvents 1.0",
+    "description": "Structured, batched, or binary (`ce-*` headers). Answered 200, it is committed. "
+    "The same (source, id) again changes nothing.",
+    "requestBody": {
+        "required": True,
+        "content": {
+            STRUCTURED: {"schema": _EVENT},
+            BATCHED: {"schema": {"type": "array", "items": _EVENT, "maxItems": BATCH_EVENTS_MAX}},
+            "application/json": {"schema": {"type": "object"}},
+        },
+    },
+    "responses": {
+        "200": {
+            "description": "What happened to each event",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        },
+        "400": {"description": "Not JSON", **_PROBLEM_ANSWER},
+        "401": {"description": "No valid key", **_PROBLEM_ANSWER},
+        "403": {"description": "The key lacks the scope `ingest`", **_PROBLEM_ANSWER},
+        "413": {"description": "Over 1 MiB or 1,000 events", **_PROBLEM_ANSWER},
+        "415": {"description": "Not a CloudEvent", **_PROBLEM_ANSWER},
+        "422": {"description": "Not valid; `field` names the attribute", **_PROBLEM_ANSWER},
+        "503": {"description": "Send it again after Retry-After", **_PROBLEM_ANSWER},
+    },
+}
+"""The operation as `/openapi.json` shows it."""

@@ -1,0 +1,318 @@
+"""The command line. Commands import what they need when they run, so that `baton --help` is quick."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+app = typer.Typer(
+    name="baton", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Carries a sales lead from hand to hand: events in, stage transitions out, the right person told.",
+)  # fmt: skip
+keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
+playbook = typer.Typer(no_args_is_help=True, help="Playbooks: validate, show.")
+events = typer.Typer(no_args_is_help=True, help="Lead events: send.")
+dead_letters = typer.Typer(no_args_is_help=True, help="What could not be delivered: list, retry.")
+for name, group in (
+    ("keys", keys), ("playbook", playbook), ("events", events), ("dead-letters", dead_letters)
+):  # fmt: skip
+    app.add_typer(group, name=name)
+
+DATA = Path(".baton")
+Data = Annotated[Path, typer.Option("--data", help="directory of `baton up`")]
+Url = Annotated[str, typer.Option("--url", envvar="BATON_URL", help="the stage service")]
+NotifierUrl = Annotated[
+    str, typer.Option("--notifier-url", envvar="BATON_NOTIFIER_URL", help="the notifier")
+]
+STAGE_URL = "http://127.0.0.1:8080"
+NOTIFIER_URL = "http://127.0.0.1:8081"
+
+T = TypeVar("T")
+
+
+def fail(reason: str, code: int = 1) -> NoReturn:
+    """Print `reason` to stderr and exit with `code`."""
+    print(reason, file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work`; a service or database that does not answer ends with one clear line."""
+    import asyncpg
+    import httpx
+
+    try:
+        return asyncio.run(work)
+    except httpx.HTTPError as error:
+        fail(f"Baton does not answer: {error}. Is `baton up` running?")
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        fail(f"the database cannot be used: {error}")
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def api_key(data: Path) -> str:
+    """Give the key to use: ``BATON_API_KEY``, else the one `baton up` wrote."""
+    key = os.environ.get("BATON_API_KEY")
+    path = data / "api-key"
+    if key:
+        return key
+    if not path.exists():
+        fail(f"no API key: set BATON_API_KEY, or start `baton up` first (it writes {path})")
+    return path.read_text().strip()
+
+
+def database_url(data: Path) -> str:
+    """Give the database to use: ``BATON_DATABASE_URL``, else the running `baton up`'s."""
+    url = os.environ.get("BATON_DATABASE_URL")
+    if url:
+        return url
+    from services.baton.embedded import EmbeddedError, EmbeddedPostgres
+
+    if not (data / "postgres").exists():
+        fail("no database: set BATON_DATABASE_URL, or start `baton up` first")
+    try:
+        return EmbeddedPostgres(data).url()
+    except EmbeddedError as error:
+        fail(str(error))
+
+
+@app.command()
+def up(
+    demo: Annotated[bool, typer.Option(help="send a believable day of made-up traffic")] = False,
+    data: Data = DATA,
+    port: Annotated[int, typer.Option(help="of the stage service and its pages")] = 8080,
+    notifier_port: Annotated[int, typer.Option(help="of the notifier")] = 8081,
+) -> None:
+    """Run everything here: PostgreSQL, the stage service and the notifier."""
+    from rich.console import Console
+
+    from services.baton.supervisor import System, UpError
+
+    console = Console(highlight=False)
+    system = System(data, port, notifier_port, demo=demo, console=console)
+    try:
+        run(system.up())
+    except UpError as error:
+        fail(str(error))
+    console.print("Stopped; everything is kept in", str(system.data))
+
+
+@app.command()
+def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> None:
+    """Run one service in this process, on a migrated database."""
+    from pydantic import ValidationError
+
+    from services.baton.serve import port_taken
+    from services.baton.serve import serve as serve_app
+    from services.contracts.logs import configure_logs
+    from services.contracts.yaml_source import SourceError
+
+    if service not in ("stage", "notifier"):
+        fail(f"unknown service {service!r}: stage or notifier", 2)
+    try:
+        if service == "stage":
+            from services.stage_service.app import create_app
+            from services.stage_service.settings import StageSettings
+
+            settings = StageSettings()  # pyright: ignore[reportCallIssue]  from the environment
+            configure_logs(settings.log_format, settings.log_level, "stage")
+            application = create_app(settings)
+            host, port, drain_s = settings.host, settings.port, settings.drain_s
+        else:
+            from services.notifier.app import create_app as create_notifier
+            from services.notifier.settings import NotifierSettings
+
+            wanted = NotifierSettings()  # pyright: ignore[reportCallIssue]
+            configure_logs(wanted.log_format, wanted.log_level, "notifier")
+            application = create_notifier(wanted)
+            host, port, drain_s = wanted.notifier_host, wanted.notifier_port, wanted.drain_s
+    except ValidationError as error:
+        lines = [f"BATON_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
+        fail("the settings are not right:\n  " + "\n  ".join(lines), 2)
+    except (SourceError, OSError) as error:
+        fail(str(error), 2)
+    if port_taken(host, port):
+        fail(f"port {port} is taken by another program: set BATON_{'NOTIFIER_' * (service != 'stage')}PORT")
+    serve_app(application, host, port, drain_s)
+
+
+@app.command()
+def migrate(data: Data = DATA) -> None:
+    """Bring the database to the newest schema."""
+    from services.baton.migrations import migrate as migrate_database
+
+    print(f"schema revision {run(migrate_database(database_url(data)))}")
+
+
+@app.command(hidden=True)
+def demo(url: Url = STAGE_URL, data: Data = DATA) -> None:
+    """Send made-up traffic until stopped."""
+    from services.baton import demo as traffic
+
+    run(traffic.run(url, api_key(data)))
+
+
+@app.command()
+def login(url: Url = STAGE_URL, data: Data = DATA) -> None:
+    """Print a link that logs a browser in, once."""
+    import asyncpg
+
+    from services.contracts.access import LOGIN_MINUTES, SCOPES, create_key
+
+    async def create() -> str:
+        connection = await asyncpg.connect(database_url(data))
+        try:
+            _, token = await create_key(
+                connection, "browser", SCOPES, kind="login", lifetime_s=LOGIN_MINUTES * 60
+            )
+        finally:
+            await connection.close()
+        return token
+
+    print(f"{url}/login#{run(create())}")
+
+
+@app.command()
+def verify(data: Data = DATA) -> None:
+    """Fold every stored event again and compare with what is stored; exit 1 on any difference."""
+    from rich.console import Console
+
+    from services.baton.verify import verify_database
+
+    report = run(verify_database(database_url(data)))
+    console = Console(highlight=False)
+    for line in report.lines():
+        console.print(line, soft_wrap=True, markup=False)
+    if report.findings:
+        raise typer.Exit(1)
+
+
+@app.command()
+def tail(url: Url = STAGE_URL, notifier_url: NotifierUrl = NOTIFIER_URL, data: Data = DATA) -> None:
+    """Show transitions and alerts as they happen."""
+    from services.baton.tail import follow
+
+    run(follow(url, notifier_url, api_key(data)))
+
+
+@events.command("send")
+def send(
+    file: Annotated[Path, typer.Argument(help="JSON array or lines of CloudEvents; - is stdin")],
+    url: Url = STAGE_URL,
+    data: Data = DATA,
+) -> None:
+    """Send CloudEvents from a file; exit 1 when one was rejected."""
+    from services.baton.send import send_events
+
+    text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    try:
+        counts, rejected = run(send_events(url, api_key(data), text))
+    except ValueError as error:
+        fail(f"{file}: {error}", 2)
+    print(" ".join(f"{status}={count}" for status, count in sorted(counts.items())) or "no events")
+    for result in rejected:
+        print(json.dumps(result), file=sys.stderr)
+    if rejected:
+        raise typer.Exit(1)
+
+
+@keys.command("create")
+def keys_create(
+    name: Annotated[str, typer.Argument(help="whose key it is")],
+    scope: Annotated[list[str], typer.Option(help="ingest, read, move or admin; repeat it")],
+    data: Data = DATA,
+) -> None:
+    """Create a key and show it, this once."""
+    from services.baton import access
+
+    try:
+        id, token = run(access.create(database_url(data), name, scope))
+    except ValueError as error:
+        fail(str(error), 2)
+    print(f"id   {id}\nkey  {token}\nIt is not shown again.")
+
+
+@keys.command("list")
+def keys_list(data: Data = DATA) -> None:
+    """List the keys, without their secrets."""
+    from services.baton import access
+
+    for key in run(access.listed(database_url(data))):
+        state = "revoked" if key["revoked_at"] else "active"
+        print(f"{key['id']}  {state:8} {','.join(key['scopes']):24} {key['name']}")
+
+
+@keys.command("revoke")
+def keys_revoke(id: str, data: Data = DATA) -> None:
+    """Revoke a key; it stops working within 5 seconds."""
+    from services.baton import access
+
+    if not run(access.revoke(database_url(data), id)):
+        fail(f"there is no active key {id!r}")
+    print(f"revoked {id}")
+
+
+@playbook.command("validate")
+def playbook_validate(
+    files: Annotated[list[Path], typer.Argument(help="playbook files")],
+) -> None:
+    """Check playbooks; print every mistake with file, line, column and remedy."""
+    from services.baton.playbooks import problems_of
+
+    found = [problem for file in files for problem in problems_of(file)]
+    for problem in found:
+        print(problem, file=sys.stderr)
+    if found:
+        raise typer.Exit(1)
+    print(f"{', '.join(str(f) for f in files)}: valid")
+
+
+@playbook.command("show")
+def playbook_show(
+    file: Annotated[Path, typer.Argument()] = Path("playbooks/sales.yaml"),
+    format: Annotated[str, typer.Option(help="terminal, mermaid or svg")] = "terminal",
+) -> None:
+    """Draw a playbook's stages and the rules between them."""
+    from services.baton.playbooks import draw
+    from services.contracts.yaml_source import SourceError
+
+    try:
+        draw(file, format)
+    except (SourceError, OSError, ValueError) as error:
+        fail(str(error), 2)
+
+
+@dead_letters.command("list")
+def dead_letters_list(notifier_url: NotifierUrl = NOTIFIER_URL, data: Data = DATA) -> None:
+    """List what could not be delivered or read."""
+    from services.baton.send import dead_letters as fetch
+
+    for line in run(fetch(notifier_url, api_key(data))):
+        print(line)
+
+
+@dead_letters.command("retry")
+def dead_letters_retry(
+    id: str, notifier_url: NotifierUrl = NOTIFIER_URL, data: Data = DATA
+) -> None:
+    """Deliver a dead-lettered alert again."""
+    from services.baton.send import retry
+
+    print(run(retry(notifier_url, api_key(data), id)))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

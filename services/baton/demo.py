@@ -1,0 +1,152 @@
+"""A believable day at a made-up company: leads come in, answer, book meetings, sign or go away.
+
+Sent over HTTP as CloudEvents like any marketing tool's. The first start tells the last ten days at once;
+after that a trickle keeps the board alive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import structlog
+
+from services.contracts.cloudevents import BATCHED
+
+DAYS = 10
+LEADS = 90
+BATCH = 200
+TRICKLE_S = (1.0, 4.0)
+
+_log = structlog.get_logger("baton.demo")
+
+_FIRST = ("Ada", "Ben", "Carla", "Deniz", "Emil", "Farah", "Greta", "Hugo", "Ines", "Jamal", "Karin",
+          "Liam", "Mina", "Noor", "Oskar", "Priya", "Quentin", "Rosa", "Sven", "Tara", "Umar", "Vera",
+          "Wanda", "Xavier", "Yara", "Zoe")  # fmt: skip
+_LAST = ("Albers", "Bianchi", "Castro", "Dahl", "Eriksen", "Ferreira", "Gupta", "Haas", "Ivanov",
+         "Jansen", "Kowalski", "Lopez", "Meyer", "Novak", "Okoye", "Park", "Quist", "Rossi", "Sato",
+         "Thomsen", "Ueda", "Vogel", "Weiss", "Young", "Zhang")  # fmt: skip
+_NAMES = ("Northwind", "Bluefin", "Cobalt", "Drift", "Evergreen", "Fathom", "Granite", "Harbour",
+          "Ironwood", "Juniper", "Kestrel", "Lumen", "Meridian", "Nimbus", "Orchard", "Pinnacle",
+          "Quarry", "Ripple", "Summit", "Tidewater", "Umbra", "Vantage", "Willow", "Zephyr")  # fmt: skip
+_KINDS = ("Logistics", "Foods", "Robotics", "Energy", "Health", "Software", "Textiles", "Media")
+_ORIGINS = ("organic_search", "paid_search", "webinar", "referral", "social", "email")
+_TITLES = ("Head of Operations", "VP Sales", "IT Manager", "Buyer", "Chief Financial Officer",
+           "Team Lead", "Director of Logistics", "Engineer")  # fmt: skip
+_TOUCHES = ("page.viewed", "page.viewed", "email.clicked", "content.downloaded", "webinar.attended",
+            "form.submitted")  # fmt: skip
+_LOST = ("no budget this year", "chose another vendor", "project was stopped", "no answer any more")
+_WAY = ("lead.marketing_qualified", "meeting.booked", "proposal.sent", "contract.sent", "deal.won")
+_NEXT = {
+    "lead": "demo.requested",
+    "mql": "meeting.booked",
+    "sql": "proposal.sent",
+    "proposal": "contract.sent",
+    "closing": "deal.won",
+    "nurture": "webinar.attended",
+}
+
+Event = dict[str, Any]
+
+
+def _event(type: str, time: datetime, email: str, **data: Any) -> Event:
+    return {
+        "specversion": "1.0", "id": uuid.uuid4().hex, "source": "/demo", "type": type,
+        "time": time.isoformat(), "data": {"email": email, **data},
+    }  # fmt: skip
+
+
+def _person(chance: random.Random) -> tuple[str, dict[str, Any]]:
+    first, last = chance.choice(_FIRST), chance.choice(_LAST)
+    name, kind = chance.choice(_NAMES), chance.choice(_KINDS)
+    email = f"{first}.{last}@{name}-{kind}.example".lower()
+    return email, {
+        "name": f"{first} {last}", "company": f"{name} {kind}", "title": chance.choice(_TITLES),
+        "employees": chance.choice((8, 25, 60, 140, 250, 900, 4000)),
+        "industry": kind.lower(), "origin": chance.choice(_ORIGINS),
+        "country": chance.choice(("DE", "UK", "US", "NL", "SE", "JP")),
+    }  # fmt: skip
+
+
+def lead_story(chance: random.Random, start: datetime, until: datetime) -> list[Event]:
+    """Tell one made-up lead from `start`, as far as it came by `until`, in the order of time."""
+    email, about = _person(chance)
+    at = start
+    events = [_event("lead.created", at, email, **about)]
+
+    def later(hours: float) -> datetime:
+        nonlocal at
+        at += timedelta(hours=chance.uniform(0.2, 1.8) * hours)
+        return at
+
+    for _ in range(chance.randrange(5)):
+        events.append(_event(chance.choice(_TOUCHES), later(4), email))
+    if chance.random() < 0.75:
+        for step, type_ in enumerate(_WAY):
+            if step == 0 and chance.random() < 0.5:
+                events.append(_event("demo.requested", later(8), email))
+            elif chance.random() < 0.86 or step == 0:
+                amount = {"amount": chance.randrange(4, 90) * 1000} if step > 1 else {}
+                events.append(_event(type_, later(20), email, **amount))
+            if chance.random() < 0.13:
+                ends = ("deal.lost", chance.choice(_LOST)) if step > 1 else (
+                    chance.choice(("lead.recycled", "lead.disqualified")), "not the right moment"
+                )  # fmt: skip
+                events.append(_event(ends[0], later(20), email, reason=ends[1]))
+                break
+            if chance.random() < 0.22:
+                break
+    return [e for e in events if datetime.fromisoformat(e["time"]) <= until]
+
+
+def first_days(chance: random.Random, now: datetime) -> Iterator[Event]:
+    """Tell the days before `now`, lead after lead."""
+    for _ in range(LEADS):
+        yield from lead_story(chance, now - timedelta(days=chance.uniform(0.05, DAYS)), now)
+
+
+async def run(url: str, key: str) -> None:
+    """Send the demo's traffic to the stage service at `url` until cancelled."""
+    chance = random.Random()
+    async with httpx.AsyncClient(
+        base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=10
+    ) as client:
+        if not (await client.get("/v1/leads", params={"limit": 1})).json()["items"]:
+            events = list(first_days(random.Random(7), datetime.now(UTC)))
+            for start in range(0, len(events), BATCH):
+                await _send(client, events[start : start + BATCH])
+        while True:
+            await asyncio.sleep(chance.uniform(*TRICKLE_S))
+            try:
+                await _send(client, await _next(client, chance))
+            except (httpx.HTTPError, KeyError, ValueError) as error:
+                _log.warning("demo.waits", reason=type(error).__name__)
+
+
+async def _send(client: httpx.AsyncClient, events: list[Event]) -> None:
+    answer = await client.post("/v1/events", json=events, headers={"content-type": BATCHED})
+    answer.raise_for_status()
+
+
+async def _next(client: httpx.AsyncClient, chance: random.Random) -> list[Event]:
+    """Let somebody on the board take a next step, or a new lead come."""
+    now = datetime.now(UTC)
+    if chance.random() < 0.3:
+        email, about = _person(chance)
+        return [_event("lead.created", now, email, **about)]
+    stage = chance.choice(list(_NEXT))
+    answer = await client.get("/v1/leads", params={"stage": stage, "limit": 50})
+    leads = [lead for lead in answer.json()["items"] if lead["email"]]
+    if not leads:
+        return []
+    email = chance.choice(leads)["email"]
+    if chance.random() < 0.35:
+        return [_event(chance.choice(_TOUCHES), now, email)]
+    if stage in ("sql", "proposal", "closing") and chance.random() < 0.25:
+        return [_event("deal.lost", now, email, reason=chance.choice(_LOST))]
+    return [_event(_NEXT[stage], now, email)]

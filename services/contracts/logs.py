@@ -1,0 +1,48 @@
+"""Structured logs, the same in every process: JSON lines for machines, colours on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+
+
+def configure_logs(format: str, level: str, service: Literal["stage", "notifier", "baton"]) -> None:
+    """Configure structlog and the standard library's loggers for this process.
+
+    `format` is ``json``, ``console`` or ``auto`` (console on a terminal); `level` a level's name.
+    """
+    number = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
+    as_json = format == "json" or (format == "auto" and not sys.stderr.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: list[structlog.typing.Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        if as_json
+        else [structlog.dev.ConsoleRenderer()]
+    )
+    structlog.configure(
+        processors=[*shared, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(number)
+    # Chatty at every reconnect; what matters is logged by us, once.
+    for name in ("aiokafka", "kafka", "httpx", "httpcore", "apprise", "asyncio"):
+        logging.getLogger(name).setLevel(max(number, logging.ERROR))

@@ -1,0 +1,52 @@
+"""``/livez``, ``/readyz`` and ``/metrics``: for the platform, without a key."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from services.stage_service.api.access import House, house
+from services.stage_service.metrics import OUTBOX_PENDING
+
+READY_WITHIN_S = 2.0
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/livez", operation_id="livez")
+async def livez() -> dict[str, str]:
+    """Tell that the process runs its loop."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", operation_id="readyz")
+async def readyz(request: Request) -> JSONResponse:
+    """Tell whether requests can be served: not while stopping, nor without the database."""
+    it = house(request)
+    if it.stopping.is_set():
+        return JSONResponse({"status": "stopping"}, 503)
+    if await _pending(it) is None:
+        return JSONResponse({"status": "unavailable", "reason": "the database does not answer"}, 503)
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/metrics", operation_id="metrics")
+async def metrics(request: Request) -> Response:
+    """Give the metrics in Prometheus' text format."""
+    pending = await _pending(house(request))
+    if pending is not None:
+        OUTBOX_PENDING.set(pending)
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _pending(it: House) -> int | None:
+    """Give how many messages wait for the relay; None when the database does not answer in time."""
+    try:
+        async with asyncio.timeout(READY_WITHIN_S):
+            return await it.pool.fetchval("SELECT count(*) FROM bus.pending")
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return None
