@@ -46,3 +46,4 @@ def configure_logs(format: str, level: str, service: Literal["stage", "notifier"
     # Chatty at every reconnect; what matters is logged by us, once.
     for name in ("aiokafka", "kafka", "httpx", "httpcore", "apprise", "asyncio"):
         logging.getLogger(name).setLevel(max(number, logging.ERROR))
+    logging.getLogger("uvicorn").setLevel(max(number, logging.WARNING))

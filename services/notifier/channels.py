@@ -219,9 +219,12 @@ def _hand_in(server: SmtpServer, recipient: str, letter: Letter, timeout_s: floa
                 smtp.quit()
     except smtplib.SMTPRecipientsRefused as error:
         code, answer = next(iter(error.recipients.values()))
-        return _refused(code, answer)
+        return _refused(code, answer, permanent=code >= 500)
+    except smtplib.SMTPDataError as error:
+        return _refused(error.smtp_code, error.smtp_error, permanent=error.smtp_code >= 500)
     except smtplib.SMTPResponseException as error:
-        return _refused(error.smtp_code, error.smtp_error)
+        # About us (login, sender), not about this mail: it may be mended before the tries run out.
+        return _refused(error.smtp_code, error.smtp_error, permanent=False)
     except (OSError, smtplib.SMTPException) as error:
         return Outcome("failed", scrub(f"mail server: {type(error).__name__}: {error}"))
     except ValueError as error:
@@ -229,6 +232,6 @@ def _hand_in(server: SmtpServer, recipient: str, letter: Letter, timeout_s: floa
     return Outcome("delivered")
 
 
-def _refused(code: int, answer: bytes | str) -> Outcome:
+def _refused(code: int, answer: bytes | str, *, permanent: bool) -> Outcome:
     text = answer.decode("utf-8", "replace") if isinstance(answer, bytes) else answer
-    return Outcome("failed", scrub(f"mail server: {code} {text}"), permanent=500 <= code < 600)
+    return Outcome("failed", scrub(f"mail server: {code} {text}"), permanent)

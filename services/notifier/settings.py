@@ -36,5 +36,8 @@ class NotifierSettings(BaseSettings):
     )
     delivery_timeout_s: float = Field(15, gt=0, description="seconds one attempt may take")
     pool_connections_max: int = Field(8, ge=2, description="connections to the database")
+    drain_s: float = Field(
+        0.0, ge=0, description="seconds that readiness fails before the service stops listening"
+    )
     log_format: str = Field("auto", description="json, console, or auto: console on a terminal")
     log_level: str = Field("info", description="debug, info, warning or error")

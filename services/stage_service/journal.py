@@ -206,7 +206,7 @@ class Journal:
         event = StageTransitioned(
             transition_id=id,
             sequence=facts.sequence,
-            lead=_snapshot(record.id, lead),
+            lead=_snapshot(record.id, lead, move.occurred_at),
             journey=JourneyRef(journey, move.playbook, move.key),
             from_=move.from_stage,
             to=move.to_stage,
@@ -243,11 +243,12 @@ def _person(facts: Facts, role: str) -> PersonRef | None:
     return _ref(facts.owners.get(role))
 
 
-def _snapshot(lead_id: str, lead: Lead) -> LeadSnapshot:
+def _snapshot(lead_id: str, lead: Lead, until: datetime) -> LeadSnapshot:
+    """Give the lead as it is known now, with its last touches up to the transition."""
     attributes = lead.attributes
     return LeadSnapshot(
         lead_id, lead.email, display_name(attributes), company_name(attributes), attributes,
-        lead.touches,
+        [t for t in lead.touches if t.time <= until],
     )  # fmt: skip
 
 

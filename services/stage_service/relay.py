@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 import structlog
@@ -41,7 +41,7 @@ _PUBLISHER_LOCK = 0x6261746F_0002
 
 _log = structlog.get_logger("baton.relay")
 
-Step = Callable[[asyncpg.Connection[Any]], Awaitable[bool]]
+Step: TypeAlias = "Callable[[asyncpg.Connection[Any]], Awaitable[bool]]"
 
 
 class Relay:

@@ -121,9 +121,7 @@ class Desk:
 
     def new_dispatcher(self) -> Dispatcher:
         """Another replica of the dispatcher."""
-        return Dispatcher(
-            self.pool, self.wire, self.roster, PATIENCE, self.clock.now, lambda: 0.5
-        )
+        return Dispatcher(self.pool, self.wire, self.roster, PATIENCE, self.clock.now, lambda: 0.5)
 
     def consumer(self, bus: Bus) -> Consumer:
         """A consumer of `bus`."""
@@ -432,5 +430,3 @@ async def test_the_roster_is_read_again_when_it_changes(tmp_path: Path) -> None:
     assert "dee" in roster.team().by_id
     file.write_text("people: [")
     assert "dee" in roster.team().by_id  # the last good one
-
-

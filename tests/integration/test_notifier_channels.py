@@ -1,0 +1,221 @@
+"""Channels against real servers: SMTP (aiosmtpd), HTTP (what an Apprise URL posts to)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import email
+import email.policy
+from collections.abc import AsyncIterator
+from email.message import EmailMessage
+
+import msgspec
+import pytest
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+
+from services.contracts.team import Person
+from services.notifier.channels import Channels, Letter
+from services.notifier.redaction import label
+
+ANA = Person("ana", "Ana", "ana@baton.example", channels=("email",))
+LETTER = Letter(
+    "018f0000-0000-7000-8000-000000000001", "Yours now: Zoë (Acme) is at SQL", "Zoë\n.\nBye\n"
+)
+# One of Apprise's services imports a module that Python 3.13 has dropped.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:'imghdr' is deprecated:DeprecationWarning",
+    # aiosmtpd's own.
+    "ignore:Session.login_data is deprecated:DeprecationWarning",
+    "ignore:Requiring AUTH while not requiring TLS:UserWarning",
+)
+
+
+class Mailbox:
+    """A mail server's handler that keeps what it takes; `answers` are refusals, in turn."""
+
+    def __init__(self) -> None:
+        self.mails: list[tuple[str | None, list[str], EmailMessage]] = []
+        self.recipient_answers: list[str] = []
+        self.logins: list[tuple[bytes, bytes]] = []
+
+    async def handle_RCPT(  # noqa: N802
+        self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        """Take the recipient, or give the next refusal."""
+        if self.recipient_answers:
+            return self.recipient_answers.pop(0)
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+        """Keep the mail."""
+        assert isinstance(envelope.content, bytes)
+        parsed = email.message_from_bytes(envelope.content, policy=email.policy.default)
+        assert isinstance(parsed, EmailMessage)
+        self.mails.append((envelope.mail_from, list(envelope.rcpt_tos), parsed))
+        return "250 taken"
+
+    def authenticate(
+        self, server: SMTP, session: Session, envelope: Envelope, mechanism: str, data: object
+    ) -> AuthResult:
+        """Accept one user."""
+        assert isinstance(data, LoginPassword)
+        self.logins.append((data.login, data.password))
+        return AuthResult(success=data == LoginPassword(b"baton", b"p/w"), handled=False)
+
+
+@pytest.fixture
+def mailbox() -> Mailbox:
+    """An empty mailbox."""
+    return Mailbox()
+
+
+@pytest.fixture
+async def smtp_port(mailbox: Mailbox) -> AsyncIterator[int]:
+    """A mail server's port on this machine."""
+
+    def protocol() -> SMTP:
+        return SMTP(
+            mailbox,
+            authenticator=mailbox.authenticate,
+            auth_require_tls=False,
+            auth_exclude_mechanism=["CRAM-MD5"],
+            hostname="mail.example",
+        )
+
+    server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    smtp_url: str | None, timeout_s: float = 10, environment: dict[str, str] | None = None
+) -> AsyncIterator[Channels]:
+    """Channels, closed afterwards."""
+    channels = Channels(smtp_url, timeout_s, 2, environment or {})
+    yield channels
+    channels.close()
+
+
+async def test_an_email_arrives_as_written(mailbox: Mailbox, smtp_port: int) -> None:
+    url = f"smtp://baton:p%2Fw@127.0.0.1:{smtp_port}?from=baton@acme.example&tls=no"
+    async with opened(url) as channels:
+        outcome = await channels.send("email", ANA, LETTER)
+    assert outcome.result == "delivered", outcome.reason
+    [(sender, recipients, message)] = mailbox.mails
+    assert (sender, recipients) == ("baton@acme.example", ["ana@baton.example"])
+    assert message["Subject"] == LETTER.subject
+    assert message["Message-ID"] == f"<{LETTER.alert_id}@baton.invalid>"
+    assert message.get_content().replace("\r\n", "\n") == LETTER.body
+    assert mailbox.logins == [(b"baton", b"p/w")]
+
+
+async def test_an_apprise_mail_url_works_too(mailbox: Mailbox, smtp_port: int) -> None:
+    url = f"mailto://127.0.0.1:{smtp_port}?from=baton@acme.example&mode=insecure"
+    async with opened(url) as channels:
+        outcome = await channels.send("email", ANA, LETTER)
+    assert outcome.result == "delivered", outcome.reason
+    [(_, recipients, message)] = mailbox.mails
+    assert recipients == ["ana@baton.example"]
+    assert message["Subject"] == LETTER.subject
+
+
+@pytest.mark.parametrize(("answer", "permanent"), [("550 no ana@baton.example here", True),
+                                                   ("450 busy", False)])  # fmt: skip
+async def test_a_refusal_says_why_and_whether_to_come_again(
+    mailbox: Mailbox, smtp_port: int, answer: str, permanent: bool
+) -> None:
+    mailbox.recipient_answers = [answer]
+    async with opened(f"smtp://127.0.0.1:{smtp_port}?tls=no") as channels:
+        outcome = await channels.send("email", ANA, LETTER)
+    assert (outcome.result, outcome.permanent) == ("failed", permanent)
+    assert answer[:3] in (outcome.reason or "")
+    assert "ana@" not in (outcome.reason or "")
+
+
+async def test_a_wrong_password_is_not_repeated(smtp_port: int) -> None:
+    async with opened(f"smtp://baton:sesame@127.0.0.1:{smtp_port}?tls=no") as channels:
+        outcome = await channels.send("email", ANA, LETTER)
+    # Ours to mend, within the window: not the recipient's fault.
+    assert (outcome.result, outcome.permanent) == ("failed", False)
+    assert "535" in (outcome.reason or "")
+    assert "sesame" not in (outcome.reason or "")
+
+
+async def test_tls_is_never_silently_left_out(smtp_port: int, mailbox: Mailbox) -> None:
+    async with opened(f"smtp://127.0.0.1:{smtp_port}") as channels:  # the server has no STARTTLS
+        outcome = await channels.send("email", ANA, LETTER)
+    assert outcome.result == "failed"
+    assert mailbox.mails == []
+
+
+async def test_a_server_that_is_away_fails_for_now() -> None:
+    async with opened("smtp://127.0.0.1:1?tls=no") as channels:
+        outcome = await channels.send("email", ANA, LETTER)
+    assert (outcome.result, outcome.permanent) == ("failed", False)
+
+
+async def test_a_silent_server_is_given_up_in_time() -> None:
+    gone = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await gone.wait()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with opened(f"smtp://127.0.0.1:{port}?tls=no", timeout_s=0.2) as channels:
+        outcome = await channels.send("email", ANA, LETTER)
+    assert (outcome.result, outcome.permanent) == ("failed", False)
+    gone.set()
+    server.close()
+
+
+@contextlib.asynccontextmanager
+async def web(status: str) -> AsyncIterator[tuple[int, list[bytes]]]:
+    """A web server that answers every request with `status` and keeps the bodies."""
+    bodies: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(
+            int(line.split(b":")[1]) for line in head.lower().split(b"\r\n")
+            if line.startswith(b"content-length")
+        )  # fmt: skip
+        bodies.append(await reader.readexactly(length))
+        writer.write(
+            f"HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode()
+        )
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1], bodies
+    server.close()
+
+
+async def test_an_apprise_url_gets_its_secret_from_the_environment() -> None:
+    async with web("200 OK") as (port, bodies), opened(None, environment={"T": "hush"}) as channels:
+        url = f"json://127.0.0.1:{port}/${{T}}/hook"
+        person = Person("ana", "Ana", channels=(url,))
+        letter = Letter(LETTER.alert_id, LETTER.subject, LETTER.body + "{{ secret }} :smile: \\n")
+        outcome = await channels.send(label(url), person, letter)
+    assert outcome.result == "delivered", outcome.reason
+    [body] = bodies
+    posted = msgspec.json.decode(body)
+    assert posted["title"] == LETTER.subject
+    # Apprise's own templates, emoji and escapes leave what a lead wrote alone.
+    assert posted["message"].split() == letter.body.split()
+
+
+async def test_an_apprise_failure_has_a_reason_without_secrets() -> None:
+    async with (
+        web("500 Oh no") as (port, _),
+        opened(None, environment={"T": "hush-hush"}) as channels,
+    ):
+        url = f"json://127.0.0.1:{port}/${{T}}/hook"
+        outcome = await channels.send(label(url), Person("a", "A", channels=(url,)), LETTER)
+    assert (outcome.result, outcome.permanent) == ("failed", False)
+    assert "500" in (outcome.reason or "")
+    assert "hush" not in (outcome.reason or "")
