@@ -18,6 +18,7 @@ from typing import NoReturn
 import pytest
 
 from services.baton.embedded import EmbeddedPostgres
+from tests.integration.kafka_broker import KafkaBroker, available
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -75,3 +76,19 @@ def shared_data() -> Path:
     if not DATA.is_dir():
         missing(f"the real data sets in {DATA.name}/ beside the project")
     return DATA
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """A real Apache Kafka with nothing on it, for one test module."""
+    possible, which = available()
+    if not possible:
+        missing(f"Kafka: {which}")
+    with KafkaBroker(tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker
+
+
+def pytest_report_header() -> str:
+    """Say which Kafka this run uses."""
+    possible, which = available()
+    return f"kafka: {which if possible else f'none ({which})'}"

@@ -16,7 +16,7 @@ import httpx
 from rich.console import Console
 
 from services.baton.embedded import EmbeddedError, EmbeddedPostgres
-from services.baton.migrations import migrate
+from services.baton.migrations import migrate, newest_revision
 from services.baton.places import PLAYBOOKS
 from services.baton.serve import port_taken
 from services.contracts.access import LOGIN_MINUTES, SCOPES, create_key
@@ -140,29 +140,42 @@ class System:
 
     async def _start(self) -> str:
         database_url = os.environ.get("BATON_DATABASE_URL")
+        schema = self.data / "schema"
+        started_early = False
         if not database_url:
             try:
                 self._postgres = EmbeddedPostgres(self.data)
+                database_url = self._postgres.url()
+                if schema.exists() and schema.read_text() == newest_revision():
+                    # Nothing to migrate: the services load their code while PostgreSQL starts.
+                    self._serve(database_url)
+                    started_early = True
                 await asyncio.to_thread(self._postgres.start)
                 await asyncio.to_thread(self._postgres.ensure_database)
             except EmbeddedError as error:
                 raise UpError(str(error)) from None
-            database_url = self._postgres.url()
             self._postgres_task = asyncio.create_task(self._watch_postgres(self._postgres))
         try:
-            await migrate(database_url)
+            revision = await migrate(database_url)
         except (OSError, asyncpg.PostgresError) as error:
             raise UpError(f"the database cannot be used: {error}") from None
+        if self._postgres is not None:
+            schema.write_text(revision)
         key, login = await self._keys(database_url)
         environment = self._environment(database_url)
-        python = [sys.executable, "-m", "services.baton.cli"]
-        for name in ("stage", "notifier"):
-            self._child(name, [*python, "serve", name], environment)
+        if not started_early:
+            self._serve(database_url)
         await self._ready()
         if self.demo:
-            self._child("demo", [*python, "demo"], environment | {"BATON_API_KEY": key})
+            arguments = [sys.executable, "-m", "services.baton.cli", "demo"]
+            self._child("demo", arguments, environment | {"BATON_API_KEY": key})
             await self._first_leads(key)
         return login
+
+    def _serve(self, database_url: str) -> None:
+        for name in ("stage", "notifier"):
+            arguments = [sys.executable, "-m", "services.baton.cli", "serve", name]
+            self._child(name, arguments, self._environment(database_url))
 
     def _environment(self, database_url: str) -> dict[str, str]:
         environment = dict(os.environ)

@@ -68,7 +68,7 @@ _INSERT_DEAD = """
 INSERT INTO notifier.dead_letters (topic, message_id, key, headers, value, reason, created_at)
 SELECT *, $7::timestamptz
 FROM unnest($1::text[], $2::text[], $3::text[], $4::jsonb[], $5::bytea[], $6::text[])
-ON CONFLICT (topic, message_id) DO NOTHING
+ON CONFLICT (topic, message_id, sha256(value)) DO NOTHING
 RETURNING id
 """
 

@@ -31,7 +31,7 @@ from services.stage_service.relay import Relay
 from services.stage_service.settings import StageSettings
 from services.stage_service.shelf import Shelf
 
-CONNECT_AGAIN_S = 0.5
+CONNECT_AGAIN_S = 0.1
 _log = structlog.get_logger("baton.stage")
 
 

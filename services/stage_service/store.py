@@ -152,11 +152,7 @@ ORDER BY id FOR NO KEY UPDATE
 async def lock_leads(connection: Connection, ids: Iterable[str]) -> dict[str, Record]:
     """Lock the leads in id order and give their records."""
     rows = await connection.fetch(_LOCK, list(ids))
-    records: dict[str, Record] = {}
-    for id, state in rows:
-        saved = _unpack(state)
-        records[id] = Record(id, saved.lead, saved.facts)
-    return records
+    return {id: unpack_record(id, state) for id, state in rows}
 
 
 async def events_of_leads(
@@ -187,11 +183,11 @@ async def history(
 ) -> dict[str, dict[str, list[Past]]]:
     """Give the transitions that still hold, by lead id and journey id, in sequence order."""
     rows = await connection.fetch(
-        """SELECT t.lead_id::text, t.journey_id::text, t.id::text, sequence, kind, from_stage,
-           to_stage, occurred_at, event_source, event_id, rule, role, owner_id
+        """SELECT t.lead_id::text, t.journey_id::text, t.id::text, t.sequence, t.kind, t.from_stage,
+           t.to_stage, t.occurred_at, t.event_source, t.event_id, t.rule, t.role, t.owner_id
            FROM stage.transitions t JOIN stage.journeys j ON j.id = t.journey_id
            WHERE j.lead_id = ANY($1::uuid[]) AND t.replaced_by IS NULL
-           ORDER BY t.journey_id, sequence""",
+           ORDER BY t.journey_id, t.sequence""",
         lead_ids,
     )
     found: dict[str, dict[str, list[Past]]] = {}
@@ -406,3 +402,9 @@ async def replace_transitions(connection: Connection, replaced: dict[str, tuple[
 def unpack_state(state: bytes) -> Lead | None:
     """Give the fold's state as it is packed in ``leads.state``."""
     return _unpack(state).lead
+
+
+def unpack_record(id: str, state: bytes) -> Record:
+    """Give the record that is packed in the ``state`` of the lead `id`."""
+    saved = _unpack(state)
+    return Record(id, saved.lead, saved.facts)

@@ -217,6 +217,7 @@ async def test_offsets_wait_for_the_transaction(desk: Desk) -> None:
 async def test_poison_is_kept_and_the_partition_goes_on(desk: Desk) -> None:
     poison = [
         Message(TRANSITIONS_TOPIC, "k\0", {"ce_id": "bad\0", "ce_type": TRANSITIONED}, b"\xff{"),
+        Message(TRANSITIONS_TOPIC, "", {"ce_id": "bad\0", "ce_type": TRANSITIONED}, b"[]"),
         Message(TRANSITIONS_TOPIC, "", {}, b""),
         transition(transition_id="nonsense"),
     ]
@@ -224,10 +225,10 @@ async def test_poison_is_kept_and_the_partition_goes_on(desk: Desk) -> None:
     await desk.consumer(bus).run_once()
     assert len(await desk.alerts()) == 2
     letters = await desk.dead_letters()
-    assert len(letters) == 3
+    assert len(letters) == 4
     assert all(x["kind"] == "message" and x["reason"] for x in letters)
-    assert bus.committed == 8
-    assert [m.topic for m in bus.published] == [DEAD_LETTERS_TOPIC] * 6
+    assert bus.committed == 10
+    assert [m.topic for m in bus.published] == [DEAD_LETTERS_TOPIC] * 8
     assert bus.published[0].value == b"\xff{"
     assert bus.published[0].headers["baton_reason"]
     kept = await store.dead_message(desk.pool, letters[-1]["id"])
@@ -246,9 +247,7 @@ async def test_poison_is_published_again_when_that_failed(desk: Desk) -> None:
     assert len(await desk.dead_letters()) == 1
 
 
-async def test_what_the_database_refuses_does_not_stop_the_others(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_the_database_refuses_does_not_stop_the_others(desk: Desk) -> None:
     bad = transition()
     bad_id = msgspec.json.decode(bad.value)["transition_id"]
     await desk.pool.execute(

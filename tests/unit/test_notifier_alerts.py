@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import jinja2
 import msgspec
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from services.contracts.events import CORRECTED, TRANSITIONED, TRANSITIONS_TOPIC, Message
 from services.contracts.team import Person, Team, team_of
+from services.notifier import alerts
 from services.notifier.alerts import (
     SUBJECT_CHARACTERS_MAX,
     Alert,
@@ -156,6 +158,20 @@ def test_a_lead_without_anything_is_still_written() -> None:
     assert alert.company is None
 
 
+def test_a_role_may_have_a_template_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = alerts._templates
+    assert usual.loader is not None
+    own = '{% extends "alert.txt.j2" %}{% block guidance %}Ring {{ who }}.{% endblock %}'
+    loader = jinja2.ChoiceLoader(
+        [jinja2.DictLoader({"alert.lead_agent.txt.j2": own}), usual.loader]
+    )
+    monkeypatch.setattr(alerts, "_templates", usual.overlay(loader=loader))
+    [alert] = written(event())
+    assert "Ring Ada Lovelace." in alert.body
+    assert "Next steps" not in alert.body
+    assert "Why now" in alert.body
+
+
 def test_a_correction_is_read_like_a_transition() -> None:
     assert read_transition(message(event(), CORRECTED)) is not None
 
@@ -166,7 +182,7 @@ def test_other_types_of_ours_tell_no_alert() -> None:
 
 def test_what_a_lead_wrote_stays_in_its_place() -> None:
     lead = event()["lead"] | {
-        "name": "Eve\r\nBcc: all@victim.example\r\n\r\nHi {{ 7 * 7 }} {% raw %}",
+        "name": "Eve\r\nBcc: all@victim.example\r\n\r\nHi {{ 'pw' ~ 'ned' }} {% raw %}",
         "company": "Evil <!channel> \u202egnp.exe\x00\x1b[31m",
     }
     lead["touches"] = [
@@ -177,8 +193,8 @@ def test_what_a_lead_wrote_stays_in_its_place() -> None:
     assert "\r" not in alert.body
     assert not [line for line in alert.body.splitlines() if line.startswith("Bcc")]
     assert alert.body.count("\nWhy now:\n") == 1
-    assert "{{ 7 * 7 }}" in alert.body
-    assert "49" not in alert.body
+    assert "{{ 'pw' ~ 'ned' }}" in alert.body
+    assert "pwned" not in alert.body
     assert not {"\x00", "\x1b", "\u202e", "<"} & set(alert.body + alert.subject)
 
 

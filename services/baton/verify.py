@@ -1,0 +1,226 @@
+"""`baton verify`: fold every stored event again and compare with what is stored (I1-I5, I7).
+
+Reads in one snapshot, lead by lead, so it can run beside live traffic. It writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from services.contracts.events import MOVED_BY_HAND, TRANSITIONS_TOPIC
+from services.stage_service import funnel, store
+from services.stage_service.funnel import Lead, Move
+from services.stage_service.journal import journey_id
+from services.stage_service.shelf import Shelf
+from services.stage_service.store import Past
+
+LEADS_A_TIME = 500
+FINDINGS_MAX = 200
+
+
+@dataclass
+class Report:
+    """What was looked at, and what is wrong."""
+
+    leads: int = 0
+    events: int = 0
+    transitions: int = 0
+    published: int = 0
+    pending: int = 0
+    alerts: int = 0
+    alerts_waiting: int = 0
+    findings: list[str] = field(default_factory=list[str])
+
+    def found(self, finding: str) -> None:
+        """Note something wrong."""
+        if len(self.findings) < FINDINGS_MAX:
+            self.findings.append(finding)
+
+    def lines(self) -> Iterable[str]:
+        """Give the report as lines of text."""
+        yield (
+            f"{self.events} events of {self.leads} leads folded again; {self.transitions} records, "
+            f"{self.published} published, {self.pending} waiting for the relay; "
+            f"{self.alerts} alerts, {self.alerts_waiting} waiting for the notifier"
+        )
+        yield from (f"WRONG: {finding}" for finding in self.findings)
+        yield "clean" if not self.findings else f"{len(self.findings)} findings"
+
+
+async def verify_database(database_url: str) -> Report:
+    """Check the database and give the report; raises what the database raises."""
+    report = Report()
+    pool = await asyncpg.create_pool(database_url, min_size=1, max_size=2)
+    try:
+        shelf = Shelf()
+        await shelf.load(pool)
+        async with (
+            pool.acquire() as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            await _orphans(connection, report)
+            await _bus(connection, report)
+            await _alerts(connection, report)
+            async for ids in _lead_ids(connection):
+                await _leads(connection, shelf, ids, report)
+    finally:
+        await pool.close()
+    return report
+
+
+async def _lead_ids(connection: asyncpg.Connection[Any]) -> AsyncIterator[list[str]]:
+    last = "00000000-0000-0000-0000-000000000000"
+    while True:
+        rows = await connection.fetch(
+            "SELECT id::text FROM stage.leads WHERE id > $1::uuid ORDER BY id LIMIT $2",
+            last, LEADS_A_TIME,
+        )  # fmt: skip
+        if not rows:
+            return
+        ids = [r["id"] for r in rows]
+        yield ids
+        last = ids[-1]
+
+
+async def _leads(
+    connection: asyncpg.Connection[Any], shelf: Shelf, ids: list[str], report: Report
+) -> None:
+    rows = await connection.fetch(
+        "SELECT id::text, state FROM stage.leads WHERE id = ANY($1::uuid[])", ids
+    )
+    states = {r["id"]: store.unpack_record(r["id"], r["state"]) for r in rows}
+    stored = await store.events_of_leads(connection, ids)
+    history = await store.history(connection, ids)
+    journeys: dict[str, dict[str, Any]] = {}
+    for r in await connection.fetch(
+        """SELECT lead_id::text, id::text, stage, furthest_stage, sequence,
+             (SELECT count(*) FROM stage.transitions t WHERE t.journey_id = j.id) AS records,
+             (SELECT coalesce(max(sequence), 0) FROM stage.transitions t WHERE t.journey_id = j.id)
+               AS newest
+           FROM stage.journeys j WHERE lead_id = ANY($1::uuid[])""",
+        ids,
+    ):
+        journeys.setdefault(r["lead_id"], {})[r["id"]] = r
+    for lead_id in ids:
+        report.leads += 1
+        report.events += len(stored[lead_id])
+        record = states[lead_id]
+        lead, moves, _ = funnel.refold((e, shelf.at(epoch)) for e, epoch in stored[lead_id])
+        if lead is None or record.lead is None:
+            report.found(f"lead {lead_id} has no events")
+            continue
+        _compare_states(lead_id, record.lead, lead, report)
+        mine = journeys.get(lead_id, {})
+        if len(mine) != len(lead.journeys):
+            report.found(f"lead {lead_id}: {len(mine)} journeys stored, {len(lead.journeys)} folded")
+        for name, journey in lead.journeys.items():
+            id = journey_id(lead_id, name)
+            row = mine.get(id)
+            if row is None:
+                report.found(f"lead {lead_id}: journey {name} is not stored")
+                continue
+            report.transitions += row["records"]
+            if (row["stage"], row["furthest_stage"]) != (journey.stage, journey.furthest):
+                report.found(f"journey {id}: in {row['stage']}, the fold says {journey.stage}")
+            if not row["records"] == row["newest"] == row["sequence"]:
+                report.found(
+                    f"journey {id}: {row['records']} records, numbered to {row['newest']}, "
+                    f"counted to {row['sequence']}"
+                )
+            past = history.get(lead_id, {}).get(id, [])
+            _compare_history(id, past, [m for m in moves if m.journey == name], report)
+
+
+def _compare_states(lead_id: str, stored: Lead, folded: Lead, report: Report) -> None:
+    if _plain(stored) == _plain(folded):
+        return
+    names = Lead.__struct_fields__
+    differing = [n for n in names if _plain(getattr(stored, n)) != _plain(getattr(folded, n))]
+    report.found(f"lead {lead_id}: stored and folded state differ in {', '.join(differing)}")
+
+
+def _plain(value: Any) -> Any:
+    """Give `value` as it comes back from being packed, so that tuples equal lists."""
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(value))
+
+
+def _compare_history(id: str, past: list[Past], moves: list[Move], report: Report) -> None:
+    held = [p for p in past if p.kind != "retraction"]
+    if [p.identity for p in held] != [m.identity for m in moves]:
+        report.found(f"journey {id}: recorded history is not what the events fold to")
+    for before, after in pairwise(held):
+        if before.to_stage != after.from_stage:
+            report.found(f"journey {id}: record {after.sequence} does not start where {before.sequence} ended")
+
+
+async def _orphans(connection: asyncpg.Connection[Any], report: Report) -> None:
+    """Look for rows that point nowhere: there are no foreign keys on the lane's tables."""
+    for table, column in (("events", "lead_id"), ("identities", "lead_id"), ("journeys", "lead_id")):
+        count = await connection.fetchval(
+            f"SELECT count(*) FROM stage.{table} x WHERE {column} IS NOT NULL AND NOT EXISTS "  # noqa: S608
+            f"(SELECT FROM stage.leads l WHERE l.id = x.{column})"
+        )
+        if count:
+            report.found(f"{count} rows of stage.{table} belong to no lead")
+    count = await connection.fetchval(
+        "SELECT count(*) FROM stage.transitions t WHERE NOT EXISTS "
+        "(SELECT FROM stage.journeys j WHERE j.id = t.journey_id)"
+    )
+    if count:
+        report.found(f"{count} transitions belong to no journey")
+    count = await connection.fetchval(
+        """SELECT count(*) FROM stage.transitions t WHERE event_type <> $1 AND NOT EXISTS
+           (SELECT FROM stage.events e WHERE e.source = t.event_source AND e.id = t.event_id)""",
+        MOVED_BY_HAND,
+    )
+    if count:
+        report.found(f"{count} transitions name an event that is not stored")
+
+
+async def _bus(connection: asyncpg.Connection[Any], report: Report) -> None:
+    row = await connection.fetchrow(
+        """SELECT (SELECT count(*) FROM bus.log) AS logged,
+                  (SELECT coalesce(max(position), 0) FROM bus.log) AS newest,
+                  (SELECT count(*) FROM bus.pending) AS pending,
+                  (SELECT count(*) FROM bus.outbox) AS written,
+                  (SELECT count(*) FROM stage.transitions t WHERE NOT EXISTS
+                    (SELECT FROM bus.outbox o WHERE o.message_id = t.id::text)) AS unheard"""
+    )
+    assert row is not None  # noqa: S101
+    report.published, report.pending = row["logged"], row["pending"]
+    if row["logged"] != row["newest"]:
+        report.found(f"the published log has {row['logged']} messages and ends at {row['newest']}")
+    if row["logged"] + row["pending"] != row["written"]:
+        report.found(
+            f"{row['written']} messages written, {row['logged']} published, {row['pending']} waiting"
+        )
+    if row["unheard"]:
+        report.found(f"{row['unheard']} transitions have no message in the outbox")
+
+
+async def _alerts(connection: asyncpg.Connection[Any], report: Report) -> None:
+    if await connection.fetchval("SELECT to_regclass('notifier.alerts')") is None:
+        return
+    report.alerts = await connection.fetchval("SELECT count(*) FROM notifier.alerts")
+    strange = await connection.fetchval(
+        """SELECT count(*) FROM notifier.alerts a WHERE NOT EXISTS
+           (SELECT FROM stage.transitions t WHERE t.id = a.transition_id)"""
+    )
+    if strange:
+        report.found(f"{strange} alerts are about no transition")
+    # What was published and wished for; the notifier may be a moment behind, so it is no finding.
+    report.alerts_waiting = await connection.fetchval(
+        """SELECT count(*) FROM bus.log l JOIN bus.outbox o ON o.id = l.outbox_id
+             CROSS JOIN LATERAL jsonb_array_elements(
+               convert_from(o.value, 'UTF8')::jsonb -> 'alerts') AS wish
+           WHERE o.topic = $1 AND NOT EXISTS
+             (SELECT FROM notifier.alerts a
+              WHERE a.transition_id = o.message_id::uuid AND a.role = wish ->> 'role')""",
+        TRANSITIONS_TOPIC,
+    )
