@@ -99,7 +99,9 @@ class _Ours:
         while not sent.keys() <= self._heard.keys():
             if time.monotonic() > deadline:
                 missing = len(sent.keys() - self._heard.keys())
-                raise RuntimeError(f"{missing} of {len(sent)} alerts were not recorded in {WAIT_S} s")
+                raise RuntimeError(
+                    f"{missing} of {len(sent)} alerts were not recorded in {WAIT_S} s"
+                )
             await asyncio.sleep(0.05)
         return [(self._heard[id] - began) * 1000 for id, began in sent.items()]
 

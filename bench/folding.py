@@ -37,7 +37,9 @@ def stream(leads: int) -> list[LeadEvent]:
     for number in range(leads):
         for index, (type_, at, data) in enumerate(story(chance, number, now)):
             read = lead_event(
-                CloudEvent(f"{number}-{index}", "/bench", type_, at, None, data, None, None, {}, None),
+                CloudEvent(
+                    f"{number}-{index}", "/bench", type_, at, None, data, None, None, {}, None
+                ),
                 now + timedelta(days=1),
             )
             if isinstance(read, Defect):

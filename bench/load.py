@@ -59,7 +59,9 @@ async def wrk(
 class Caller:
     """One keep-alive HTTP/1.1 connection that posts to ``/v1/events``."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes
+    ) -> None:
         self._reader = reader
         self._writer = writer
         self._head = head

@@ -50,13 +50,13 @@ async def run(options: Options) -> Result:
                 await settle(database)
             return rate
 
-        rounds = await alternate(
-            options.times(), lambda n: measure(noop_url, n), ours, options.say
-        )
+        rounds = await alternate(options.times(), lambda n: measure(noop_url, n), ours, options.say)
         answered = sum(load.requests for load in seen[1::2])
         stored = await count(database, "SELECT count(*) FROM stage.events")
         moved = await count(database, "SELECT count(*) FROM stage.transitions")
-        late = await count(database, "SELECT count(*) FROM stage.transitions WHERE kind <> 'transition'")
+        late = await count(
+            database, "SELECT count(*) FROM stage.transitions WHERE kind <> 'transition'"
+        )
         result.notes += ground.complaints("stage", "noop")
     if stored < answered:
         raise RuntimeError(f"{answered} events were answered 200, but only {stored} are stored")

@@ -28,7 +28,9 @@ _TOUCHES = ("page.viewed", "page.viewed", "page.viewed", "page.viewed", "email.c
 _WAY = ("demo.requested", "meeting.booked", "proposal.sent", "contract.sent", "deal.won")
 
 
-def batches(prefix: str, number: int, size: int = 500, stories: int = 5000) -> list[list[dict[str, Any]]]:
+def batches(
+    prefix: str, number: int, size: int = 500, stories: int = 5000
+) -> list[list[dict[str, Any]]]:
     """Make `number` batches of `size` events: `stories` leads side by side, step after step.
 
     A step comes `stories` events after the one before it, so that batches in flight together never
@@ -57,8 +59,10 @@ def encoded(batch: list[dict[str, Any]]) -> bytes:
     return msgspec.json.encode(batch)
 
 
-def story(chance: random.Random, number: int, now: datetime) -> Iterator[tuple[str, datetime, dict[str, Any]]]:
-    """Tell one lead from its creation up to at most `now`: (type, time, data) in order of time.
+def story(
+    chance: random.Random, number: int, now: datetime
+) -> Iterator[tuple[str, datetime, dict[str, Any]]]:
+    """Tell one lead of the weeks before `now`: (type, time, data) in the order of time.
 
     Ten events and more: page views and clicks, updates that bring attributes, and the way through the
     stages as far as this lead comes.

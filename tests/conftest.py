@@ -36,6 +36,7 @@ def missing(what: str) -> NoReturn:
 def postgres() -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL server for this test run, with a migrated database to copy."""
     directory = Path(tempfile.mkdtemp(prefix="baton-test-"))
+    directory.chmod(0o755)  # as root, the server runs as another user
     server = EmbeddedPostgres(directory, durable=False)
     server.start()
     server.ensure_database("template_baton")
@@ -44,7 +45,8 @@ def postgres() -> Iterator[EmbeddedPostgres]:
         ["baton", "migrate"],
         check=True,
         cwd=ROOT,
-        env=os.environ | {"BATON_DATABASE_URL": server.url("template_baton"), "BATON_LOG_LEVEL": "error"},
+        env=os.environ
+        | {"BATON_DATABASE_URL": server.url("template_baton"), "BATON_LOG_LEVEL": "error"},
         stdout=subprocess.DEVNULL,
     )
     yield server

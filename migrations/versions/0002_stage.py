@@ -25,8 +25,10 @@ def upgrade() -> None:
           activated_at timestamptz NOT NULL DEFAULT now(),
           UNIQUE (name, version))
     """)
-    op.execute("COMMENT ON COLUMN stage.playbook_versions.epoch IS "
-               "'an event is folded under the newest version of each playbook at its epoch'")
+    op.execute(
+        "COMMENT ON COLUMN stage.playbook_versions.epoch IS "
+        "'an event is folded under the newest version of each playbook at its epoch'"
+    )
     op.execute("""
         CREATE TABLE stage.events (
           source text NOT NULL,
@@ -42,8 +44,9 @@ def upgrade() -> None:
           epoch int NOT NULL,
           PRIMARY KEY (source, id))
     """)
-    op.execute("CREATE INDEX events_of_lead ON stage.events (lead_id, time) "
-               "WHERE lead_id IS NOT NULL")
+    op.execute(
+        "CREATE INDEX events_of_lead ON stage.events (lead_id, time) WHERE lead_id IS NOT NULL"
+    )
     op.execute("""
         CREATE TABLE stage.leads (
           id uuid PRIMARY KEY,
@@ -61,8 +64,10 @@ def upgrade() -> None:
           updated_at timestamptz NOT NULL DEFAULT now())
         WITH (fillfactor = 80)
     """)
-    op.execute("COMMENT ON COLUMN stage.leads.state IS "
-               "'the fold of the lead''s events (msgpack); the lane''s only input besides new events'")
+    op.execute(
+        "COMMENT ON COLUMN stage.leads.state IS "
+        "'the fold of the lead''s events (msgpack); the lane''s only input besides new events'"
+    )
     op.execute("""
         CREATE TABLE stage.identities (
           kind text NOT NULL,
@@ -124,8 +129,10 @@ def upgrade() -> None:
           CHECK ((kind = 'retraction') = (from_stage = to_stage)),
           CHECK (occurred_at >= visit_entered_at))
     """)
-    op.execute("COMMENT ON COLUMN stage.transitions.visit_entered_at IS "
-               "'when the visit that this transition ends began'")
+    op.execute(
+        "COMMENT ON COLUMN stage.transitions.visit_entered_at IS "
+        "'when the visit that this transition ends began'"
+    )
     # A visit is one stay in a stage: each transition ends one, the journey's present stage is one more.
     op.execute("""
         CREATE VIEW stage.visits AS
@@ -140,5 +147,7 @@ def upgrade() -> None:
           role text PRIMARY KEY,
           counts jsonb NOT NULL)
     """)
-    op.execute("COMMENT ON TABLE stage.rotations IS "
-               "'how many journeys each person of a role was given; locked while owners are chosen'")
+    op.execute(
+        "COMMENT ON TABLE stage.rotations IS "
+        "'how many journeys each person of a role was given; locked while owners are chosen'"
+    )

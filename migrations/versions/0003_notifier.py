@@ -102,6 +102,8 @@ def upgrade() -> None:
           retried_at timestamptz)
     """)
     # Whoever sends what we cannot read may also use an id twice: the bytes decide.
-    op.execute("CREATE UNIQUE INDEX dead_letters_once "
-               "ON notifier.dead_letters (topic, message_id, sha256(value))")
+    op.execute(
+        "CREATE UNIQUE INDEX dead_letters_once "
+        "ON notifier.dead_letters (topic, message_id, sha256(value))"
+    )
     op.execute("CREATE INDEX dead_letters_newest ON notifier.dead_letters (created_at, id)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,7 +12,7 @@ from services.contracts.access import create_key, list_keys, revoke_key
 
 
 @asynccontextmanager
-async def _connected(database_url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+async def _connected(database_url: str) -> AsyncGenerator[asyncpg.Connection[Any]]:
     connection = await asyncpg.connect(database_url)
     try:
         yield connection

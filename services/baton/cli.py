@@ -140,7 +140,9 @@ def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> 
     except (SourceError, OSError) as error:
         fail(str(error), 2)
     if port_taken(host, port):
-        fail(f"port {port} is taken by another program: set BATON_{'NOTIFIER_' * (service != 'stage')}PORT")
+        fail(
+            f"port {port} is taken by another program: set BATON_{'NOTIFIER_' * (service != 'stage')}PORT"
+        )
     serve_app(application, host, port, drain_s)
 
 

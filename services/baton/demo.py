@@ -84,8 +84,7 @@ def lead_story(chance: random.Random, start: datetime, until: datetime) -> list[
         at += timedelta(hours=chance.uniform(0.2, 1.8) * hours)
         return at
 
-    for _ in range(chance.randrange(5)):
-        events.append(_event(chance.choice(_TOUCHES), later(4), email))
+    events += [_event(chance.choice(_TOUCHES), later(4), email) for _ in range(chance.randrange(5))]
     if chance.random() < 0.75:
         for step, type_ in enumerate(_WAY):
             if step == 0 and chance.random() < 0.5:

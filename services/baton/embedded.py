@@ -96,8 +96,7 @@ class EmbeddedPostgres:
 
     def ensure_database(self, name: str = "baton") -> None:
         """Create the database `name` unless it is there."""
-        exists = self.statement(f"SELECT 1 FROM pg_database WHERE datname = '{name}'").strip()
-        if not exists:
+        if name not in self.statement("SELECT datname FROM pg_database").split():
             self.statement(f'CREATE DATABASE "{name}"')
 
     def statement(self, statement: str) -> str:

@@ -48,7 +48,9 @@ def _terminal(playbook: Playbook) -> None:
     tree = Tree(f"[bold]{playbook.title}[/]  {' > '.join(playbook.path)}")
     for stage in playbook.stages.values():
         roles = ", ".join(playbook.roles[r].title for r in stage.responsible)
-        branch = tree.add(f"[bold]{stage.title}[/] ({stage.key})  {BAND_TITLES[stage.band]}  {roles}")
+        branch = tree.add(
+            f"[bold]{stage.title}[/] ({stage.key})  {BAND_TITLES[stage.band]}  {roles}"
+        )
         branch.add(f"goal: {stage.goal}")
         if stage.gate.require or stage.gate.reason:
             asked = [*stage.gate.require, *(["reason"] if stage.gate.reason else [])]
@@ -152,7 +154,7 @@ def _box(stage: Stage, x: int, y: int) -> str:
         f'<g><rect x="{x}" y="{y}" width="{_BOX_W}" height="{_BOX_H}" rx="8" fill="#fff" '
         f'stroke="{color}" stroke-width="2"/>'
         f'<text x="{x + 12}" y="{y + 27}" font-size="13" font-weight="600">'
-        f'{escape(stage.title if len(stage.title) < 32 else stage.title[:30] + "…")}</text>'
+        f"{escape(stage.title if len(stage.title) < 32 else stage.title[:30] + '…')}</text>"
         f'<text x="{x + 12}" y="{y + 48}" font-size="12" fill="{color}">{escape(stage.key)} · '
         f"{escape(', '.join(stage.responsible))}</text>"
         f"<title>{escape(stage.focus)} {escape(stage.goal)}</title></g>"

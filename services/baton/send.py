@@ -32,9 +32,7 @@ def _read(text: str) -> list[Any]:
     return events
 
 
-async def send_events(
-    url: str, key: str, text: str
-) -> tuple[Counter[str], list[dict[str, Any]]]:
+async def send_events(url: str, key: str, text: str) -> tuple[Counter[str], list[dict[str, Any]]]:
     """Send the CloudEvents in `text` in batches; give counts by status and the rejected results.
 
     Raises ValueError when `text` is not JSON, httpx.HTTPError when Baton does not take them.
@@ -67,7 +65,9 @@ async def dead_letters(notifier_url: str, key: str) -> list[str]:
         base_url=notifier_url, headers={"authorization": f"Bearer {key}"}, timeout=10
     ) as client:
         while True:
-            answer = await client.get("/v1/dead-letters", params={"cursor": cursor} if cursor else {})
+            answer = await client.get(
+                "/v1/dead-letters", params={"cursor": cursor} if cursor else {}
+            )
             answer.raise_for_status()
             page = answer.json()
             lines += [json.dumps(item) for item in page["items"]]

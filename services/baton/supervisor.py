@@ -34,7 +34,9 @@ class UpError(RuntimeError):
 class Supervised:
     """One child process: started again when it dies, with growing pauses."""
 
-    def __init__(self, name: str, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(
+        self, name: str, arguments: list[str], environment: dict[str, str], log: Path
+    ) -> None:
         self.name = name
         self._arguments = arguments
         self._environment = environment

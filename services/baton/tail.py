@@ -35,7 +35,9 @@ async def _transitions(client: httpx.AsyncClient, url: str) -> None:
     while True:
         try:
             headers = {"last-event-id": last} if last else {}
-            async with client.stream("GET", f"{url}/v1/transitions/stream", headers=headers) as answer:
+            async with client.stream(
+                "GET", f"{url}/v1/transitions/stream", headers=headers
+            ) as answer:
                 answer.raise_for_status()
                 async for line in answer.aiter_lines():
                     if line.startswith("id:"):

@@ -18,7 +18,7 @@ from services.stage_service import funnel, store
 from services.stage_service.funnel import Lead, Move
 from services.stage_service.journal import journey_id
 from services.stage_service.shelf import Shelf
-from services.stage_service.store import Past
+from services.stage_service.store import Connection, Past
 
 LEADS_A_TIME = 500
 FINDINGS_MAX = 200
@@ -74,7 +74,7 @@ async def verify_database(database_url: str) -> Report:
     return report
 
 
-async def _lead_ids(connection: asyncpg.Connection[Any]) -> AsyncIterator[list[str]]:
+async def _lead_ids(connection: Connection) -> AsyncIterator[list[str]]:
     last = "00000000-0000-0000-0000-000000000000"
     while True:
         rows = await connection.fetch(
@@ -88,9 +88,7 @@ async def _lead_ids(connection: asyncpg.Connection[Any]) -> AsyncIterator[list[s
         last = ids[-1]
 
 
-async def _leads(
-    connection: asyncpg.Connection[Any], shelf: Shelf, ids: list[str], report: Report
-) -> None:
+async def _leads(connection: Connection, shelf: Shelf, ids: list[str], report: Report) -> None:
     rows = await connection.fetch(
         "SELECT id::text, state FROM stage.leads WHERE id = ANY($1::uuid[])", ids
     )
@@ -118,7 +116,9 @@ async def _leads(
         _compare_states(lead_id, record.lead, lead, report)
         mine = journeys.get(lead_id, {})
         if len(mine) != len(lead.journeys):
-            report.found(f"lead {lead_id}: {len(mine)} journeys stored, {len(lead.journeys)} folded")
+            report.found(
+                f"lead {lead_id}: {len(mine)} journeys stored, {len(lead.journeys)} folded"
+            )
         for name, journey in lead.journeys.items():
             id = journey_id(lead_id, name)
             row = mine.get(id)
@@ -156,12 +156,18 @@ def _compare_history(id: str, past: list[Past], moves: list[Move], report: Repor
         report.found(f"journey {id}: recorded history is not what the events fold to")
     for before, after in pairwise(held):
         if before.to_stage != after.from_stage:
-            report.found(f"journey {id}: record {after.sequence} does not start where {before.sequence} ended")
+            report.found(
+                f"journey {id}: record {after.sequence} does not start where {before.sequence} ended"
+            )
 
 
-async def _orphans(connection: asyncpg.Connection[Any], report: Report) -> None:
+async def _orphans(connection: Connection, report: Report) -> None:
     """Look for rows that point nowhere: there are no foreign keys on the lane's tables."""
-    for table, column in (("events", "lead_id"), ("identities", "lead_id"), ("journeys", "lead_id")):
+    for table, column in (
+        ("events", "lead_id"),
+        ("identities", "lead_id"),
+        ("journeys", "lead_id"),
+    ):
         count = await connection.fetchval(
             f"SELECT count(*) FROM stage.{table} x WHERE {column} IS NOT NULL AND NOT EXISTS "  # noqa: S608
             f"(SELECT FROM stage.leads l WHERE l.id = x.{column})"
@@ -183,7 +189,7 @@ async def _orphans(connection: asyncpg.Connection[Any], report: Report) -> None:
         report.found(f"{count} transitions name an event that is not stored")
 
 
-async def _bus(connection: asyncpg.Connection[Any], report: Report) -> None:
+async def _bus(connection: Connection, report: Report) -> None:
     row = await connection.fetchrow(
         """SELECT (SELECT count(*) FROM bus.log) AS logged,
                   (SELECT coalesce(max(position), 0) FROM bus.log) AS newest,
@@ -204,7 +210,7 @@ async def _bus(connection: asyncpg.Connection[Any], report: Report) -> None:
         report.found(f"{row['unheard']} transitions have no message in the outbox")
 
 
-async def _alerts(connection: asyncpg.Connection[Any], report: Report) -> None:
+async def _alerts(connection: Connection, report: Report) -> None:
     if await connection.fetchval("SELECT to_regclass('notifier.alerts')") is None:
         return
     report.alerts = await connection.fetchval("SELECT count(*) FROM notifier.alerts")

@@ -167,8 +167,11 @@ class PostgresSubscription:
         if self._connection is None or self._connection.is_closed():
             self._reading = False
             self._connection = await asyncpg.connect(self._database_url)
-            await self._connection.add_listener(CHANNEL, lambda *_: self._news.set())
+            await self._connection.add_listener(CHANNEL, self._hear)
         return self._connection
+
+    def _hear(self, *_: object) -> None:
+        self._news.set()
 
     async def fetch(self, messages_max: int, wait_s: float) -> list[Received]:
         """Give the next messages; on standby, wait and give none."""

@@ -88,7 +88,11 @@ class Node:
                 where = f" in {self.path}" if self.path else ""
                 self.problems.append(
                     Problem(
-                        self.file, key_line + 1, key_column + 1, f"unknown key {name!r}{where}", hint
+                        self.file,
+                        key_line + 1,
+                        key_column + 1,
+                        f"unknown key {name!r}{where}",
+                        hint,
                     )
                 )
                 continue
@@ -130,7 +134,9 @@ class Node:
             self._wrong("a text", "Write it in quotes.")
             return default
         if len(self.value) > TEXT_CHARACTERS_MAX:
-            self.refuse(f"{self.path} is longer than {TEXT_CHARACTERS_MAX} characters", "Shorten it.")
+            self.refuse(
+                f"{self.path} is longer than {TEXT_CHARACTERS_MAX} characters", "Shorten it."
+            )
             return default
         return " ".join(self.value.split()) if "\n" in self.value else str(self.value)
 
@@ -174,7 +180,9 @@ class Node:
 
     def _wrong(self, wanted: str, remedy: str = "") -> None:
         got = "nothing" if self.value is None else shown(str(self.value))
-        self.refuse(f"{self.path or 'the file'} must be {wanted}, not {got}", remedy or "Correct it.")
+        self.refuse(
+            f"{self.path or 'the file'} must be {wanted}, not {got}", remedy or "Correct it."
+        )
 
 
 def read_yaml(text: str, file: str) -> Node:

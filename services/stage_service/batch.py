@@ -262,7 +262,9 @@ class Batch:
                 self._revise(record, causes, *histories[lead_id])
             for move in moves.get(lead_id, ()):
                 self._transition(record, move, causes)
-            touched = {funnel.journey_name(p, e.deal) for e in events for p in self._shelf.playbooks}
+            touched = {
+                funnel.journey_name(p, e.deal) for e in events for p in self._shelf.playbooks
+            }
             for name in record.lead.journeys:
                 if lead_id in histories or name in touched or name not in before:
                     self._changed[lead_id, name] = record

@@ -146,14 +146,7 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
     scorings = lead.scoring
     journeys = lead.journeys
     attributes = lead.attributes
-    deal_facts: dict[str, Any] = {}
-    label = event.type
-    for playbook in playbooks.values():
-        label = playbook.labels.get(event.type, event.type)
-        if event.deal != MAIN and facts:
-            names = playbook.attributes["deal"]
-            deal_facts = {k: v for k, v in facts.items() if k in names}
-    lead_facts = {k: v for k, v in facts.items() if k not in deal_facts} if deal_facts else facts
+    lead_facts, deal_facts = _split(playbooks, event, facts)
     if lead_facts:
         attributes = _merged(attributes, lead_facts)
     for name, playbook in playbooks.items():
@@ -189,7 +182,10 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
         journeys = {**journeys, **changed}
     touches = lead.touches
     if not by_hand:
-        touches = [*touches[-TOUCHES_MAX + 1 :], Touch(event.type, event.time, label)]
+        touches = [
+            *touches[-TOUCHES_MAX + 1 :],
+            Touch(event.type, event.time, _label(playbooks, event)),
+        ]
     return Folded(
         Lead(
             email, external_ids, attributes, scorings, touches, journeys,
@@ -315,6 +311,27 @@ def _facts(data: dict[str, Any]) -> dict[str, Any]:
         and k not in _RESERVED
         and not (isinstance(v, str) and len(v) > ATTRIBUTE_CHARACTERS_MAX)
     }
+
+
+def _split(
+    playbooks: Mapping[str, Playbook], event: LeadEvent, facts: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Part `facts` into the lead's and, of an event that names a deal, the deal's declared ones."""
+    if event.deal == MAIN or not facts:
+        return facts, {}
+    declared = {name for playbook in playbooks.values() for name in playbook.attributes["deal"]}
+    return (
+        {k: v for k, v in facts.items() if k not in declared},
+        {k: v for k, v in facts.items() if k in declared},
+    )
+
+
+def _label(playbooks: Mapping[str, Playbook], event: LeadEvent) -> str:
+    """Give how the event's type reads to people, by the first playbook that says so."""
+    for playbook in playbooks.values():
+        if event.type in playbook.labels:
+            return playbook.labels[event.type]
+    return event.type
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

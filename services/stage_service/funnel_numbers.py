@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.stage_service.playbook import Playbook
@@ -128,7 +128,7 @@ async def funnel(
 
 
 def _groups(
-    playbook: Playbook, steps: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
+    playbook: Playbook, steps: Sequence[RowMapping], now: Sequence[RowMapping]
 ) -> list[dict[str, Any]]:
     values = {r["value"]: r["reached"] for r in steps if not r["whole"] and r["i"] == 0}
     largest = sorted(values, key=lambda v: (-values[v], v))[:GROUPS_MAX]
@@ -146,7 +146,7 @@ def _groups(
 
 
 def _stages(
-    playbook: Playbook, steps: Mapping[int, Mapping[str, Any]], now: Mapping[str, int]
+    playbook: Playbook, steps: Mapping[int, RowMapping], now: Mapping[str, int]
 ) -> list[dict[str, Any]]:
     stages: list[dict[str, Any]] = []
     for i, key in enumerate(playbook.path):

@@ -105,9 +105,7 @@ def share_replaced(corrections: Sequence[Move], replaced: Sequence[Past]) -> lis
 class Journal:
     """Writes the records of one batch; `new_id` gives ids that sort by time (UUIDv7)."""
 
-    def __init__(
-        self, recorded_at: datetime, assign: Assign, new_id: Callable[[], str]
-    ) -> None:
+    def __init__(self, recorded_at: datetime, assign: Assign, new_id: Callable[[], str]) -> None:
         self.written = Written([], {}, [])
         self._recorded_at = recorded_at
         self._assign = assign
@@ -214,7 +212,9 @@ class Journal:
             recorded_at=self._recorded_at,
             cause=Cause(move.event_id, move.event_source, move.event_type, move.rule, move.actor),
             responsible=Responsible(move.role, _ref(owner)),
-            previous_responsible=Responsible(move.previous_role, _person(facts, move.previous_role)),
+            previous_responsible=Responsible(
+                move.previous_role, _person(facts, move.previous_role)
+            ),
             handoff=handoff,
             score=move.score,
             playbook_version=move.version,

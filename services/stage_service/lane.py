@@ -193,7 +193,9 @@ class Lane:
             outcomes = await self._apply_again([w.event for w in batch])
         except _AWAY as error:
             metrics.BATCHES_FAILED.labels("database").inc()
-            _log.warning("lane.database_unavailable", reason=type(error).__name__, events=len(batch))
+            _log.warning(
+                "lane.database_unavailable", reason=type(error).__name__, events=len(batch)
+            )
             failure = UnavailableError(
                 "the database does not answer", remedy="Send the same events again."
             )
@@ -235,7 +237,5 @@ class Lane:
             batch = Batch(connection, self._shelf, self._team, self._now(), new_id)
             async with connection.transaction():
                 outcomes = await batch.apply(events)
-        metrics.observe_batch(
-            outcomes, batch.moved, batch.unevaluated, time.perf_counter() - began
-        )
+        metrics.observe_batch(outcomes, batch.moved, batch.unevaluated, time.perf_counter() - began)
         return outcomes

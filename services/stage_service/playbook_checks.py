@@ -9,7 +9,10 @@ from services.stage_service.playbook import Rule, Stage
 
 
 def check_graph(
-    rules: Sequence[Rule], stages: Mapping[str, Stage], path: Sequence[str], places: Mapping[str, Node]
+    rules: Sequence[Rule],
+    stages: Mapping[str, Stage],
+    path: Sequence[str],
+    places: Mapping[str, Node],
 ) -> None:
     """Note problems of the graph at `places` (rule key, or ``stage:key``)."""
     _check_reach(rules, stages, path, places)
@@ -18,7 +21,10 @@ def check_graph(
 
 
 def _check_reach(
-    rules: Sequence[Rule], stages: Mapping[str, Stage], path: Sequence[str], places: Mapping[str, Node]
+    rules: Sequence[Rule],
+    stages: Mapping[str, Stage],
+    path: Sequence[str],
+    places: Mapping[str, Node],
 ) -> None:
     reached = {path[0]}
     grown = True

@@ -68,7 +68,9 @@ class PlaybookFile:
 
     def read(self) -> Playbook:
         """Read the whole file; raises SourceError with all problems."""
-        self._top = self._root.mapping(TOP_KEYS, ("name", "title", "roles", "stages", "path", "rules"))
+        self._top = self._root.mapping(
+            TOP_KEYS, ("name", "title", "roles", "stages", "path", "rules")
+        )
         self._read_attributes()
         self._read_roles()
         self._read_stages()

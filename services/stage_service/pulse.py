@@ -39,6 +39,9 @@ class Pulse:
         self._next.set()
         self._next = asyncio.Event()
 
+    def _hear(self, *_: object) -> None:
+        self.beat()
+
     async def wait(self, within_s: float) -> None:
         """Wait for the next beat, at most `within_s` seconds: a beat may be lost with a connection."""
         with contextlib.suppress(TimeoutError):
@@ -51,7 +54,7 @@ class Pulse:
                 connection = await asyncpg.connect(self._database_url, timeout=5)
                 gone = asyncio.Event()
                 connection.add_termination_listener(lambda _, gone=gone: gone.set())
-                await connection.add_listener(CHANNEL, lambda *_: self.beat())
+                await connection.add_listener(CHANNEL, self._hear)
                 await gone.wait()
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
                 _log.debug("pulse.lost", reason=type(error).__name__)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, String, and_, cast, exists, func, literal, or_, select, text
+from sqlalchemy import (
+    RowMapping,
+    Select,
+    String,
+    and_,
+    cast,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.stage_service.tables import events, identities, journeys, leads, transitions
@@ -93,7 +105,7 @@ async def _journeys_of(connection: Any, ids: Sequence[str]) -> dict[str, list[di
     return found
 
 
-def _lead(row: Mapping[str, Any], mine: list[dict[str, Any]]) -> dict[str, Any]:
+def _lead(row: RowMapping, mine: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "id": row["id"], "email": row["email"], "name": row["name"], "company": row["company"],
         "external_ids": row["external_ids"], "attributes": row["attributes"],
@@ -138,7 +150,7 @@ async def timeline(engine: AsyncEngine, lead_id: str) -> list[dict[str, Any]]:
     return items
 
 
-def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+def _told(row: RowMapping) -> dict[str, Any]:
     late = row["recorded_at"] - row["time"]
     return {
         "kind": "event", "occurred_at": row["time"], "recorded_at": row["recorded_at"],
@@ -147,7 +159,7 @@ def _told(row: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _moved(row: Mapping[str, Any]) -> dict[str, Any]:
+def _moved(row: RowMapping) -> dict[str, Any]:
     return {
         "kind": "transition" if row["kind"] == "transition" else "correction",
         "occurred_at": row["occurred_at"], "recorded_at": row["recorded_at"],
@@ -174,8 +186,8 @@ async def state_of(engine: AsyncEngine, lead_id: str) -> bytes | None:
 
 
 _BOARD = text("""
-SELECT stage, count, latest FROM (
-  SELECT stage, count(*) AS count FROM stage.journeys WHERE playbook = :playbook GROUP BY stage) c
+SELECT stage, journeys, latest FROM (
+  SELECT stage, count(*) AS journeys FROM stage.journeys WHERE playbook = :playbook GROUP BY stage) c
 JOIN LATERAL (
   SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.entered_at DESC), '[]') AS latest FROM (
     SELECT j.lead_id, j.key, j.entered_at, j.owners, j.held, l.name, l.company, l.email,
@@ -190,7 +202,7 @@ async def board(engine: AsyncEngine, playbook: str, cards: int) -> dict[str, dic
     """Give each stage's number of journeys and its `cards` newest ones, by stage key."""
     async with engine.connect() as connection:
         rows = await connection.execute(_BOARD, {"playbook": playbook, "cards": cards})
-        found = {r.stage: {"count": r.count, "latest": r.latest} for r in rows}
+        found = {r.stage: {"count": r.journeys, "latest": r.latest} for r in rows}
     for stage in found.values():
         for card in stage["latest"]:
             card["entered_at"] = datetime.fromisoformat(card["entered_at"])

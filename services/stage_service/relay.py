@@ -109,7 +109,9 @@ class Relay:
                     news.clear()
                     more = await step(connection)
                     if failing_since is not None:
-                        _log.info("relay.recovered", after_s=round(time.monotonic() - failing_since))
+                        _log.info(
+                            "relay.recovered", after_s=round(time.monotonic() - failing_since)
+                        )
                         failing_since, backoff_s = None, POLL_S
                     if more:
                         continue

@@ -19,7 +19,6 @@ from services.contracts.events import LeadEvent, identities_of
 from services.contracts.problems import Defect
 from services.stage_service.funnel import Lead, company_name, display_name
 
-
 if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolConnectionProxy
@@ -395,8 +394,6 @@ async def replace_transitions(connection: Connection, replaced: dict[str, tuple[
         list(replaced),
         [new for _, new in replaced.values()],
     )
-
-
 
 
 def unpack_state(state: bytes) -> Lead | None:

@@ -40,7 +40,9 @@ def until(condition: Callable[[], Any], what: str, within_s: float = 30.0) -> An
         time.sleep(0.02)
 
 
-def lead_event(id: str, type: str, email: str, source: str = "/test", **more: Any) -> dict[str, Any]:
+def lead_event(
+    id: str, type: str, email: str, source: str = "/test", **more: Any
+) -> dict[str, Any]:
     """Make a CloudEvent about the lead `email`; `time` among `more` is its time, the rest data."""
     event: dict[str, Any] = {"specversion": "1.0", "id": id, "source": source, "type": type}
     if "time" in more:
@@ -51,7 +53,9 @@ def lead_event(id: str, type: str, email: str, source: str = "/test", **more: An
 class RunningBaton:
     """`baton up` in a directory; stop it, kill it or its parts, start it again."""
 
-    def __init__(self, data: Path, environment: dict[str, str] | None = None, *options: str) -> None:
+    def __init__(
+        self, data: Path, environment: dict[str, str] | None = None, *options: str
+    ) -> None:
         self.data = data
         self.port = free_port()
         self.notifier_port = free_port()

@@ -53,9 +53,7 @@ def olist_events(directory: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def olist(
-    shared_data: Path, kafka: KafkaBroker, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def olist(shared_data: Path, kafka: KafkaBroker, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Baton on Kafka with all Olist events, shuffled, every tenth twice."""
     directory = shared_data / "olist"
     events = olist_events(directory)
@@ -104,7 +102,11 @@ def test_skipped_stages_count_as_passed(olist: Any) -> None:
     baton, _, _ = olist
     stages = {s["stage"]: s for s in baton.get("/v1/funnel")["stages"]}
     for key in ("sql", "proposal", "closing"):
-        assert (stages[key]["reached"], stages[key]["skipped"], stages[key]["current"]) == (842, 842, 0)
+        assert (stages[key]["reached"], stages[key]["skipped"], stages[key]["current"]) == (
+            842,
+            842,
+            0,
+        )
 
 
 def test_rate_by_origin_is_what_the_files_say(olist: Any) -> None:
@@ -119,9 +121,7 @@ def test_rate_by_origin_is_what_the_files_say(olist: Any) -> None:
         )
     }  # fmt: skip
     groups = baton.get("/v1/funnel", by="origin")["groups"]
-    got = {
-        g["value"]: (g["stages"][0]["reached"], g["stages"][-1]["reached"]) for g in groups
-    }
+    got = {g["value"]: (g["stages"][0]["reached"], g["stages"][-1]["reached"]) for g in groups}
     assert got == expected
     assert sum(won for _, won in got.values()) == 842
 
@@ -189,7 +189,9 @@ async def test_every_transition_is_on_kafka_in_order(olist: Any, kafka: KafkaBro
                     data = json.loads(record.value)
                     assert headers["ce_specversion"] == b"1.0"
                     assert record.key.decode() == data["lead"]["id"]
-                    if headers["ce_id"].decode() not in got:  # at least once: repeats are dropped by id
+                    if (
+                        headers["ce_id"].decode() not in got
+                    ):  # at least once: repeats are dropped by id
                         journey = data["journey"]["id"]
                         assert data["sequence"] == seen.get(journey, 0) + 1
                         seen[journey] = data["sequence"]

@@ -30,7 +30,9 @@ async def readyz(request: Request) -> JSONResponse:
     if it.stopping.is_set():
         return JSONResponse({"status": "stopping"}, 503)
     if await _pending(it) is None:
-        return JSONResponse({"status": "unavailable", "reason": "the database does not answer"}, 503)
+        return JSONResponse(
+            {"status": "unavailable", "reason": "the database does not answer"}, 503
+        )
     return JSONResponse({"status": "ok"})
 
 

@@ -35,7 +35,9 @@ class MoveByHand(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    to: str = Field(min_length=1, max_length=64, description="key of the stage", examples=["nurture"])
+    to: str = Field(
+        min_length=1, max_length=64, description="key of the stage", examples=["nurture"]
+    )
     reason: str = Field(
         min_length=1, max_length=funnel.REASON_CHARACTERS_MAX,
         description="shown in the timeline and in the explanation", examples=["no budget this year"],
@@ -80,7 +82,9 @@ async def move_by_hand(
             remedy=nearest(to, chosen.stages) or f"Stages: {', '.join(chosen.stages)}.",
         )  # fmt: skip
     if not reason.strip():
-        raise InvalidRequestError("a move by hand needs a reason", field="reason", remedy="Say why.")
+        raise InvalidRequestError(
+            "a move by hand needs a reason", field="reason", remedy="Say why."
+        )
     state = await state_of(house.engine, required_lead_id(lead_id))
     lead = unpack_state(state) if state is not None else None
     if lead is None:

@@ -188,7 +188,9 @@ async def stream_transitions(
         after = int(last_event_id)
     if after is None:
         after = await reads.last_position(it.engine)
-    return EventSourceResponse(_stream(it, after), ping=PING_S, headers={"cache-control": "no-store"})
+    return EventSourceResponse(
+        _stream(it, after), ping=PING_S, headers={"cache-control": "no-store"}
+    )
 
 
 async def _stream(house: House, after: int) -> AsyncIterator[ServerSentEvent]:
@@ -202,7 +204,9 @@ async def _stream(house: House, after: int) -> AsyncIterator[ServerSentEvent]:
             )
             for message in messages:
                 yield ServerSentEvent(
-                    _encode(_feed_item(message)).decode(), event=message.type, id=str(message.position)
+                    _encode(_feed_item(message)).decode(),
+                    event=message.type,
+                    id=str(message.position),
                 )
                 after = message.position or after
             if len(messages) < STREAM_READ_MAX:
@@ -227,7 +231,9 @@ async def get_funnel(
 ) -> Response:
     """Give the funnel: reached, current, converted, rate, times; by an attribute; or for a stage pair."""
     if from_stage is not None or to_stage is not None:
-        return await get_durations(request, from_stage or "", to_stage or "", playbook, since, until)
+        return await get_durations(
+            request, from_stage or "", to_stage or "", playbook, since, until
+        )
     it = house(request)
     numbers = await funnel_numbers.funnel(
         it.engine, playbook_named(it, playbook), since=_moment(since), until=_moment(until), by=by
