@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -38,20 +39,26 @@ def postgres() -> Iterator[EmbeddedPostgres]:
     directory = Path(tempfile.mkdtemp(prefix="baton-test-"))
     directory.chmod(0o755)  # as root, the server runs as another user
     server = EmbeddedPostgres(directory, durable=False)
-    server.start()
+    try:
+        server.start()
+        _prepare(server)
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _prepare(server: EmbeddedPostgres) -> None:
     server.ensure_database("template_baton")
     # In a process of its own: Alembic configures a loop and logging of this one otherwise.
     subprocess.run(
-        ["baton", "migrate"],
+        [sys.executable, "-m", "services.baton.cli", "migrate"],
         check=True,
         cwd=ROOT,
         env=os.environ
         | {"BATON_DATABASE_URL": server.url("template_baton"), "BATON_LOG_LEVEL": "error"},
         stdout=subprocess.DEVNULL,
     )
-    yield server
-    server.stop()
-    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ judges each event by itself: a defect names the attribute and leaves the others 
 official JSON Schema nor the SDK refuses every invalid event of the conformance suite, so the rules of
 the specification (v1.0.2, sections 3.1-3.3) are written out here.
 
-JSON that PostgreSQL would refuse later (NUL, lone surrogates, endless numbers) is refused here,
+JSON that could not be stored later (NUL, lone surrogates, integers over 64 bits) is refused here,
 before anybody is told 2xx.
 """
 
@@ -27,7 +27,7 @@ STRUCTURED = "application/cloudevents+json"
 BATCHED = "application/cloudevents-batch+json"
 
 JSON_DEPTH_MAX = 32
-NUMBER_DIGITS_MAX = 40
+INTEGER_MAX = 2**63 - 1
 ATTRIBUTE_CHARACTERS_MAX = 1024
 EXTENSIONS_MAX = 32
 
@@ -40,8 +40,15 @@ _MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~\w-]+/[!#$%&'*+.^_`|~\w-]+(\s*;.*)?", 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+")
 _URI_REFERENCE = re.compile(r"[^\s<>\"{}|\\^`\x00-\x1f\x7f]+")
 _RFC3339 = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
+    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
+# What the specification's type String excludes (3.1), beyond which any character may stand in a value.
+_NOT_TEXT = re.compile(
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(chr(plane << 16 | 0xFFFE) + chr(plane << 16 | 0xFFFF) for plane in range(17))
+    + "]"
+)
+_QUOTED = re.compile(rb'"((?:[^"\\]|\\.)*)"')
 _JSON_TYPE = re.compile(r"(application|text)/(json|[\w.-]+\+json)", re.IGNORECASE)
 
 
@@ -92,47 +99,56 @@ def decode_json(body: bytes) -> Any:
 def unkeepable(value: Any, path: str, depth: int = 0) -> tuple[str, str] | None:
     """Find the first value in decoded JSON that could not be stored for ever.
 
-    Gives (path, reason) or None. Checks depth (32), NUL and lone surrogates in strings and keys,
-    infinities, and numbers over 40 digits: jsonb refuses them, or every reader would choke.
+    Gives (path, reason) or None; `path` is where `value` stands. Checks depth (32), NUL and lone
+    surrogates in strings and keys, infinities, and integers over 64 bits, which neither the lead's
+    packed state nor a rule can hold.
     """
+    found = _unkeepable(value, depth)
+    return (path + found[0], found[1]) if found else None
+
+
+def _unkeepable(value: Any, depth: int) -> tuple[str, str] | None:
+    """Do the work of `unkeepable`; the path is put together only when something was found."""
     if value is None or value is True or value is False:
         return None
     if isinstance(value, str):
-        return _unkeepable_text(value, path)
+        reason = _unkeepable_text(value)
+        return ("", reason) if reason else None
     if isinstance(value, int):
-        if -(10**NUMBER_DIGITS_MAX) < value < 10**NUMBER_DIGITS_MAX:
+        if -INTEGER_MAX - 1 <= value <= INTEGER_MAX:
             return None
-        return path, f"number of more than {NUMBER_DIGITS_MAX} digits"
+        return "", "an integer of more than 64 bits: send it as a string"
     if isinstance(value, float):
         if value - value != 0.0:  # inf or nan
-            return path, "number out of range"
+            return "", "number out of range"
         return None
     if depth >= JSON_DEPTH_MAX:
-        return path, f"JSON nested deeper than {JSON_DEPTH_MAX}"
+        return "", f"JSON nested deeper than {JSON_DEPTH_MAX}"
     if isinstance(value, dict):
         for key, inner in cast("dict[str, Any]", value).items():
-            found = _unkeepable_text(key, f"{path}.{shown(key)}") or unkeepable(
-                inner, f"{path}.{key}", depth + 1
-            )
+            reason = _unkeepable_text(key)
+            if reason:
+                return f".{shown(key)}", reason
+            found = _unkeepable(inner, depth + 1)
             if found:
-                return found
+                return f".{shown(key)}{found[0]}", found[1]
         return None
     for index, inner in enumerate(cast("Iterable[Any]", value)):
-        found = unkeepable(inner, f"{path}[{index}]", depth + 1)
+        found = _unkeepable(inner, depth + 1)
         if found:
-            return found
+            return f"[{index}]{found[0]}", found[1]
     return None
 
 
-def _unkeepable_text(text: str, path: str) -> tuple[str, str] | None:
+def _unkeepable_text(text: str) -> str | None:
     if text.isprintable():  # the common case, decided in C: no NUL, no surrogate
         return None
     if "\x00" in text:
-        return path, "contains the character NUL (\\u0000)"
+        return "contains the character NUL (\\u0000)"
     try:
         text.encode()
     except UnicodeEncodeError:
-        return path, "contains a lone surrogate, which is not Unicode text"
+        return "contains a lone surrogate, which is not Unicode text"
     return None
 
 
@@ -177,12 +193,17 @@ def _text(value: Any, name: str) -> str | Defect:
             "too-long", name, f"{name!r} is longer than {ATTRIBUTE_CHARACTERS_MAX} characters",
             "Shorten it.", shown(value),
         )  # fmt: skip
-    if not value.isprintable():
+    if not _is_text(value):
         return Defect(
             "control-character", name, f"{name!r} contains a control character or is not Unicode",
             "Remove it.", shown(value),
         )  # fmt: skip
     return value
+
+
+def _is_text(value: str) -> bool:
+    """Tell whether `value` may be an attribute's: no control characters, nothing but Unicode."""
+    return value.isprintable() or not _NOT_TEXT.search(value)
 
 
 def _invalid(name: str, reason: str, remedy: str, value: object) -> Defect:
@@ -294,8 +315,10 @@ def _check_extensions(
                 return _invalid(name, "extension integers are 32 bit", "Send a string.", value)
             extensions[name] = value
         elif isinstance(value, str):
-            if len(value) > ATTRIBUTE_CHARACTERS_MAX or not value.isprintable():
-                return _invalid(name, "too long or not printable", "Shorten or clean it.", value)
+            if len(value) > ATTRIBUTE_CHARACTERS_MAX or not _is_text(value):
+                return _invalid(
+                    name, "too long, or contains a control character", "Shorten or clean it.", value
+                )
             extensions[name] = value
         else:
             return _invalid(
@@ -328,12 +351,17 @@ def from_binary(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> dict[str
     content_type = ""
     for name, value in headers:
         if name.startswith(b"ce-"):
+            attribute = name[3:].decode("latin-1")
+            if attribute in attributes:
+                return _header(attribute, "the header came twice", "Send it once.")
+            if attribute in _NO_HEADERS:
+                return _header(attribute, "is no ce- header", _NO_HEADERS[attribute])
             try:
-                attributes[name[3:].decode("ascii")] = unquote_to_bytes(value).decode()
+                attributes[attribute] = unquote_to_bytes(_unquoted(value)).decode()
             except UnicodeDecodeError:
-                return _invalid(
-                    shown(name[3:].decode("latin-1")) or "ce-", "header is not UTF-8",
-                    "Percent-encode the value (HTTP protocol binding 3.1.3.2).", None,
+                return _header(
+                    attribute, "header is not UTF-8",
+                    "Percent-encode the value (HTTP protocol binding 3.1.3.2).",
                 )  # fmt: skip
         elif name == b"content-type":
             content_type = value.decode("latin-1")
@@ -357,3 +385,21 @@ def from_binary(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> dict[str
     else:
         attributes["data_base64"] = base64.b64encode(body).decode()
     return attributes
+
+
+_NO_HEADERS = {
+    "data": "Send the data as the body.",
+    "data_base64": "Send the data as the body.",
+    "datacontenttype": "Send it as the Content-Type header.",
+}
+
+
+def _header(attribute: str, reason: str, remedy: str) -> Defect:
+    return _invalid(shown(attribute) or "ce-", reason, remedy, None)
+
+
+def _unquoted(value: bytes) -> bytes:
+    """Undo double quotes (RFC 7230, 3.2.6), which versions before 1.0.2 put around values."""
+    if b'"' not in value:
+        return value
+    return _QUOTED.sub(lambda match: re.sub(rb"\\(.)", rb"\1", match[1]), value)

@@ -150,8 +150,14 @@ def identities_of(data: dict[str, Any]) -> tuple[tuple[str, str], ...] | Defect:
             value = _identity(items[system], f"data.external_ids.{shown(system)}")
             if isinstance(value, Defect):
                 return value
-            if not system or len(system) > IDENTITY_CHARACTERS_MAX or not system.isprintable():
+            if len(system) > IDENTITY_CHARACTERS_MAX:
                 return _too_long("data.external_ids", IDENTITY_CHARACTERS_MAX, system)
+            if not system.strip() or not system.isprintable():
+                return Defect(
+                    "control-character", "data.external_ids",
+                    "a system's name is blank, or contains a control character", "Clean the name.",
+                    shown(system),
+                )  # fmt: skip
             if value:
                 found.append((f"external:{system}", value))
     anonymous = _identity(data.get("anonymous_id"), "data.anonymous_id")

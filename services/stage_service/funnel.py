@@ -409,8 +409,8 @@ def signal_points(playbook: Playbook, scoring: Scoring, at_s: float) -> dict[str
 
 
 def _score(playbook: Playbook, scoring: Scoring, at_s: float) -> Score:
-    # The tiny addend keeps 40.0 decayed by zero seconds from becoming 39 by rounding.
-    intent = int(sum(signal_points(playbook, scoring, at_s).values()) + 1e-9)
+    # Rounded, not cut: two signals of 10 points a minute apart are 20 points to people.
+    intent = int(sum(signal_points(playbook, scoring, at_s).values()) + 0.5)
     return Score(scoring.fit, intent, scoring.fit + intent)
 
 

@@ -53,7 +53,8 @@ def _check_cycles(rules: Sequence[Rule], places: Mapping[str, Node]) -> None:
             told.add(keys)
             way = " > ".join([*(r.key for r in circle), circle[0].key])
             what = f"an event {event_type!r}" if event_type else "any event"
-            places[circle[-1].key].refuse(
+            last = max(circle, key=list(rules).index)
+            places[last.key].refuse(
                 f"rules form a cycle: {what} can fire {way} without end",
                 "Give the rules different event types in 'on', or take a stage out of 'from'.",
             )

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, cast
 
+import asyncpg
 import msgspec
 
 from services.contracts import cloudevents
@@ -19,7 +20,11 @@ from services.contracts.events import SOURCE, LeadEvent, lead_event
 from services.contracts.problems import BatonError, Defect, problem, shown
 from services.stage_service.api.access import RETRY_AFTER_S, STATUS
 from services.stage_service.batch import Outcome
-from services.stage_service.errors import NotAllowedError, NotAuthenticatedError
+from services.stage_service.errors import (
+    NotAllowedError,
+    NotAuthenticatedError,
+    UnavailableError,
+)
 from services.stage_service.lane import Lane
 from services.stage_service.metrics import EVENTS
 
@@ -49,6 +54,8 @@ class EventsEndpoint:
                 status, error.code, (type(error).__doc__ or "").rstrip("."), error.reason,
                 field=error.field, value=error.value, remedy=error.remedy,
             )  # fmt: skip
+        except _GoneError:
+            return
         except _TooLargeError:
             status, body = 413, problem(
                 413, "too-large", "The request is over a limit",
@@ -70,24 +77,34 @@ class EventsEndpoint:
     async def _answer(
         self, headers: list[tuple[bytes, bytes]], receive: Receive
     ) -> tuple[int, dict[str, Any]]:
-        content_type = authorization = trace = b""
+        content_type = authorization = trace = encoding = b""
+        binary = False
         for name, value in headers:
-            if name == b"content-type":
+            if name.startswith(b"ce-"):
+                binary = True
+            elif name == b"content-type":
                 content_type = value
             elif name == b"authorization":
                 authorization = value
             elif name == b"traceparent":
                 trace = value
-            elif name == b"content-length" and value.isdigit() and int(value) > BODY_BYTES_MAX:
+            elif name == b"content-encoding":
+                encoding = value.strip().lower()
+            elif name == b"content-length" and _is_too_large(value):
                 raise _TooLargeError
         await self._admit(authorization.decode("latin-1"))
         body = await _read(receive)
+        if encoding not in (b"", b"identity"):
+            return _refused(415, Defect(
+                "unsupported-encoding", "content-encoding", "a compressed body is not read here",
+                "Send the body as it is.", shown(encoding.decode("latin-1")),
+            ))  # fmt: skip
         media_type = content_type.partition(b";")[0].strip().lower()
         if media_type == BATCHED.encode():
             return await self._batch(body, trace)
         if media_type == STRUCTURED.encode():
             return await self._one(_structured(body), trace)
-        if any(name == b"ce-specversion" or name == b"ce-id" for name, _ in headers):
+        if binary and not media_type.startswith(b"application/cloudevents"):
             return await self._one(cloudevents.from_binary(headers, body), trace)
         return _refused(415, Defect(
             "unsupported-media-type", "content-type", "not a CloudEvent over HTTP",
@@ -97,9 +114,14 @@ class EventsEndpoint:
 
     async def _admit(self, authorization: str) -> None:
         token = bearer(authorization, {})
-        principal = (token and self._gatekeeper.cached(token)) or (
-            await self._gatekeeper.authenticate(token)
-        )
+        try:
+            principal = (token and self._gatekeeper.cached(token)) or (
+                await self._gatekeeper.authenticate(token)
+            )
+        except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError):
+            raise UnavailableError(
+                "the database does not answer", remedy="Send the same events again."
+            ) from None
         if principal is None:
             raise NotAuthenticatedError(
                 "no valid API key was sent",
@@ -160,23 +182,30 @@ class _TooLargeError(Exception):
     """The body is over the limit; the rest of it is not read."""
 
 
+class _GoneError(Exception):
+    """The sender went away before the body was complete; nobody is left to answer."""
+
+
+def _is_too_large(content_length: bytes) -> bool:
+    digits = content_length.lstrip(b"0")
+    return digits.isdigit() and (len(digits) > 18 or int(digits) > BODY_BYTES_MAX)
+
+
 async def _read(receive: Receive) -> bytes:
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
-        if len(body) > BODY_BYTES_MAX:
-            raise _TooLargeError
-        return body
-    chunks = [body]
-    size = len(body)
-    while message.get("more_body"):
+    chunks: list[bytes] = []
+    size = 0
+    more = True
+    while more:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _GoneError
         chunk: bytes = message.get("body", b"")
         size += len(chunk)
         if size > BODY_BYTES_MAX:
             raise _TooLargeError
         chunks.append(chunk)
-    return b"".join(chunks)
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _structured(body: bytes) -> dict[str, Any] | Defect:

@@ -1,0 +1,120 @@
+"""What the page of one lead shows: the score taken apart, the way so far, and the story with its whys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from services.stage_service import funnel
+from services.stage_service.playbook import Playbook, Stage
+
+LATE_S = 60.0
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """One reason for points; `points` 0: it does not count now."""
+
+    because: str
+    points: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ScoreExplained:
+    """A lead's score at a moment, line by line."""
+
+    fit: int
+    intent: int
+    total: int
+    fit_lines: list[ScoreLine]
+    intent_lines: list[ScoreLine]
+
+
+def score_explained(playbook: Playbook, lead: funnel.Lead, at: datetime) -> ScoreExplained:
+    """Take the lead's score under `playbook` apart, as it is at the moment `at`."""
+    scoring = lead.scoring.get(playbook.name) or funnel.Scoring(0, [], {})
+    score = funnel.score_of(lead, playbook, at)
+    counted = set(scoring.fit_keys)
+    fit = [ScoreLine(r.because, r.points if r.key in counted else 0) for r in playbook.fit]
+    now = funnel.signal_points(playbook, scoring, at.timestamp())
+    intent = [
+        ScoreLine(s.because, round(now.get(s.key, 0.0), 1), f"halves every {s.half_life_days:g} d")
+        for s in playbook.signals_by_key.values()
+    ]
+    return ScoreExplained(
+        score.fit, score.intent, score.total,
+        sorted(fit, key=lambda line: -line.points), sorted(intent, key=lambda line: -line.points),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the path as a journey went it: ``done``, ``skipped``, ``current`` or ``ahead``."""
+
+    stage: Stage
+    state: str
+    entered_at: datetime | None
+    wanted: dict[str, Any] | None
+    """The move a gate holds, when it leads here."""
+
+
+def steps(
+    playbook: Playbook, journey: dict[str, Any], items: Iterable[dict[str, Any]]
+) -> list[Step]:
+    """Lay a journey along the path of `playbook`."""
+    entered: dict[str, datetime] = {playbook.first_stage: journey["started_at"]}
+    for item in items:
+        holds = item["kind"] in ("transition", "correction") and not item["replaced_by"]
+        if holds and item["journey"]["id"] == journey["id"] and item["from"] != item["to"]:
+            entered[item["to"]] = item["occurred_at"]
+    furthest = playbook.stages[journey["furthest_stage"]].path_index or 0
+    held = {h["to"]: h for h in journey["held"]}
+    found: list[Step] = []
+    for i, key in enumerate(playbook.path):
+        if key == journey["stage"]:
+            state = "current"
+        elif i > furthest:
+            state = "ahead"
+        else:
+            state = "done" if key in entered else "skipped"
+        at = entered.get(key) if state in ("current", "done") else None
+        found.append(Step(playbook.stages[key], state, at, held.get(key)))
+    return found
+
+
+@dataclass
+class Chapter:
+    """One event of a lead's story, with the records it caused and the alerts these led to."""
+
+    at: datetime
+    event: dict[str, Any] | None = None
+    records: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    late_s: float | None = None
+    """How long after its time it arrived, when that is worth a word."""
+
+
+def story(items: Sequence[dict[str, Any]], alerts: Sequence[dict[str, Any]]) -> list[Chapter]:
+    """Tell the timeline newest first, each record under the event that caused it."""
+    of_transition: dict[str, list[dict[str, Any]]] = {}
+    for alert in alerts:
+        of_transition.setdefault(alert["transition_id"], []).append(alert)
+    chapters: list[Chapter] = []
+    by_event: dict[tuple[str, str], Chapter] = {}
+    for item in items:
+        if item["kind"] == "event":
+            late = item["arrived_after_s"]
+            chapter = Chapter(item["occurred_at"], item, late_s=late if late > LATE_S else None)
+            by_event[item["source"], item["id"]] = chapter
+            chapters.append(chapter)
+            continue
+        cause = item["cause"]
+        chapter = by_event.get((cause["event_source"], cause["event_id"]))
+        if chapter is None:
+            chapter = Chapter(item["occurred_at"])
+            by_event[cause["event_source"], cause["event_id"]] = chapter
+            chapters.append(chapter)
+        chapter.records.append(item | {"alerts": of_transition.get(item["transition_id"], [])})
+    return chapters[::-1]

@@ -1,0 +1,331 @@
+"""The routes of the pages: board, funnel, leads, one lead, alerts, and the assets."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import msgspec
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import RedirectResponse
+
+from services.contracts import postgres_log
+from services.contracts.access import Principal
+from services.contracts.events import TRANSITIONS_TOPIC, normal_email
+from services.contracts.problems import BatonError, Defect
+from services.stage_service import funnel_numbers, reads
+from services.stage_service.api.access import House, allow, house, token_of
+from services.stage_service.api.moves import move_by_hand
+from services.stage_service.api.reads import playbook_named, required_lead_id
+from services.stage_service.errors import NotFoundError
+from services.stage_service.pages import session
+from services.stage_service.pages.alert_view import NotifierAwayError, ask
+from services.stage_service.pages.lead_view import score_explained, steps, story
+from services.stage_service.pages.rendering import (
+    FOREVER,
+    Nowhere,
+    PageRoute,
+    digests,
+    form_of,
+    is_fragment,
+    own_path,
+    page,
+    static_files,
+)
+from services.stage_service.playbook import BAND_TITLES, Playbook
+from services.stage_service.store import unpack_state
+
+CARDS_MAX = 12
+NEWS_MAX = 8
+NEWS_READ_BACK = 60
+LEADS_A_PAGE = 50
+CHAPTERS_SHOWN = 100
+BY = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+NOT_TO_GROUP_BY = {"name", "first_name", "last_name", "phone", "email"}
+ALERT_STATUSES = ("pending", "delivered", "acknowledged", "dead_lettered")
+
+Reader = Annotated[Principal, Depends(allow("read"))]
+Mover = Annotated[Principal, Depends(allow("move"))]
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+def pages_router() -> APIRouter:
+    """Give the routes of the pages; include it last."""
+    whole = APIRouter(route_class=PageRoute, include_in_schema=False)
+    whole.include_router(session.router)
+    whole.include_router(router)
+    whole.include_router(_nowhere)
+    return whole
+
+
+# Assets
+
+
+@router.get("/static/{digest}/{name}")
+async def static(request: Request, digest: str, name: str) -> Response:
+    """Give an asset; its digest in the address lets browsers keep it for good."""
+    answer = await static_files.get_response(name, request.scope)
+    answer.headers["cache-control"] = FOREVER if digests.get(name) == digest else "no-store"
+    answer.headers["x-content-type-options"] = "nosniff"
+    return answer
+
+
+# The board
+
+
+@router.get("/")
+async def board(request: Request, who: Reader, playbook: str | None = None) -> Response:
+    """Show every stage with its newest journeys, live."""
+    return page(
+        request, "board.html", who=who, json_url="/v1/leads",
+        **await _board(house(request), playbook),
+    )  # fmt: skip
+
+
+@router.get("/fragments/board")
+async def board_fragment(request: Request, who: Reader, playbook: str | None = None) -> Response:
+    """Give the moving part of the board."""
+    return page(request, "_board.html", who=who, **await _board(house(request), playbook))
+
+
+async def _board(it: House, name: str | None) -> dict[str, Any]:
+    chosen = playbook_named(it, name or None)
+    now = await reads.board(it.engine, chosen.name, CARDS_MAX)
+    last = await reads.last_position(it.engine)
+    messages = await postgres_log.read(
+        it.pool, max(0, last - NEWS_READ_BACK), [TRANSITIONS_TOPIC], NEWS_READ_BACK
+    )
+    news = [msgspec.json.decode(m.value) | {"type": m.type} for m in messages[-NEWS_MAX:]][::-1]
+    nobody: dict[str, Any] = {"count": 0, "latest": []}
+    bands: list[dict[str, Any]] = []
+    for key in chosen.path:
+        stage = chosen.stages[key]
+        if not bands or bands[-1]["key"] != stage.band:
+            bands.append({"key": stage.band, "title": BAND_TITLES[stage.band], "stages": []})
+        bands[-1]["stages"].append((stage, now.get(key, nobody)))
+    exits = [
+        (s, now.get(s.key, nobody)) for s in chosen.stages.values() if s.path_index is None
+    ]
+    return {
+        "playbook": chosen, "playbooks": it.playbooks, "bands": bands, "exits": exits,
+        "news": news, "total": sum(s["count"] for s in now.values()), "public_url": it.public_url,
+    }  # fmt: skip
+
+
+# The funnel
+
+
+@router.get("/funnel")
+async def funnel(
+    request: Request,
+    who: Reader,
+    playbook: str | None = None,
+    by: str | None = None,
+    first: str | None = None,
+    second: str | None = None,
+) -> Response:
+    """Show how many reach each stage, how many go on, and how long it takes."""
+    it = house(request)
+    chosen = playbook_named(it, playbook or None)
+    since, until = _day(request.query_params.get("from")), _day(request.query_params.get("to"))
+    end = until + timedelta(days=1) if until else None
+    group = by if by and BY.fullmatch(by) else None
+    numbers = await funnel_numbers.funnel(it.engine, chosen, since=since, until=end, by=group)
+    start = first if first in chosen.path else chosen.first_stage
+    finish = second if second in chosen.path else chosen.won_stage
+    took = await funnel_numbers.durations(
+        it.engine, chosen, start, finish, since=since, until=end
+    )
+    asked = {"playbook": chosen.name, "from": since and since.isoformat(),
+             "to": end and end.isoformat(), "by": group}  # fmt: skip
+    return page(
+        request, "funnel.html", who=who, playbook=chosen, playbooks=it.playbooks, numbers=numbers,
+        took=took, since=since, until=until, by=group, by_refused=bool(by) and group is None,
+        attributes=[a for a in chosen.attributes["lead"] if a not in NOT_TO_GROUP_BY],
+        json_url=f"/v1/funnel?{urlencode({k: v for k, v in asked.items() if v})}",
+    )  # fmt: skip
+
+
+def _day(text: str | None) -> datetime | None:
+    try:
+        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC) if text else None
+    except ValueError:
+        return None
+
+
+# Leads
+
+
+@router.get("/leads")
+async def leads(
+    request: Request,
+    who: Reader,
+    q: str = "",
+    stage: str = "",
+    owner: str = "",
+    email: str = "",
+    cursor: str = "",
+) -> Response:
+    """List leads, newest first."""
+    it = house(request)
+    address = normal_email(email) if email.strip() else None
+    refused = address if isinstance(address, Defect) else None
+    items, more = [], None
+    if refused is None:
+        items, more = await reads.list_leads(
+            it.engine, email=address if isinstance(address, str) else None,
+            stage=stage or None, owner=owner or None, q=q.replace("\x00", "").strip() or None,
+            cursor=_uuid(cursor), limit=LEADS_A_PAGE,
+        )  # fmt: skip
+    asked = {k: v for k, v in (("q", q), ("stage", stage), ("owner", owner), ("email", email)) if v}
+    return page(
+        request, "_leads.html" if is_fragment(request) else "leads.html", who=who,
+        playbooks=it.playbooks, team=it.team, items=items, refused=refused, asked=asked,
+        after=cursor, next_url=f"/leads?{urlencode(asked | {'cursor': more})}" if more else None,
+        first_url=f"/leads?{urlencode(asked)}", json_url=f"/v1/leads?{urlencode(asked)}",
+    )  # fmt: skip
+
+
+def _uuid(text: str) -> str | None:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        return None
+
+
+@router.get("/leads/{id}")
+async def lead(request: Request, who: Reader, id: str) -> Response:
+    """Show one lead: where it is, who has it, what to do next, and why it is there."""
+    return await _lead_page(request, who, required_lead_id(id))
+
+
+@router.post("/leads/{id}/move")
+async def move(request: Request, who: Mover, id: str) -> Response:
+    """Move a journey by hand, and show the lead again."""
+    form = await form_of(request)
+    try:
+        await move_by_hand(
+            house(request), who, required_lead_id(id), form.get("to", ""), form.get("reason", ""),
+            form.get("playbook") or None, form.get("key") or "main", force="force" in form,
+        )  # fmt: skip
+    except NotFoundError:
+        raise
+    except BatonError as error:
+        return await _lead_page(request, who, required_lead_id(id), form, error)
+    return RedirectResponse(f"/leads/{id}?moved={form.get('to', '')}", 303)
+
+
+async def _lead_page(
+    request: Request,
+    who: Principal,
+    id: str,
+    form: dict[str, str] | None = None,
+    error: BatonError | None = None,
+) -> Response:
+    it = house(request)
+    found = await reads.get_lead(it.engine, id)
+    if found is None:
+        raise NotFoundError(f"There is no lead {id}.", remedy="Look for it in the list of leads.")
+    items = await reads.timeline(it.engine, id)
+    alerts: list[dict[str, Any]] | None = None
+    try:
+        alerts = (await ask(it, token_of(request), "GET", "/v1/alerts", lead_id=id, limit="200"))[
+            "items"
+        ]
+    except NotifierAwayError:
+        pass
+    state = await reads.state_of(it.engine, id)
+    folded = unpack_state(state) if state is not None else None
+    now = datetime.now(UTC)
+    chapters = story(items, alerts or ())
+    shown = len(chapters) if "all" in request.query_params else CHAPTERS_SHOWN
+    ways: list[dict[str, Any]] = []
+    for journey in found["journeys"]:
+        playbook = it.playbooks.get(journey["playbook"])
+        if playbook is not None and journey["stage"] in playbook.stages:
+            ways.append({"journey": journey, "playbook": playbook,
+                         "stage": playbook.stages[journey["stage"]],
+                         "steps": steps(playbook, journey, items)})  # fmt: skip
+    scored: Playbook = ways[0]["playbook"] if ways else playbook_named(it, None)
+    return page(
+        request, "lead.html", 200 if error is None else 409, who=who, lead=found, ways=ways,
+        score=score_explained(scored, folded, now) if folded else None, alerts=alerts,
+        chapters=chapters[:shown], hidden=max(0, len(chapters) - shown), people=it.team.by_id,
+        playbook=scored, playbooks=it.playbooks, form=form or {}, error=error,
+        may_move=bool(who.scopes & {"move", "admin"}), json_url=f"/v1/leads/{id}/timeline",
+    )  # fmt: skip
+
+
+# Alerts
+
+
+@router.get("/alerts")
+async def alerts(
+    request: Request, who: Reader, person: str = "", role: str = "", status: str = "",
+    cursor: str = "",
+) -> Response:  # fmt: skip
+    """Show who was told what, and how it reached them."""
+    it = house(request)
+    asked = {k: v for k, v in (("person", person), ("role", role), ("status", status)) if v}
+    found: dict[str, Any] = {"items": [], "next_cursor": None}
+    away: str | None = None
+    try:
+        found = await ask(
+            it, token_of(request), "GET", "/v1/alerts", cursor=_uuid(cursor), **asked
+        )
+    except NotifierAwayError as error:
+        away = str(error)
+    more = found["next_cursor"]
+    return page(
+        request, "alerts.html", who=who, items=found["items"], away=away, team=it.team,
+        roles=_roles(it), statuses=ALERT_STATUSES, asked=asked, after=cursor,
+        next_url=f"/alerts?{urlencode(asked | {'cursor': more})}" if more else None,
+        first_url=f"/alerts?{urlencode(asked)}", back=_here(request), json_url=None,
+        may_move=bool(who.scopes & {"move", "admin"}),
+    )  # fmt: skip
+
+
+def _roles(it: House) -> dict[str, str]:
+    return {r.key: r.title for p in it.playbooks.values() for r in p.roles.values()}
+
+
+def _here(request: Request) -> str:
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
+
+
+@router.post("/alerts/{id}/{deed}")
+async def answer_alert(request: Request, who: Mover, id: str, deed: str) -> Response:
+    """Acknowledge an alert (``ack``) or have it sent again (``retry``)."""
+    alert_id = _uuid(id)
+    if deed not in ("ack", "retry") or alert_id is None:
+        raise NotFoundError("There is no such page.")
+    form = await form_of(request)
+    try:
+        alert = await ask(
+            house(request), token_of(request), "POST", f"/v1/alerts/{alert_id}/{deed}"
+        )
+    except NotifierAwayError as error:
+        if is_fragment(request):
+            return page(request, "_notice.html", 503, text=f"Not done: {error}. Try it again.")
+        raise
+    if is_fragment(request):
+        return page(
+            request, "_alert.html", alert=alert, roles=_roles(house(request)), may_move=True,
+            back=own_path(form.get("back")), open=True,
+        )  # fmt: skip
+    return RedirectResponse(own_path(form.get("back")), 303)
+
+
+# Nowhere
+
+_nowhere = APIRouter(route_class=Nowhere, include_in_schema=False)
+
+
+@_nowhere.get("/{anything:path}")
+async def nowhere(anything: str) -> Response:
+    """Say in the pages' look that there is no such page."""
+    raise NotFoundError("There is no such page.", remedy="Go to the board.")

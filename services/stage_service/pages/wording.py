@@ -1,0 +1,124 @@
+"""How values read to people: the filters of the templates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from jinja2 import Environment
+
+_UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+STATUS_WORDS = {
+    "pending": "on its way",
+    "delivered": "delivered",
+    "acknowledged": "acknowledged",
+    "dead_lettered": "undelivered",
+    "dead": "failed for good",
+    "skipped": "skipped",
+    "failed": "failed, tried again",
+}
+
+
+def span(seconds: float | None) -> str:
+    """Give a length of time in its two largest units: ``2 d 4 h``, ``45 s``; ``–`` for none."""
+    if seconds is None:
+        return "–"
+    left = max(0, round(seconds))
+    for i, (size, unit) in enumerate(_UNITS):
+        if left < size and size > 1:
+            continue
+        whole, rest = divmod(left, size)
+        text = f"{whole:,} {unit}"
+        if i + 1 < len(_UNITS) and whole < 10:
+            size, unit = _UNITS[i + 1]
+            if rest // size:
+                text += f" {rest // size} {unit}"
+        return text
+    raise AssertionError(seconds)
+
+
+def as_moment(value: datetime | str) -> datetime:
+    """Give a moment that may come as RFC 3339 text."""
+    return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
+def ago(value: datetime | str) -> str:
+    """Say how long ago a moment was; the page's script keeps it fresh in the same words."""
+    seconds = (datetime.now(UTC) - as_moment(value)).total_seconds()
+    if seconds < -1:
+        return f"in {_coarse(-seconds)}"
+    return "just now" if seconds < 5 else f"{_coarse(seconds)} ago"
+
+
+def since(value: datetime | str) -> str:
+    """Say for how long something has lasted: ``3 h``."""
+    return _coarse((datetime.now(UTC) - as_moment(value)).total_seconds())
+
+
+def _coarse(seconds: float) -> str:
+    left = max(0, int(seconds))
+    size, unit = next(((s, u) for s, u in _UNITS if left >= s), (1, "s"))
+    return f"{left // size} {unit}"
+
+
+def iso(value: datetime | str) -> str:
+    """Give a moment for ``<time datetime>``."""
+    return as_moment(value).astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def absolute(value: datetime | str) -> str:
+    """Give a moment in full; the page's script shows it in the reader's own zone."""
+    return f"{as_moment(value).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def percent(share: float | None) -> str:
+    """Give a share of one as per cent; ``–`` for none."""
+    if share is None:
+        return "–"
+    return f"{share * 100:.1f} %" if 0 < share < 0.1 else f"{share * 100:.0f} %"
+
+
+def points(value: float) -> str:
+    """Give points of a score with at most one decimal."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def fact(name: str) -> str:
+    """Give a fact's name as people say it: ``lead.budget`` is budget."""
+    return name.partition(".")[2].replace("_", " ") or name
+
+
+def facts(names: Iterable[str]) -> str:
+    """Give the names of missing facts as one text."""
+    return ", ".join(fact(n) for n in names)
+
+
+def initials(name: str) -> str:
+    """Give two letters for a person."""
+    words = name.split()
+    return "".join(w[0] for w in (words[:1] + words[-1:] if len(words) > 1 else words)).upper()
+
+
+def status_word(status: str) -> str:
+    """Give an alert's or a delivery's status as people say it."""
+    return STATUS_WORDS.get(status, status)
+
+
+def shown(value: Any) -> str:
+    """Give an attribute's value as text."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def pretty(value: Any) -> str:
+    """Give a value as indented JSON."""
+    return json.dumps(value, ensure_ascii=False, indent=2, default=str)
+
+
+def teach(environment: Environment) -> None:
+    """Give the templates these words."""
+    for word in (span, ago, since, iso, absolute, percent, points, fact, facts, initials,
+                 status_word, shown, pretty):  # fmt: skip
+        environment.filters[word.__name__] = word
