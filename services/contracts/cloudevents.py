@@ -39,9 +39,7 @@ _EXTENSION_NAME = re.compile(r"[a-z0-9]{1,64}")
 _MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~\w-]+/[!#$%&'*+.^_`|~\w-]+(\s*;.*)?", re.ASCII)
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+")
 _URI_REFERENCE = re.compile(r"[^\s<>\"{}|\\^`\x00-\x1f\x7f]+")
-_RFC3339 = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
-)
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 # What the specification's type String excludes (3.1), beyond which any character may stand in a value.
 _NOT_TEXT = re.compile(
     "[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
@@ -96,14 +94,14 @@ def decode_json(body: bytes) -> Any:
         raise JsonDefectError(f"not valid JSON: {shown(str(error))}") from None
 
 
-def unkeepable(value: Any, path: str, depth: int = 0) -> tuple[str, str] | None:
+def unkeepable(value: Any, path: str) -> tuple[str, str] | None:
     """Find the first value in decoded JSON that could not be stored for ever.
 
     Gives (path, reason) or None; `path` is where `value` stands. Checks depth (32), NUL and lone
     surrogates in strings and keys, infinities, and integers over 64 bits, which neither the lead's
     packed state nor a rule can hold.
     """
-    found = _unkeepable(value, depth)
+    found = _unkeepable(value, 0)
     return (path + found[0], found[1]) if found else None
 
 

@@ -72,7 +72,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(asset=_asset, version=version("baton"))
+    shared: dict[str, Any] = {"asset": _asset, "version": version("baton")}
+    environment.globals |= shared
     wording.teach(environment)
     return environment
 
@@ -89,13 +90,16 @@ def page(request: Request, template: str, status: int = 200, **facts: Any) -> HT
 
 
 def is_fragment(request: Request) -> bool:
-    """Say whether the page's script asks for a part of a page."""
-    return request.headers.get("hx-request") == "true"
+    """Say whether the page's script asks for a part of a page; going back asks for the whole."""
+    headers = request.headers
+    return headers.get("hx-request") == "true" and "hx-history-restore-request" not in headers
 
 
 def own_path(text: str | None) -> str:
     """Give `text` when it is a path of ours, else ``/``: nobody is sent to another site."""
-    good = text and text.startswith("/") and not text.startswith(("//", "/\\")) and text.isprintable()
+    good = (
+        text and text.startswith("/") and not text.startswith(("//", "/\\")) and text.isprintable()
+    )
     return text if text and good else "/"
 
 
@@ -153,11 +157,16 @@ def _told(request: Request, error: Exception) -> BatonError:
             return InvalidRequestError(f"{name}: {first['msg']}", field=name)
         case HTTPException(status_code=404):
             return NotFoundError("There is no such page.")
-        case OSError() | asyncpg.PostgresConnectionError() | asyncpg.InterfaceError() | (
-            OperationalError() | InterfaceError()
+        case (
+            OSError()
+            | asyncpg.PostgresConnectionError()
+            | asyncpg.InterfaceError()
+            | (OperationalError() | InterfaceError())
         ):
             _log.warning("pages.database_unavailable", reason=type(error).__name__)
-            return UnavailableError("The database does not answer.", remedy="Try again in a moment.")
+            return UnavailableError(
+                "The database does not answer.", remedy="Try again in a moment."
+            )
         case _:
             _log.error("pages.failed", path=request.url.path, exc_info=error)
             return BatonError("Baton made a mistake; it is in the log.", remedy="Try it again.")
@@ -165,10 +174,10 @@ def _told(request: Request, error: Exception) -> BatonError:
 
 def error_page(request: Request, error: BatonError) -> Response:
     """Answer `error` as a page, or as a part of one."""
-    status = STATUS.get(type(error), 500)
-    title = (type(error).__doc__ or "").rstrip(".") if status != 500 else "Something went wrong"
+    code = STATUS.get(type(error), 500)
+    title = (type(error).__doc__ or "").rstrip(".") if code != 500 else "Something went wrong"
     template = "_error.html" if is_fragment(request) else "error.html"
-    return page(request, template, status, status=status, title=title, error=error, who=None)
+    return page(request, template, code, code=code, title=title, error=error, who=None)
 
 
 def _to_login(request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -20,7 +21,7 @@ from services.stage_service import funnel_numbers, reads
 from services.stage_service.api.access import House, allow, house, token_of
 from services.stage_service.api.moves import move_by_hand
 from services.stage_service.api.reads import playbook_named, required_lead_id
-from services.stage_service.errors import NotFoundError
+from services.stage_service.errors import NotFoundError, UnavailableError
 from services.stage_service.pages import session
 from services.stage_service.pages.alert_view import NotifierAwayError, ask
 from services.stage_service.pages.lead_view import score_explained, steps, story
@@ -107,9 +108,7 @@ async def _board(it: House, name: str | None) -> dict[str, Any]:
         if not bands or bands[-1]["key"] != stage.band:
             bands.append({"key": stage.band, "title": BAND_TITLES[stage.band], "stages": []})
         bands[-1]["stages"].append((stage, now.get(key, nobody)))
-    exits = [
-        (s, now.get(s.key, nobody)) for s in chosen.stages.values() if s.path_index is None
-    ]
+    exits = [(s, now.get(s.key, nobody)) for s in chosen.stages.values() if s.path_index is None]
     return {
         "playbook": chosen, "playbooks": it.playbooks, "bands": bands, "exits": exits,
         "news": news, "total": sum(s["count"] for s in now.values()), "public_url": it.public_url,
@@ -137,9 +136,7 @@ async def funnel(
     numbers = await funnel_numbers.funnel(it.engine, chosen, since=since, until=end, by=group)
     start = first if first in chosen.path else chosen.first_stage
     finish = second if second in chosen.path else chosen.won_stage
-    took = await funnel_numbers.durations(
-        it.engine, chosen, start, finish, since=since, until=end
-    )
+    took = await funnel_numbers.durations(it.engine, chosen, start, finish, since=since, until=end)
     asked = {"playbook": chosen.name, "from": since and since.isoformat(),
              "to": end and end.isoformat(), "by": group}  # fmt: skip
     return page(
@@ -232,12 +229,9 @@ async def _lead_page(
         raise NotFoundError(f"There is no lead {id}.", remedy="Look for it in the list of leads.")
     items = await reads.timeline(it.engine, id)
     alerts: list[dict[str, Any]] | None = None
-    try:
-        alerts = (await ask(it, token_of(request), "GET", "/v1/alerts", lead_id=id, limit="200"))[
-            "items"
-        ]
-    except NotifierAwayError:
-        pass
+    with contextlib.suppress(NotifierAwayError):
+        told = await ask(it, token_of(request), "GET", "/v1/alerts", lead_id=id, limit="200")
+        alerts = told["items"]
     state = await reads.state_of(it.engine, id)
     folded = unpack_state(state) if state is not None else None
     now = datetime.now(UTC)
@@ -274,9 +268,7 @@ async def alerts(
     found: dict[str, Any] = {"items": [], "next_cursor": None}
     away: str | None = None
     try:
-        found = await ask(
-            it, token_of(request), "GET", "/v1/alerts", cursor=_uuid(cursor), **asked
-        )
+        found = await ask(it, token_of(request), "GET", "/v1/alerts", cursor=_uuid(cursor), **asked)
     except NotifierAwayError as error:
         away = str(error)
     more = found["next_cursor"]
@@ -311,7 +303,9 @@ async def answer_alert(request: Request, who: Mover, id: str, deed: str) -> Resp
     except NotifierAwayError as error:
         if is_fragment(request):
             return page(request, "_notice.html", 503, text=f"Not done: {error}. Try it again.")
-        raise
+        raise UnavailableError(
+            f"the notifier did not do it: {error}", remedy="Try it again in a moment."
+        ) from error
     if is_fragment(request):
         return page(
             request, "_alert.html", alert=alert, roles=_roles(house(request)), may_move=True,

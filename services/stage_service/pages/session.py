@@ -7,7 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from services.contracts.access import LOGIN_MINUTES, SESSION_COOKIE, SESSION_DAYS, redeem_login, revoke_key
+from services.contracts.access import (
+    LOGIN_MINUTES,
+    SESSION_COOKIE,
+    SESSION_DAYS,
+    redeem_login,
+    revoke_key,
+)
 from services.stage_service.api.access import house, token_of
 from services.stage_service.errors import NotAllowedError
 from services.stage_service.pages.rendering import PageRoute, form_of, own_path, page
@@ -20,7 +26,9 @@ def _same_site(request: Request) -> None:
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     elsewhere = origin is not None and origin.partition("://")[2] != request.headers.get("host")
     if elsewhere or site not in (None, "same-origin", "none"):
-        raise NotAllowedError("this form came from another site", remedy="Open Baton and try again.")
+        raise NotAllowedError(
+            "this form came from another site", remedy="Open Baton and try again."
+        )
 
 
 @router.get("/login")

@@ -19,6 +19,7 @@ STATUS_WORDS = {
     "dead": "failed for good",
     "skipped": "skipped",
     "failed": "failed, tried again",
+    "claimed": "being sent",
 }
 
 
@@ -27,17 +28,13 @@ def span(seconds: float | None) -> str:
     if seconds is None:
         return "–"
     left = max(0, round(seconds))
-    for i, (size, unit) in enumerate(_UNITS):
-        if left < size and size > 1:
-            continue
-        whole, rest = divmod(left, size)
-        text = f"{whole:,} {unit}"
-        if i + 1 < len(_UNITS) and whole < 10:
-            size, unit = _UNITS[i + 1]
-            if rest // size:
-                text += f" {rest // size} {unit}"
-        return text
-    raise AssertionError(seconds)
+    i = next((i for i, (size, _) in enumerate(_UNITS) if left >= size), len(_UNITS) - 1)
+    whole, rest = divmod(left, _UNITS[i][0])
+    text = f"{whole:,} {_UNITS[i][1]}"
+    if whole < 10 and rest:
+        size, unit = _UNITS[i + 1]
+        text += f" {rest // size} {unit}" if rest >= size else ""
+    return text
 
 
 def as_moment(value: datetime | str) -> datetime:
