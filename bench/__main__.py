@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 import uvloop
 from rich.console import Console
+from rich.markup import escape
 
 from bench import alerts, batched, folding, million, single
 from bench.machine import describe
@@ -50,11 +51,17 @@ def main(
         benchmark = BENCHMARKS[key]
         console.print(f"[bold]({key}) {benchmark.TITLE}[/]")
         began = time.monotonic()
-        results.append(uvloop.run(benchmark.run(options)))
+        try:
+            results.append(uvloop.run(benchmark.run(options)))
+        except Exception as error:  # the others are still worth their figures
+            reason = f"failed: {type(error).__name__}: {error}"
+            console.print(f"  [red]{escape(reason)}[/]")
+            results.append(Result(key, benchmark.TITLE, benchmark.METHOD, skipped=reason[:500]))
         console.print(f"  [dim]{time.monotonic() - began:.0f} s[/]")
     command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
     save(console, results, machine, command, f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", out)
-    if any(f.meets(f.target) is False for r in results for f in r.figures):
+    missed = any(f.meets(f.target) is False for r in results for f in r.figures)
+    if missed or any(r.skipped.startswith("failed") for r in results):
         raise typer.Exit(1)
 
 

@@ -92,6 +92,7 @@ async def run(options: Options) -> Result:
         rounds = await alternate(options.times(), insert, post, options.say)
         stored = await count(database, "SELECT count(*) FROM stage.events")
         moved = await count(database, "SELECT count(*) FROM stage.transitions")
+        resent = sum(caller.resent for caller in callers)
         await connection.close()
         for caller in callers:
             caller.close()
@@ -103,5 +104,8 @@ async def run(options: Options) -> Result:
         "throughput", "events/s", "asyncpg unnest, straight into stage.events", rounds,
         target=0.25, goal=0.5,
     )  # fmt: skip
-    note = f"{stored:,} events stored; {moved / stored:.0%} moved a lead."
+    note = (
+        f"{stored:,} events stored; {moved / stored:.0%} moved a lead; {resent} batches sent again "
+        "after 503."
+    )
     return Result(KEY, TITLE, METHOD, [figure], [*complaints, note])

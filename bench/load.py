@@ -10,6 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 WRK_MISSING = "wrk is not installed (Debian and Ubuntu: apt install wrk)"
+RESEND_MAX = 5
+RESEND_AFTER_S = 0.2
 _SCRIPT = Path(__file__).with_name("post.lua")
 
 
@@ -65,6 +67,7 @@ class Caller:
         self._reader = reader
         self._writer = writer
         self._head = head
+        self.resent = 0
 
     @classmethod
     async def open(cls, url: str, key: str, content_type: str) -> Caller:
@@ -78,15 +81,27 @@ class Caller:
         return cls(reader, writer, head.encode())
 
     async def post(self, body: bytes) -> bytes:
-        """Post `body` and give the answer's body; raises RuntimeError unless it is 200."""
+        """Post `body` until it is answered 200 and give the answer's body.
+
+        A 503 is sent again, as every client should, and counted in `resent`; any other answer raises
+        RuntimeError.
+        """
+        for _ in range(RESEND_MAX):
+            status, answer = await self._once(body)
+            if status == 200:
+                return answer
+            if status != 503:
+                break
+            self.resent += 1
+            await asyncio.sleep(RESEND_AFTER_S)
+        raise RuntimeError(f"answered {status}: {answer[:500]!r}")
+
+    async def _once(self, body: bytes) -> tuple[int, bytes]:
         self._writer.write(b"%s%d\r\n\r\n%s" % (self._head, len(body), body))
         head = await self._reader.readuntil(b"\r\n\r\n")
         lower = head.lower()
         length = int(lower.partition(b"content-length:")[2].partition(b"\r\n")[0])
-        answer = await self._reader.readexactly(length)
-        if not head.startswith(b"HTTP/1.1 200"):
-            raise RuntimeError(f"answered {head[:20]!r}: {answer[:500]!r}")
-        return answer
+        return int(head[9:12]), await self._reader.readexactly(length)
 
     def close(self) -> None:
         """Close the connection."""

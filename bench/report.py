@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bench.measure import Figure, Result
@@ -120,7 +121,7 @@ def save(
     for result in results:
         for note in [*result.notes, result.skipped]:
             if note:
-                console.print(f"[dim]({result.key})[/] {note}", highlight=False, markup=True)
+                console.print(f"[dim]({result.key})[/] {escape(note)}", highlight=False)
     text = markdown(results, machine, command, date)
     (directory / "RESULTS.md").write_text(text, encoding="utf-8")
     document = {

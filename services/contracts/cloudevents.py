@@ -98,8 +98,8 @@ def unkeepable(value: Any, path: str) -> tuple[str, str] | None:
     """Find the first value in decoded JSON that could not be stored for ever.
 
     Gives (path, reason) or None; `path` is where `value` stands. Checks depth (32), NUL and lone
-    surrogates in strings and keys, infinities, and integers over 64 bits, which neither the lead's
-    packed state nor a rule can hold.
+    surrogates in strings and keys, and numbers beyond 64-bit integers, which neither the lead's packed
+    state nor a rule can hold.
     """
     found = _unkeepable(value, 0)
     return (path + found[0], found[1]) if found else None
@@ -117,9 +117,10 @@ def _unkeepable(value: Any, depth: int) -> tuple[str, str] | None:
             return None
         return "", "an integer of more than 64 bits: send it as a string"
     if isinstance(value, float):
-        if value - value != 0.0:  # inf or nan
-            return "", "number out of range"
-        return None
+        # jsonb gives a large float back as an integer, so the same bounds hold; NaN is in none.
+        if -INTEGER_MAX <= value <= INTEGER_MAX:
+            return None
+        return "", "number out of range: send it as a string"
     if depth >= JSON_DEPTH_MAX:
         return "", f"JSON nested deeper than {JSON_DEPTH_MAX}"
     if isinstance(value, dict):
@@ -148,6 +149,16 @@ def _unkeepable_text(text: str) -> str | None:
     except UnicodeEncodeError:
         return "contains a lone surrogate, which is not Unicode text"
     return None
+
+
+def brief(value: Any) -> str | None:
+    """Give decoded JSON as a short text for an error; of an array or object only what it is.
+
+    Those may be nested as deep as the decoder goes, which is too deep for ``repr``.
+    """
+    if isinstance(value, (list, dict)):
+        return "an array" if isinstance(value, list) else "an object"
+    return shown(value)
 
 
 def parse_time(text: str) -> datetime | None:
@@ -182,7 +193,7 @@ def _text(value: Any, name: str) -> str | Defect:
     if not isinstance(value, str):
         return Defect(
             "wrong-type", name, f"{name!r} must be a string, not {type(value).__name__}",
-            f"Send {name!r} as a JSON string.", shown(value),
+            f"Send {name!r} as a JSON string.", brief(value),
         )  # fmt: skip
     if not value or value.isspace():
         return Defect("empty", name, f"{name!r} must not be empty", f"Give {name!r} a value.")
@@ -205,7 +216,7 @@ def _is_text(value: str) -> bool:
 
 
 def _invalid(name: str, reason: str, remedy: str, value: object) -> Defect:
-    return Defect("invalid-attribute", name, reason, remedy, shown(value))
+    return Defect("invalid-attribute", name, reason, remedy, brief(value))
 
 
 def check(attributes: Mapping[str, Any]) -> CloudEvent | Defect:
@@ -398,6 +409,5 @@ def _header(attribute: str, reason: str, remedy: str) -> Defect:
 
 def _unquoted(value: bytes) -> bytes:
     """Undo double quotes (RFC 7230, 3.2.6), which versions before 1.0.2 put around values."""
-    if b'"' not in value:
-        return value
-    return _QUOTED.sub(lambda match: re.sub(rb"\\(.)", rb"\1", match[1]), value)
+    quoted = _QUOTED.fullmatch(value)
+    return re.sub(rb"\\(.)", rb"\1", quoted[1]) if quoted else value

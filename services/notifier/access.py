@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from services.contracts.access import Gatekeeper, Principal, Scope, bearer
+from services.contracts.database import DATABASE_AWAY
 from services.contracts.problems import PROBLEM_CONTENT_TYPE, BatonError, problem
 from services.notifier.consumer import Consumer
 from services.notifier.deliveries import Dispatcher
@@ -139,12 +140,6 @@ def answer_problems(app: FastAPI) -> None:
     app.add_exception_handler(BatonError, baton_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    for kind in (
-        OSError,
-        TimeoutError,
-        asyncpg.PostgresConnectionError,
-        asyncpg.OperatorInterventionError,
-        asyncpg.InterfaceError,
-    ):
-        app.add_exception_handler(kind, unavailable)
+    for kind in DATABASE_AWAY:
+        app.add_exception_handler(cast("type[Exception]", kind), unavailable)
     app.add_exception_handler(Exception, bug)

@@ -20,6 +20,7 @@ import asyncpg
 import structlog
 import uuid_utils
 
+from services.contracts.database import DATABASE_AWAY
 from services.contracts.events import LeadEvent
 from services.contracts.team import Team
 from services.stage_service import metrics
@@ -43,16 +44,6 @@ _TRANSIENT = (
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     asyncpg.LockNotAvailableError,
-)
-_AWAY = (
-    OSError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.ReadOnlySQLTransactionError,
 )
 
 
@@ -191,7 +182,7 @@ class Lane:
         """Apply `batch` and tell everybody; nothing escapes, or the shard would stop for good."""
         try:
             outcomes = await self._apply_again([w.event for w in batch])
-        except _AWAY as error:
+        except DATABASE_AWAY as error:
             metrics.BATCHES_FAILED.labels("database").inc()
             _log.warning(
                 "lane.database_unavailable", reason=type(error).__name__, events=len(batch)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import msgspec
 import uvicorn
 from fastapi import FastAPI
 
+from services.baton.embedded import EmbeddedPostgres
 from services.contracts import access
 from services.stage_service.api.access import House
 from services.stage_service.app import create_app
@@ -79,6 +81,15 @@ class Stage:
     async def count(self) -> int:
         """Give how many events are stored."""
         return await self.connection.fetchval("SELECT count(*) FROM stage.events")
+
+
+@contextmanager
+def fresh_database(postgres: EmbeddedPostgres) -> Iterator[str]:
+    """Give the URL of a migrated database, for tests of one module that share it."""
+    name = f"test_{uuid.uuid4().hex}"
+    postgres.statement(f"CREATE DATABASE {name} TEMPLATE template_baton STRATEGY FILE_COPY")
+    yield postgres.url(name)
+    postgres.statement(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @asynccontextmanager

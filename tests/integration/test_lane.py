@@ -30,7 +30,9 @@ ROOT = Path(__file__).parents[2]
 START = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
 
 
-def event(type: str, minute: float, lead: str = "a@b.example", *, id: str = "", **data: Any) -> LeadEvent:
+def event(
+    type: str, minute: float, lead: str = "a@b.example", *, id: str = "", **data: Any
+) -> LeadEvent:
     time = START + timedelta(minutes=minute)
     return LeadEvent(
         id or f"{lead}-{type}-{minute}", "/t", type, time, time, None, (("email", lead),), MAIN,
@@ -58,13 +60,17 @@ class Wired:
         )
 
     async def ways(self) -> list[tuple[str, str]]:
+        """From and to of each record that holds."""
         return [(r["from_stage"], r["to_stage"]) for r in await self.transitions()]
 
     async def messages(self) -> list[dict[str, Any]]:
         """What was written to the outbox, decoded, with its type."""
         rows = await self.pool.fetch("SELECT headers, value FROM bus.outbox ORDER BY id")
         return [
-            {"type": msgspec.json.decode(r["headers"])["ce_type"], **msgspec.json.decode(r["value"])}
+            {
+                "type": msgspec.json.decode(r["headers"])["ce_type"],
+                **msgspec.json.decode(r["value"]),
+            }
             for r in rows
         ]
 
@@ -105,14 +111,23 @@ async def test_the_walk_is_five_numbered_transitions(it: Wired) -> None:
     assert [o.status for o in outcomes] == ["applied"] * 6
     rows = await it.transitions()
     assert [r["sequence"] for r in rows] == [1, 2, 3, 4, 5]
-    told = [m for m in await it.messages()]
+    told = await it.messages()
     assert [(m["from"], m["to"], m["sequence"]) for m in told] == [
         (r["from_stage"], r["to_stage"], r["sequence"]) for r in rows
     ]
-    assert [[w["role"] for w in m["alerts"]] for m in told] == [["lead_agent"], ["ae"], [], [], ["csm"]]
+    assert [[w["role"] for w in m["alerts"]] for m in told] == [
+        ["lead_agent"],
+        ["ae"],
+        [],
+        [],
+        ["csm"],
+    ]
     assert all(m["responsible"]["owner"] for m in told)
     # The AE stays the same person through three stages.
-    assert len({m["responsible"]["owner"]["id"] for m in told if m["responsible"]["role"] == "ae"}) == 1
+    assert (
+        len({m["responsible"]["owner"]["id"] for m in told if m["responsible"]["role"] == "ae"})
+        == 1
+    )
     await clean(it.url)
 
 
@@ -204,7 +219,9 @@ async def test_a_late_event_that_takes_a_move_back(it: Wired) -> None:
     await clean(it.url)
 
 
-async def test_nothing_is_left_of_a_batch_that_fails(it: Wired, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_nothing_is_left_of_a_batch_that_fails(
+    it: Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One event that does what nobody foresaw costs only itself; the others are committed."""
     apply = Batch.apply
 
@@ -252,7 +269,9 @@ async def test_round_robin_is_fair_by_weight(it: Wired) -> None:
     """Marcus (weight 2) gets twice Elena's (weight 1) leads, to within one."""
     leads = [f"r{n}@x.example" for n in range(90)]
     for start in range(0, 90, 7):
-        await it.lane.submit([event("meeting.booked", 0, lead) for lead in leads[start : start + 7]])
+        await it.lane.submit(
+            [event("meeting.booked", 0, lead) for lead in leads[start : start + 7]]
+        )
     rows = await it.pool.fetch("SELECT owner_id, count(*) FROM stage.transitions GROUP BY 1")
     assert dict(rows) == {"marcus": 60, "elena": 30}
 
@@ -267,7 +286,9 @@ TYPES = ("lead.created", "page.viewed", "content.downloaded", "demo.requested", 
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(data=st.data())
-async def test_any_order_of_arrival_ends_in_the_same_history(it: Wired, data: st.DataObject) -> None:
+async def test_any_order_of_arrival_ends_in_the_same_history(
+    it: Wired, data: st.DataObject
+) -> None:
     """I7 on the database: random events, random batches, random repeats, against the events in order."""
     specs = data.draw(st.lists(
         st.tuples(st.sampled_from(TYPES), st.integers(0, 40), st.integers(0, 1), st.booleans()),

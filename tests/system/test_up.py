@@ -14,6 +14,7 @@ import pytest
 
 from tests.system.running import ROOT, RunningBaton, lead_event, until
 
+pytestmark = pytest.mark.long
 BATON = Path(sys.executable).parent / "baton"
 
 
@@ -21,7 +22,9 @@ def test_demo_fills_the_board_and_keeps_it_alive(tmp_path: Path) -> None:
     baton = RunningBaton(tmp_path / "data", None, "--demo").start()
     try:
         stages = {s["stage"]: s for s in baton.get("/v1/funnel")["stages"]}
-        until(lambda: baton.get("/v1/funnel")["stages"][0]["reached"] >= 80, "80 leads on the board")
+        until(
+            lambda: baton.get("/v1/funnel")["stages"][0]["reached"] >= 80, "80 leads on the board"
+        )
         stages = {s["stage"]: s for s in baton.get("/v1/funnel")["stages"]}
         assert all(stages[key]["reached"] for key in ("lead", "mql", "sql", "proposal"))
         until(lambda: baton.alerts(), "alerts")
@@ -57,7 +60,10 @@ def test_a_killed_supervisor_leaves_nothing_in_the_way(tmp_path: Path) -> None:
     assert baton.process is not None
     baton.process.kill()
     baton.process.wait()
-    until(lambda: not any(Path(f"/proc/{p}/cmdline").exists() and _alive(p) for p in pids), "their end")
+    until(
+        lambda: not any(Path(f"/proc/{p}/cmdline").exists() and _alive(p) for p in pids),
+        "their end",
+    )
     baton.start()
     try:
         assert len(until(baton.feed, "the feed")) == 1

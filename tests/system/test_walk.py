@@ -16,7 +16,14 @@ from aiosmtpd.handlers import Message as MessageHandler
 from tests.integration.kafka_broker import KafkaBroker
 from tests.system.running import STRUCTURED, RunningBaton, free_port, lead_event, until
 
-WALK = ("lead.created", "demo.requested", "meeting.booked", "proposal.sent", "contract.sent", "deal.won")
+WALK = (
+    "lead.created",
+    "demo.requested",
+    "meeting.booked",
+    "proposal.sent",
+    "contract.sent",
+    "deal.won",
+)
 WAYS = [
     ("lead", "mql"), ("mql", "sql"), ("sql", "proposal"), ("proposal", "closing"),
     ("closing", "closed_won"),

@@ -77,12 +77,13 @@ async def test_a_channel_that_cannot_send_says_why(
     assert outcome.permanent == (result == "failed")
 
 
-async def test_the_console_shows_the_subject_and_not_the_body() -> None:
+async def test_the_console_names_the_alert_and_repeats_no_text() -> None:
     channels = Channels(None, 5, 2, {})
     with capture_logs() as lines:
         outcome = await channels.send("console", None, LETTER)
     channels.close()
     assert outcome.result == "delivered"
     [line] = lines
-    assert line["subject"] == LETTER.subject
+    assert line["alert_id"] == LETTER.alert_id
     assert "Zeile" not in str(line)
+    assert "Ada" not in str(line)

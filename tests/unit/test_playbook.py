@@ -109,7 +109,8 @@ MISTAKES = {
         "unknown variable {score.totl}", "Did you mean 'score.total'?",
     ),
     "gate on an unknown attribute": (
-        "    gate:\n      reason: true\n    guidance", "    gate:\n      require: [lead.bugdet]\n    guidance",
+        "    gate:\n      reason: true\n    guidance",
+        "    gate:\n      require: [lead.bugdet]\n    guidance",
         "lead.bugdet", "unknown attribute 'lead.bugdet'", "Did you mean 'lead.budget'?",
     ),
     "points that are no number": (

@@ -13,10 +13,12 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.exceptions import HTTPException
 
 from services.contracts.access import Gatekeeper, Principal, Scope, bearer
+from services.contracts.database import DATABASE_AWAY
 from services.contracts.problems import PROBLEM_CONTENT_TYPE, BatonError, problem
 from services.contracts.team import Team
 from services.stage_service.errors import (
@@ -170,6 +172,6 @@ def answer_problems(app: FastAPI) -> None:
     app.add_exception_handler(BatonError, baton_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    for kind in (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError):
-        app.add_exception_handler(kind, unavailable)
+    for kind in (*DATABASE_AWAY, OperationalError, InterfaceError):
+        app.add_exception_handler(cast("type[Exception]", kind), unavailable)
     app.add_exception_handler(Exception, bug)

@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, cast
 
-import asyncpg
 import msgspec
 
 from services.contracts import cloudevents
 from services.contracts.access import Gatekeeper, bearer
-from services.contracts.cloudevents import BATCHED, STRUCTURED, JsonDefectError
+from services.contracts.cloudevents import BATCHED, STRUCTURED, JsonDefectError, brief
+from services.contracts.database import DATABASE_AWAY
 from services.contracts.events import SOURCE, LeadEvent, lead_event
 from services.contracts.problems import BatonError, Defect, problem, shown
 from services.stage_service.api.access import RETRY_AFTER_S, STATUS
@@ -118,7 +118,7 @@ class EventsEndpoint:
             principal = (token and self._gatekeeper.cached(token)) or (
                 await self._gatekeeper.authenticate(token)
             )
-        except (OSError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError):
+        except DATABASE_AWAY:
             raise UnavailableError(
                 "the database does not answer", remedy="Send the same events again."
             ) from None
@@ -221,7 +221,7 @@ def _lead_event(item: Any, now: datetime, trace: bytes) -> LeadEvent | Defect:
         return item
     if not isinstance(item, dict):
         return Defect(
-            "wrong-type", "body", "an event is a JSON object", "Send a CloudEvent.", shown(item)
+            "wrong-type", "body", "an event is a JSON object", "Send a CloudEvent.", brief(item)
         )
     checked = cloudevents.check(cast("dict[str, Any]", item))
     if isinstance(checked, Defect):
@@ -243,7 +243,7 @@ def _lead_event(item: Any, now: datetime, trace: bytes) -> LeadEvent | Defect:
 def _rejected(item: Any, defect: Defect) -> Outcome:
     known = cast("dict[str, Any]", item) if isinstance(item, dict) else {}
     return Outcome(
-        shown(known.get("id")) or "", shown(known.get("source")) or "", "rejected", None,
+        brief(known.get("id")) or "", brief(known.get("source")) or "", "rejected", None,
         error=defect.body(),
     )  # fmt: skip
 

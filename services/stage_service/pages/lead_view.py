@@ -10,8 +10,6 @@ from typing import Any
 from services.stage_service import funnel
 from services.stage_service.playbook import Playbook, Stage
 
-LATE_S = 60.0
-
 
 @dataclass(frozen=True)
 class ScoreLine:
@@ -93,7 +91,7 @@ class Chapter:
     event: dict[str, Any] | None = None
     records: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     late_s: float | None = None
-    """How long after its time it arrived, when that is worth a word."""
+    """How long after its time it arrived, when events of a later time were there before it."""
 
 
 def story(items: Sequence[dict[str, Any]], alerts: Sequence[dict[str, Any]]) -> list[Chapter]:
@@ -103,11 +101,13 @@ def story(items: Sequence[dict[str, Any]], alerts: Sequence[dict[str, Any]]) -> 
         of_transition.setdefault(alert["transition_id"], []).append(alert)
     chapters: list[Chapter] = []
     by_event: dict[tuple[str, str], Chapter] = {}
+    overtaken = _overtaken(items)
     for item in items:
         if item["kind"] == "event":
-            late = item["arrived_after_s"]
-            chapter = Chapter(item["occurred_at"], item, late_s=late if late > LATE_S else None)
-            by_event[item["source"], item["id"]] = chapter
+            place = item["source"], item["id"]
+            late = item["arrived_after_s"] if place in overtaken else None
+            chapter = Chapter(item["occurred_at"], item, late_s=late)
+            by_event[place] = chapter
             chapters.append(chapter)
             continue
         cause = item["cause"]
@@ -116,5 +116,18 @@ def story(items: Sequence[dict[str, Any]], alerts: Sequence[dict[str, Any]]) -> 
             chapter = Chapter(item["occurred_at"])
             by_event[cause["event_source"], cause["event_id"]] = chapter
             chapters.append(chapter)
-        chapter.records.append(item | {"alerts": of_transition.get(item["transition_id"], [])})
+        told = of_transition.get(item["transition_id"], [])
+        chapter.records.insert(0, item | {"alerts": told})
     return chapters[::-1]
+
+
+def _overtaken(items: Sequence[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Give the events that were recorded after an event of a later time: they came in late."""
+    found: set[tuple[str, str]] = set()
+    first_recorded: datetime | None = None
+    for item in reversed([i for i in items if i["kind"] == "event"]):
+        if first_recorded is not None and item["recorded_at"] > first_recorded:
+            found.add((item["source"], item["id"]))
+        else:
+            first_recorded = item["recorded_at"]
+    return found

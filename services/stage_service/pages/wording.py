@@ -106,6 +106,8 @@ def status_word(status: str) -> str:
 
 def shown(value: Any) -> str:
     """Give an attribute's value as text."""
+    if value is None:
+        return "unknown"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

@@ -48,17 +48,24 @@ async function fetchBoard() {
   }
 }
 
-// What a fetch must not lose: which stages are unfolded. What it shall show: which cards moved.
+// What a fetch must not lose: which stages are unfolded, how far each is scrolled. What it shall show:
+// which cards moved.
 let unfolded = [];
+let scrolled = [];
 let places = new Map();
 const cards = () => [...document.querySelectorAll("#live [data-card]")];
 
 document.addEventListener("htmx:beforeSwap", () => {
   unfolded = [...document.querySelectorAll("#live details[open]")].map((d) => d.id);
+  scrolled = [...document.querySelectorAll("#live .cards, #live .board, #live .news")].map((list) =>
+    [list.id, list.scrollTop, list.scrollLeft]);
   places = new Map(cards().map((card) => [card.id, card.dataset.card]));
 });
 document.addEventListener("htmx:afterSwap", () => {
   for (const id of unfolded) document.getElementById(id)?.setAttribute("open", "");
+  for (const [id, top, left] of scrolled) {
+    document.getElementById(id)?.scrollTo({ top, left, behavior: "instant" });
+  }
 });
 document.addEventListener("htmx:afterSettle", () => {
   for (const card of cards()) {

@@ -2,9 +2,15 @@
 "use strict";
 
 const form = document.getElementById("login");
-const token = location.hash.slice(1);
-if (token) {
+
+function redeem() {
+  const token = location.hash.slice(1);
+  if (!token) return;
   history.replaceState(null, "", location.pathname + location.search);
   form.elements.token.value = token;
   form.requestSubmit();
 }
+
+redeem();
+// A link pasted into the address bar of this very page loads nothing anew.
+addEventListener("hashchange", redeem);

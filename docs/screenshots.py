@@ -1,0 +1,115 @@
+# ruff: noqa: S101, S603, S607, T201
+"""Take the pictures in docs/images from a running demo: ``uv run python docs/screenshots.py``.
+
+Starts `baton up --demo` in a directory of its own; with a login link as argument it looks there instead.
+Needs Chromium.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+IMAGES = Path(__file__).parent / "images"
+DESKTOP = {"width": 1440, "height": 900}
+WIDE = {"width": 1600, "height": 1000}
+PHONE = {"width": 390, "height": 844}
+LINK = re.compile(r"http://\S+/login#\S+")
+
+
+def free_port() -> int:
+    """Give a port that nobody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@contextlib.contextmanager
+def demo() -> Iterator[str]:
+    """Run the demo for a while, and give the link that logs in."""
+    with tempfile.TemporaryDirectory(prefix="baton-pictures-") as data:
+        up = subprocess.Popen(
+            ["baton", "up", "--demo", "--data", data, "--port", str(free_port()),
+             "--notifier-port", str(free_port())],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert up.stdout is not None
+        try:
+            yield next(m[0] for line in up.stdout if (m := LINK.search(line)))
+        finally:
+            up.terminate()
+            up.wait(30)
+
+
+def take(page: Page, name: str, *, whole: bool = False) -> None:
+    """Take one picture, once nothing moves."""
+    page.wait_for_load_state("networkidle" if page.url.endswith("/login") else "load")
+    page.evaluate("document.fonts.ready")
+    page.screenshot(path=IMAGES / f"{name}.png", full_page=whole, animations="disabled")
+    print(f"docs/images/{name}.png")
+
+
+def pictures(browser: Browser, link: str) -> None:
+    """Take all pictures."""
+    url = link.partition("/login")[0]
+    context = browser.new_context(viewport=WIDE, color_scheme="light")
+    page = context.new_page()
+    page.goto(f"{url}/login")
+    take(page, "login")
+    page.goto(link)
+    page.wait_for_url(f"{url}/")
+    page.wait_for_selector("[data-state=live]")
+    take(page, "board")
+    page.emulate_media(color_scheme="dark")
+    take(page, "board-dark")
+    page.emulate_media(color_scheme="light")
+    page.set_viewport_size(DESKTOP)
+    page.goto(f"{url}/funnel?by=industry")
+    take(page, "funnel", whole=True)
+    page.goto(f"{url}/leads")
+    take(page, "leads")
+    page.goto(f"{url}/leads?stage=closed_won")
+    page.click("#leads tbody a")
+    page.wait_for_selector(".story .record")
+    take(page, "lead", whole=True)
+    lead = page.url
+    page.emulate_media(color_scheme="dark")
+    take(page, "lead-dark")
+    page.goto(f"{url}/funnel?by=industry")
+    take(page, "funnel-dark")
+    page.emulate_media(color_scheme="light")
+    page.goto(f"{url}/alerts")
+    page.click(".alert summary")
+    take(page, "alerts")
+    page.set_viewport_size(PHONE)
+    for name, address in (("board", url), ("lead", lead), ("leads", f"{url}/leads"),
+                          ("funnel", f"{url}/funnel"), ("alerts", f"{url}/alerts")):  # fmt: skip
+        page.goto(address)
+        take(page, f"{name}-phone")
+    context.close()
+
+
+def main() -> None:
+    """Take the pictures of the demo, or of the system whose login link is given."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        sys.exit("Chromium is not on the PATH.")
+    IMAGES.mkdir(exist_ok=True)
+    where = contextlib.nullcontext(sys.argv[1]) if sys.argv[1:] else demo()
+    with where as link, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        pictures(browser, link)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

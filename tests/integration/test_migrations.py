@@ -1,0 +1,86 @@
+"""Migrations: forward-only, one head, on a database with rows in it, and the tables match the code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from services.baton.migrations import current_revision, newest_revision
+from services.stage_service.tables import bus_metadata, metadata
+from tests.integration.test_lane import walk, wired
+
+ROOT = Path(__file__).parents[2]
+
+
+def migrate(url: str, revision: str = "head") -> None:
+    """Bring the database to `revision` in a process of its own, as `baton migrate` does."""
+    code = (
+        "import sys; from alembic import command; import services.baton.migrations as m; "
+        "seen = command.upgrade; "
+        "command.upgrade = lambda config, _: seen(config, sys.argv[2]); m._upgrade(sys.argv[1])"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, url, revision], cwd=ROOT, env=os.environ, check=True
+    )
+
+
+async def test_step_by_step_from_nothing(bare_database_url: str) -> None:
+    revisions = sorted(
+        p.name.partition("_")[0] for p in (ROOT / "migrations/versions").glob("*.py")
+    )
+    assert revisions == [f"{n:04}" for n in range(1, len(revisions) + 1)]
+    assert await current_revision(bare_database_url) is None
+    for revision in revisions:
+        migrate(bare_database_url, revision)
+        assert await current_revision(bare_database_url) == revision
+    assert newest_revision() == revisions[-1]
+
+
+async def test_the_newest_on_a_database_with_rows(bare_database_url: str) -> None:
+    """The stage service's rows of the revision before are all there after the newest one."""
+    migrate(bare_database_url, "0002")
+    async with wired(bare_database_url) as it:
+        await it.lane.submit(walk())
+        before = await it.transitions()
+    migrate(bare_database_url)
+    async with wired(bare_database_url) as it:
+        assert await it.transitions() == before
+        assert {o.status for o in await it.lane.submit(walk())} == {"duplicate"}
+
+
+async def test_again_changes_nothing(database_url: str) -> None:
+    migrate(database_url)
+    assert await current_revision(database_url) == newest_revision()
+
+
+def test_no_revision_goes_back() -> None:
+    for path in (ROOT / "migrations/versions").glob("*.py"):
+        assert "def downgrade" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("tables", [metadata, bus_metadata])
+async def test_the_tables_of_the_code_are_those_of_the_database(
+    database_url: str, tables: object
+) -> None:
+    """SQLAlchemy's tables name columns that exist, with the same type and nullability."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        for table in tables.tables.values():  # type: ignore[attr-defined]
+            rows = await connection.fetch(
+                """SELECT column_name, data_type, is_nullable FROM information_schema.columns
+                   WHERE table_schema = $1 AND table_name = $2""",
+                table.schema, table.name,
+            )  # fmt: skip
+            stored = {r["column_name"]: r for r in rows}
+            assert set(stored) == {c.name for c in table.columns}, table.name
+            for column in table.columns:
+                assert (stored[column.name]["is_nullable"] == "YES") == bool(column.nullable), (
+                    table.name, column.name,
+                )  # fmt: skip
+    finally:
+        await connection.close()
