@@ -251,7 +251,8 @@ async def scenario(stage: Stage, steps: str, example: dict[str, str], what: str,
     answer = await stage.client.post("/v1/events", content=body.encode(), headers=[key, *headers])
     assert answer.status_code == 200, (what, answer.text)
     assert answer.json()["results"][0]["status"] == "applied", what
-    table = dict(re.findall(r"^\s*\|\s*(\w+)\s+\|\s*(.*?)\s*\|$", steps.partition("Then")[2], re.M))
+    attributes = steps.partition("Then")[2].partition("Examples:")[0]
+    table = dict(re.findall(r"^\s*\|\s*(\w+)\s+\|\s*(.*?)\s*\|$", attributes, re.M))
     del table["key"]
     assert table.keys() == {"id", "specversion", "type", "source", "time", "datacontenttype"}
     row = await stage.stored(table["source"], id)

@@ -1,0 +1,166 @@
+"""The relay: gapless positions, order per lead, take-over, and a broker that fails (I5)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import asyncpg
+
+from services.contracts import postgres_log
+from services.contracts.bus import Subscription
+from services.contracts.events import TRANSITIONS_TOPIC, Message, message_headers
+from services.stage_service.lane import new_id
+from services.stage_service.relay import Relay
+from tests.integration.test_lane import START
+
+
+class Broker:
+    """A bus that fails before, in the middle of, or after taking what it is given."""
+
+    def __init__(self, seed: int) -> None:
+        self.taken: list[Message] = []
+        self.away = False
+        self._chance = random.Random(seed)
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """Take `messages` in order, and fail in a third of all calls."""
+        if self.away:
+            raise ConnectionError("away")
+        cut = self._chance.choice((None, None, 0, len(messages) // 2, len(messages)))
+        self.taken += messages[:cut]
+        if cut is not None:
+            raise ConnectionError("lost")
+
+    async def subscribe(self, group: str, topics: Sequence[str]) -> Subscription:
+        """Nobody reads here."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def message(key: str) -> Message:
+    id = new_id()
+    return Message(TRANSITIONS_TOPIC, key, message_headers(id, "t.v1", START), id.encode())
+
+
+async def until(condition: object, within_s: float = 60) -> None:
+    async with asyncio.timeout(within_s):
+        while not await condition():  # type: ignore[operator]
+            await asyncio.sleep(0.01)
+
+
+async def written(url: str, count: int, writers: int = 6) -> dict[str, list[str]]:
+    """Write `count` messages from many connections at once; gives the ids of each key in order."""
+    order: dict[str, list[str]] = {}
+
+    async def write(writer: int) -> None:
+        connection = await asyncpg.connect(url)
+        for n in range(count // writers):
+            some = [message(f"{writer}-{n % 3}") for _ in range(1 + n % 3)]
+            async with connection.transaction():
+                await postgres_log.write(connection, some)
+                await asyncio.sleep(0)
+            for each in some:
+                order.setdefault(each.key, []).append(each.id)
+        await connection.close()
+
+    await asyncio.gather(*(write(w) for w in range(writers)))
+    return order
+
+
+def order_of(messages: Sequence[Message]) -> dict[str, list[str]]:
+    """The ids of each key in order, repeats dropped as a consumer does."""
+    found: dict[str, dict[str, None]] = {}
+    for each in messages:
+        found.setdefault(each.key, {}).setdefault(each.id)
+    return {key: list(ids) for key, ids in found.items()}
+
+
+async def test_positions_are_gapless_and_keep_each_leads_order(database_url: str) -> None:
+    """Six writers commit at once, two relays compete: every position once, order per key kept."""
+    relays = [Relay(database_url, None) for _ in range(2)]
+    for relay in relays:
+        relay.start()
+    expected = await written(database_url, 300)
+    connection = await asyncpg.connect(database_url)
+    total = sum(len(ids) for ids in expected.values())
+
+    async def all_logged() -> bool:
+        return await connection.fetchval("SELECT count(*) FROM bus.log") == total
+
+    await until(all_logged)
+    messages = await postgres_log.read(connection, 0, [TRANSITIONS_TOPIC], 10_000)
+    for relay in relays:
+        await relay.stop()
+    await connection.close()
+    assert [m.position for m in messages] == list(range(1, total + 1))
+    assert order_of(messages) == expected
+
+
+async def test_a_failing_broker_sees_repeats_but_no_gap_and_no_other_order(
+    database_url: str,
+) -> None:
+    broker = Broker(7)
+    relay = Relay(database_url, broker)
+    relay.start()
+    expected = await written(database_url, 120)
+    total = sum(len(ids) for ids in expected.values())
+
+    async def all_taken() -> bool:
+        return len({m.id for m in broker.taken}) == total
+
+    await until(all_taken, 120)
+    await relay.stop()
+    assert order_of(broker.taken) == expected
+
+
+async def test_a_broker_that_is_away_stops_no_stamping_and_catches_up(database_url: str) -> None:
+    broker = Broker(1)
+    broker.away = True
+    relay = Relay(database_url, broker)
+    relay.start()
+    expected = await written(database_url, 60)
+    connection = await asyncpg.connect(database_url)
+
+    async def none_waits() -> bool:
+        return await connection.fetchval("SELECT count(*) FROM bus.pending") == 0
+
+    await until(none_waits)  # the feed and the streams go on
+    assert broker.taken == []
+    broker.away = False
+
+    async def caught_up() -> bool:
+        return order_of(broker.taken) == expected
+
+    await until(caught_up, 120)
+    await relay.stop()
+    await connection.close()
+
+
+async def test_another_relay_takes_over_when_one_dies(database_url: str) -> None:
+    """A leader whose session dies is followed by the one that stands by."""
+    first, second = Broker(1), Broker(2)
+    relays = [Relay(database_url, first), Relay(database_url, second)]
+    connection = await asyncpg.connect(database_url)
+    relays[0].start()
+    await postgres_log.write(connection, [message("a")])
+
+    async def first_sent() -> bool:
+        return bool(first.taken)
+
+    await until(first_sent)
+    relays[1].start()
+    for task in relays[0]._tasks:  # as kill -9 does: no farewell, only the session ends
+        task.cancel()
+    sent = message("b")
+    await postgres_log.write(connection, [sent])
+
+    async def second_sent() -> bool:
+        return sent.id in {m.id for m in second.taken}
+
+    await until(second_sent)
+    await relays[1].stop()
+    await connection.close()
