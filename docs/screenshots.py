@@ -38,7 +38,7 @@ def demo() -> Iterator[str]:
     """Run the demo for a while, and give the link that logs in."""
     with tempfile.TemporaryDirectory(prefix="baton-pictures-") as data:
         up = subprocess.Popen(
-            ["baton", "up", "--demo", "--data", data, "--port", str(free_port()),
+            ["baton", "up", "--demo", "--data", f"{data}/data", "--port", str(free_port()),
              "--notifier-port", str(free_port())],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip

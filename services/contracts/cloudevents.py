@@ -29,6 +29,7 @@ BATCHED = "application/cloudevents-batch+json"
 JSON_DEPTH_MAX = 32
 INTEGER_MAX = 2**63 - 1
 ATTRIBUTE_CHARACTERS_MAX = 1024
+ATTRIBUTE_BYTES_MAX = 1280
 EXTENSIONS_MAX = 32
 
 CORE = frozenset(
@@ -200,6 +201,11 @@ def _text(value: Any, name: str) -> str | Defect:
     if len(value) > ATTRIBUTE_CHARACTERS_MAX:
         return Defect(
             "too-long", name, f"{name!r} is longer than {ATTRIBUTE_CHARACTERS_MAX} characters",
+            "Shorten it.", shown(value),
+        )  # fmt: skip
+    if not value.isascii() and len(value.encode("utf-8", "surrogatepass")) > ATTRIBUTE_BYTES_MAX:
+        return Defect(  # two of them make a key, and an index entry has its limit
+            "too-long", name, f"{name!r} is longer than {ATTRIBUTE_BYTES_MAX} bytes of UTF-8",
             "Shorten it.", shown(value),
         )  # fmt: skip
     if not _is_text(value):

@@ -28,8 +28,10 @@ from services.stage_service.playbook import Playbook, Rule, Stage
 TOUCHES_MAX = 5
 ATTRIBUTES_MAX = 500
 ATTRIBUTE_CHARACTERS_MAX = 8192
+NAME_CHARACTERS_MAX = 128
 REASON_CHARACTERS_MAX = 500
 _DAY_S = 86_400.0
+_encode = msgspec.json.Encoder().encode
 _RESERVED = ENVELOPE_MEMBERS | {"reason"}
 _PLACEHOLDER = re.compile(r"\{([a-z_.]+)\}")
 
@@ -303,14 +305,23 @@ class _Case:
 
 
 def _facts(data: dict[str, Any]) -> dict[str, Any]:
-    """Give what `data` tells about the lead; null says nothing, and does not erase."""
+    """Give what `data` tells about the lead; null says nothing, and does not erase.
+
+    What is too long for an attribute stays in the event alone: a lead is read at every event.
+    """
     return {
         k: v
         for k, v in data.items()
-        if v is not None
-        and k not in _RESERVED
-        and not (isinstance(v, str) and len(v) > ATTRIBUTE_CHARACTERS_MAX)
+        if v is not None and k not in _RESERVED and len(k) <= NAME_CHARACTERS_MAX and _fits(v)
     }
+
+
+def _fits(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= ATTRIBUTE_CHARACTERS_MAX
+    if isinstance(value, dict | list):
+        return len(_encode(value)) <= ATTRIBUTE_CHARACTERS_MAX
+    return True
 
 
 def _split(

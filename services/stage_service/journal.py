@@ -35,6 +35,9 @@ from services.stage_service.funnel import Lead, Move, company_name, display_name
 from services.stage_service.playbook import Playbook, Stage
 from services.stage_service.store import Facts, Owner, Past, Record, TransitionRow, as_json
 
+ATTRIBUTES_BYTES_MAX = 256 * 1024
+"""Of one message: brokers take 1 MiB, and a message refused would stop all behind it."""
+
 _encode = msgspec.json.Encoder().encode
 _JOURNEYS = uuid.UUID("7a1d4d0e-5f0c-4c7e-9a53-0b0d2f6c1f11")
 
@@ -247,9 +250,25 @@ def _snapshot(lead_id: str, lead: Lead, until: datetime) -> LeadSnapshot:
     """Give the lead as it is known now, with its last touches up to the transition."""
     attributes = lead.attributes
     return LeadSnapshot(
-        lead_id, lead.email, display_name(attributes), company_name(attributes), attributes,
+        lead_id, lead.email, display_name(attributes), company_name(attributes),
+        _published(attributes),
         [t for t in lead.touches if t.time <= until],
     )  # fmt: skip
+
+
+def _published(attributes: dict[str, Any]) -> msgspec.Raw:
+    """Give the attributes as JSON a broker takes: the longest are left out of one over 256 KiB."""
+    encoded = _encode(attributes)
+    if len(encoded) > ATTRIBUTES_BYTES_MAX:
+        kept: dict[str, Any] = {}
+        size = 2
+        for name, value in sorted(attributes.items(), key=lambda item: len(_encode(item[1]))):
+            size += len(_encode(value)) + len(_encode(name)) + 2
+            if size > ATTRIBUTES_BYTES_MAX:
+                break
+            kept[name] = value
+        encoded = _encode(kept)
+    return msgspec.Raw(encoded)
 
 
 _guides: dict[tuple[str, str], msgspec.Raw] = {}

@@ -317,3 +317,35 @@ async def test_any_order_of_arrival_ends_in_the_same_history(
         for m in await it.messages() for w in m["alerts"] if w["person"]
     ]  # fmt: skip
     assert len(wishes) == len(set(wishes))
+
+
+async def test_a_lead_of_megabytes_is_still_published(it: Wired) -> None:
+    """Long attributes stay out of the message: a broker would refuse it and all behind it."""
+    for n in range(6):
+        facts = {f"note_{n}_{i}": "\x1f" * 8000 for i in range(20)}
+        await it.lane.submit([event("lead.updated", n, company="Acme", **facts)])
+    await it.lane.submit([event("demo.requested", 9, huge={"x": ["y" * 100] * 5000})])
+    value = await it.pool.fetchval("SELECT value FROM bus.outbox")
+    assert len(value) < 400_000
+    told = msgspec.json.decode(value)
+    assert told["lead"]["attributes"]["company"] == "Acme"
+    assert "huge" not in told["lead"]["attributes"]
+    await clean(it.url)
+
+
+async def test_the_longest_keys_fit_the_index(it: Wired) -> None:
+    """The longest id and source that are let in can be stored and looked up."""
+    import hashlib
+
+    from services.contracts.cloudevents import check
+    from services.contracts.events import lead_event
+
+    noise = "".join(chr(0x4E00 + b) for n in range(40) for b in hashlib.sha256(bytes([n])).digest())
+    attributes = {"specversion": "1.0", "id": noise[:426], "source": noise[400:826], "type": "t"}
+    data = {"external_ids": {noise[:256]: noise[300:556]}, "anonymous_id": noise[256:512]}
+    checked = check(attributes | {"data": data})
+    assert not hasattr(checked, "remedy"), checked
+    made = lead_event(checked, START)  # type: ignore[arg-type]
+    for status in ("applied", "duplicate"):
+        [outcome] = await it.lane.submit([made])  # type: ignore[list-item]
+        assert outcome.status == status

@@ -2,69 +2,45 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import re
 import shutil
-import socket
 import subprocess
-import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from services.contracts.access import SESSION_COOKIE
+from services.contracts.access import SCOPES, SESSION_COOKIE, create_key
 from services.stage_service.app import create_app
 from services.stage_service.settings import StageSettings
 from tests.conftest import ROOT, missing
+from tests.system.running import RunningBaton, free_port, lead_event
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
-LINK = re.compile(r"http://\S+/login#\S+")
 PAGES = ("/", "/funnel", "/leads", "/alerts")
 
 
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
-@dataclass
-class Running:
-    """A running Baton: its address, the link that logs in once, and a client of its API."""
-
-    url: str
-    link: str
-    data: Path
-    api: httpx.Client
+class Running(RunningBaton):
+    """A running Baton, told about leads one event at a time."""
 
     def tell(
         self, type: str, email: str, ago: timedelta = timedelta(), **data: Any
     ) -> dict[str, Any]:
         """Post one lead event, and give its result."""
-        answer = self.api.post(
-            "/v1/events",
-            headers={"content-type": "application/cloudevents+json"},
-            json={
-                "specversion": "1.0", "id": uuid.uuid4().hex, "source": "/test", "type": type,
-                "time": (datetime.now(UTC) - ago).isoformat(), "data": {"email": email, **data},
-            },
-        )  # fmt: skip
-        assert answer.status_code == 200, answer.text
-        return answer.json()["results"][0]
+        time = (datetime.now(UTC) - ago).isoformat()
+        return self.send(lead_event(uuid.uuid4().hex, type, email, time=time, **data))[0]
 
-    def lead(self, **data: Any) -> tuple[str, str]:
+    def lead(self, ago: timedelta = timedelta(), **data: Any) -> tuple[str, str]:
         """Bring a new lead in, and give its e-mail address and id."""
         email = f"{uuid.uuid4().hex}@corp.example"
-        return email, self.tell("lead.created", email, **data)["lead_id"]
+        return email, self.tell("lead.created", email, ago, **data)["lead_id"]
 
     def fresh_link(self) -> str:
         """A login link that nobody has used."""
@@ -76,29 +52,12 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Running]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """`baton up` on free ports with a data directory of its own."""
-    data = Path(tempfile.mkdtemp(prefix="baton-pages-"))
-    port = free_port()
-    up = subprocess.Popen(
-        ["baton", "up", "--data", str(data), "--port", str(port),
-         "--notifier-port", str(free_port())],
-        cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        env={k: v for k, v in os.environ.items() if not k.startswith("BATON_")},
-    )  # fmt: skip
-    assert up.stdout is not None
-    try:
-        link = next((m[0] for line in up.stdout if (m := LINK.search(line))), None)
-        assert link is not None, "baton up printed no login link"
-        url = f"http://127.0.0.1:{port}"
-        key = (data / "api-key").read_text().strip()
-        with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}) as api:
-            yield Running(url, link, data, api)
-    finally:
-        up.terminate()
-        up.wait(30)
-        up.stdout.close()
-        shutil.rmtree(data, ignore_errors=True)
+    baton = Running(tmp_path_factory.mktemp("pages") / "data")
+    baton.start()
+    yield baton
+    baton.stop()
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +77,7 @@ def session(running: Running, browser: Browser) -> Any:
     """The cookies of a browser that followed the login link."""
     context = browser.new_context()
     page = context.new_page()
-    page.goto(running.link)
+    page.goto(running.login_url)
     page.wait_for_url(f"{running.url}/")
     state = context.storage_state()
     context.close()
@@ -223,7 +182,7 @@ def test_another_site_can_do_nothing_with_the_cookie(
                 path, headers=headers, form={"to": "nurture", "reason": "x"}, max_redirects=0
             )
             assert answer.status in (303, 403)
-    lead = running.api.get(f"/v1/leads/{lead_id}").json()
+    lead = running.get(f"/v1/leads/{lead_id}")
     assert (lead["email"], lead["journeys"][0]["stage"]) == (email, "lead")
     assert context.request.get("/leads").ok
 
@@ -376,7 +335,7 @@ def test_the_funnel_agrees_with_the_api(running: Running, page: Page) -> None:
     email, _ = running.lead(industry="<i>pumps</i>")
     running.tell("deal.won", email)
     page.goto("/funnel?by=industry")
-    numbers = running.api.get("/v1/funnel", params={"by": "industry"}).json()
+    numbers = running.get("/v1/funnel", by="industry")
     rows = page.locator(".funnel tbody tr")
     expect(rows).to_have_count(len(numbers["stages"]))
     for row, stage in zip(rows.all(), numbers["stages"], strict=True):
@@ -436,16 +395,19 @@ def test_pages_keep_their_promises_to_the_browser(
     assert context.request.get("/static/x/../../routes.py").status == 404
 
 
-async def test_the_pages_work_while_the_notifier_is_away(database_url: str) -> None:
+def test_the_pages_work_while_the_notifier_is_away(database_url: str) -> None:
     """Alerts say that the notifier does not answer; a lead's page shows all the rest."""
+    with ThreadPoolExecutor(1) as thread:  # this one may have the browser's loop
+        thread.submit(asyncio.run, _look_while_the_notifier_is_away(database_url)).result()
+
+
+async def _look_while_the_notifier_is_away(database_url: str) -> None:
     settings = StageSettings(  # pyright: ignore[reportCallIssue]
         database_url=database_url, notifier_url=f"http://127.0.0.1:{free_port()}",
         playbook_files=[ROOT / "playbooks/sales.yaml"], team_file=ROOT / "playbooks/team.yaml",
     )  # fmt: skip
     app = create_app(settings)
     async with app.router.lifespan_context(app):
-        from services.contracts.access import SCOPES, create_key
-
         _, key = await create_key(app.state.house.pool, "test", SCOPES)
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://test",
