@@ -134,12 +134,14 @@ class Ground:
                 await asyncio.sleep(0.05)
 
     def complaints(self, *names: str) -> list[str]:
-        """Give the lines that services logged (at warning or worse)."""
+        """Say which services logged something (at warning or worse), with the last line of each."""
         found: list[str] = []
         for name in names:
             if self._log(name).exists():
                 lines = self._log(name).read_text(errors="replace").splitlines()
-                found += [f"{name}: {line[:300]}" for line in lines if line.strip()]
+                lines = [line for line in lines if line.strip()]
+                if lines:
+                    found.append(f"{name} logged {len(lines)} lines, the last: {lines[-1][:200]}")
         return found
 
 

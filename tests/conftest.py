@@ -37,7 +37,6 @@ def missing(what: str) -> NoReturn:
 def postgres() -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL server for this test run, with a migrated database to copy."""
     directory = Path(tempfile.mkdtemp(prefix="baton-test-"))
-    directory.chmod(0o755)  # as root, the server runs as another user
     server = EmbeddedPostgres(directory, durable=False)
     try:
         server.start()

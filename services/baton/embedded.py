@@ -139,6 +139,7 @@ class EmbeddedPostgres:
         utils.ensure_user_exists(_SYSTEM_USER)
         utils.ensure_prefix_permissions(self._bin)
         utils.ensure_prefix_permissions(self.data)
+        self.data.chmod(self.data.stat().st_mode | 0o711)
         self._user = _SYSTEM_USER
 
     def _give(self, path: Path) -> None:

@@ -40,6 +40,7 @@ MAIN = "main"
 ENVELOPE_MEMBERS = frozenset(("email", "external_ids", "anonymous_id", "deal"))
 
 _EMAIL = re.compile(r"[^\s@<>()\[\],;:\\\"]+@[^\s@<>()\[\],;:\\\"]+\.?[^\s@<>()\[\],;:\\\".]+")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
 
 
@@ -117,8 +118,13 @@ def lead_event(event: CloudEvent, recorded_at: datetime) -> LeadEvent | Defect:
     trace = event.extensions.get("traceparent")
     return LeadEvent(
         event.id, event.source, event.type, time, recorded_at, event.subject, identities, deal,
-        data, envelope, trace if isinstance(trace, str) else None,
+        data, envelope, traceparent(trace) if isinstance(trace, str) else None,
     )  # fmt: skip
+
+
+def traceparent(text: str) -> str | None:
+    """Give `text` when it is a W3C trace context header (Level 1, 3.2), else None."""
+    return text if _TRACEPARENT.fullmatch(text) else None
 
 
 def _too_long(field: str, most: int, value: object) -> Defect:

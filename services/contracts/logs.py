@@ -9,6 +9,12 @@ from typing import Literal
 import structlog
 
 
+# Without the frames' variables: they hold keys and people.
+_tracebacks = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+
+
 def configure_logs(format: str, level: str, service: Literal["stage", "notifier", "baton"]) -> None:
     """Configure structlog and the standard library's loggers for this process.
 
@@ -22,7 +28,7 @@ def configure_logs(format: str, level: str, service: Literal["stage", "notifier"
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [_tracebacks, structlog.processors.JSONRenderer()]
         if as_json
         else [structlog.dev.ConsoleRenderer()]
     )

@@ -140,11 +140,7 @@ class Batch:
                 self._outcomes[key] = outcome
                 answers.append(outcome)
                 fresh.append((event, lead_id))
-        if claims and not await store.claim_identities(
-            self._connection, {k: claims[k] for k in sorted(claims)}
-        ):
-            raise RacedError
-        if fresh and not await store.insert_events(self._connection, fresh, self._shelf.epoch):
+        if fresh and not await store.accept(self._connection, claims, fresh, self._shelf.epoch):
             raise RacedError
         return answers, fresh
 

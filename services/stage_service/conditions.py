@@ -16,6 +16,8 @@ from cel_expr_python import cel  # pyright: ignore[reportMissingTypeStubs]
 TypeName = Literal["int", "double", "string", "bool", "timestamp"]
 TYPE_NAMES: tuple[TypeName, ...] = ("int", "double", "string", "bool", "timestamp")
 EXPRESSION_CHARACTERS_MAX = 4000
+REMEMBERED_MAX = 4096
+REMEMBERED_CHARACTERS_MAX = 200
 
 _cel: Any = cel
 _TYPES = {
@@ -53,15 +55,36 @@ class ConditionError(ValueError):
 class Condition:
     """A compiled condition: a boolean CEL expression over the declared variables."""
 
-    __slots__ = ("_expression", "text", "variables")
+    __slots__ = ("_expression", "_remembers", "_verdicts", "text", "variables")
 
-    def __init__(self, text: str, expression: Any, variables: tuple[str, ...]) -> None:
+    def __init__(
+        self, text: str, expression: Any, variables: tuple[str, ...], *, remembers: bool
+    ) -> None:
         self.text = text
         self.variables = variables
         self._expression = expression
+        self._remembers = remembers
+        self._verdicts: dict[tuple[Any, ...], Verdict] = {}
 
     def evaluate(self, values: Mapping[str, Any]) -> Verdict:
-        """Evaluate with `values` by variable name; None or absent means not known. Never raises."""
+        """Evaluate with `values` by variable name; None or absent means not known. Never raises.
+
+        A verdict is remembered by the values it was made of: most leads of a day share them, and the
+        expression is a function of nothing else.
+        """
+        if not self._remembers:
+            return self._evaluate(values)
+        key = tuple([values.get(name) for name in self.variables])
+        verdict = self._verdicts.get(key)
+        if verdict is None:
+            verdict = self._evaluate(values)
+            if all(len(v) <= REMEMBERED_CHARACTERS_MAX for v in key if isinstance(v, str)):
+                if len(self._verdicts) >= REMEMBERED_MAX:
+                    self._verdicts.clear()
+                self._verdicts[key] = verdict
+        return verdict
+
+    def _evaluate(self, values: Mapping[str, Any]) -> Verdict:
         try:
             outcome = self._expression.eval(data={k: v for k, v in values.items() if v is not None})
             result = outcome.value()
@@ -108,7 +131,10 @@ class Conditions:
         kind = str(expression.return_type()).rpartition(".")[2].lower()
         if "bool" not in kind:
             raise ConditionError(1, 1, f"gives a value of type {kind}, not true or false")
-        return Condition(text, expression, self._used(bare))
+        used = self._used(bare)
+        # -0.0 and 0.0 are one key and may be two verdicts.
+        remembers = all(self._names[name] != "double" for name in used)
+        return Condition(text, expression, used, remembers=remembers)
 
     def _used(self, bare: str) -> tuple[str, ...]:
         """Give the declared names in an expression whose string literals are blanked."""

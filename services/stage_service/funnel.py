@@ -46,7 +46,7 @@ class Held(msgspec.Struct, array_like=True, frozen=True, gc=False):
     reason: str | None
 
 
-class Journey(msgspec.Struct, array_like=True, frozen=True):
+class Journey(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One lead's way through one playbook, as far as the fold knows it."""
 
     playbook: str
@@ -62,7 +62,7 @@ class Journey(msgspec.Struct, array_like=True, frozen=True):
     reason: str | None
 
 
-class Scoring(msgspec.Struct, array_like=True, frozen=True):
+class Scoring(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A lead's score under one playbook: fit, and each signal's points with their moment."""
 
     fit: int
@@ -70,7 +70,7 @@ class Scoring(msgspec.Struct, array_like=True, frozen=True):
     signals: dict[str, tuple[float, float]]
 
 
-class Lead(msgspec.Struct, array_like=True, frozen=True):
+class Lead(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Everything the fold knows of a lead; `last` is the place of the newest event folded."""
 
     email: str | None
@@ -83,7 +83,7 @@ class Lead(msgspec.Struct, array_like=True, frozen=True):
     last: tuple[datetime, str, str]
 
 
-class Move(msgspec.Struct, frozen=True):
+class Move(msgspec.Struct, frozen=True, gc=False):
     """One transition as the fold decides it; the lane adds ids, sequence and owner."""
 
     journey: str
@@ -119,7 +119,7 @@ class Move(msgspec.Struct, frozen=True):
         )
 
 
-class Folded(msgspec.Struct, frozen=True):
+class Folded(msgspec.Struct, frozen=True, gc=False):
     """What an event did: the new state, its moves, and rules that could not be evaluated."""
 
     lead: Lead
@@ -152,7 +152,8 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
     if lead_facts:
         attributes = _merged(attributes, lead_facts)
     for name, playbook in playbooks.items():
-        scoring = _scored(playbook, scorings.get(name), event, email, attributes, bool(lead_facts))
+        fit_changed = email != lead.email or not playbook.fit_attributes.isdisjoint(lead_facts)
+        scoring = _scored(playbook, scorings.get(name), event, email, attributes, fit_changed)
         if scoring is not scorings.get(name):
             scorings = {**scorings, name: scoring}
         case = _Case(playbook, event, email, attributes, scoring, unevaluated)
@@ -371,13 +372,13 @@ def _scored(
     event: LeadEvent,
     email: str | None,
     attributes: dict[str, Any],
-    facts_changed: bool,
+    fit_changed: bool,
 ) -> Scoring:
     """Give the scoring after `event`; the same object when it changes nothing."""
     if scoring is None:
         scoring = Scoring(0, [], {})
-        facts_changed = True
-    if facts_changed and playbook.fit:
+        fit_changed = True
+    if fit_changed and playbook.fit:
         fit, keys = 0, list[str]()
         for rule in playbook.fit:
             values = {n: _fit_value(playbook, n, email, attributes) for n in rule.when.variables}

@@ -8,6 +8,7 @@ order of time, and each starts where the one before it ended.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -47,7 +48,14 @@ Assign = Callable[[str, Mapping[str, Any]], Person | None]
 
 def journey_id(lead_id: str, name: str) -> str:
     """Give the id of a lead's journey: the same for ever, so a re-fold finds it again."""
-    return str(uuid.uuid5(_JOURNEYS, f"{lead_id}/{name}"))
+    # uuid.uuid5 by hand: a third of the time, and every journey of every batch asks.
+    digest = bytearray(
+        hashlib.sha1(_JOURNEYS.bytes + f"{lead_id}/{name}".encode(), usedforsecurity=False).digest()
+    )
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    text = digest[:16].hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 class Written(msgspec.Struct):

@@ -109,6 +109,8 @@ class Playbook:
     roles: dict[str, Role]
     rules: tuple[Rule, ...]
     fit: tuple[FitRule, ...]
+    fit_attributes: frozenset[str]
+    """The lead attributes that the fit rules ask for."""
     signals: dict[str, tuple[Signal, ...]]
     """The signals of each event type."""
     signals_by_key: dict[str, Signal]

@@ -97,6 +97,9 @@ class PlaybookFile:
             roles=self._roles,
             rules=rules,
             fit=fit,
+            fit_attributes=frozenset(
+                v.rpartition(".")[2] for rule in fit for v in rule.when.variables
+            ),
             signals=signals_of,
             signals_by_key={s.key: s for s in signals},
             attributes=self._attributes,

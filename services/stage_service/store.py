@@ -34,14 +34,14 @@ def as_json(value: Any) -> str:
     return _text.encode(value).decode()
 
 
-class Owner(msgspec.Struct, array_like=True, frozen=True):
+class Owner(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The person who holds a journey for a role: a fact, chosen once, kept by every re-fold."""
 
     id: str
     name: str
 
 
-class Facts(msgspec.Struct, array_like=True):
+class Facts(msgspec.Struct, array_like=True, gc=False):
     """What is recorded about a journey and is no function of its events."""
 
     sequence: int
@@ -57,7 +57,7 @@ class Record(msgspec.Struct, array_like=True):
     is_new: bool = False
 
 
-class _Saved(msgspec.Struct, array_like=True):
+class _Saved(msgspec.Struct, array_like=True, gc=False):
     """What is packed into ``leads.state``."""
 
     lead: Lead | None
@@ -123,23 +123,6 @@ async def look_up(
     return recorded, owned
 
 
-# Sorted, because another batch that inserts the same identities makes this one wait for its commit.
-_CLAIM = """
-INSERT INTO stage.identities (kind, value, lead_id)
-SELECT kind, value, lead_id FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k(kind, value, lead_id)
-ORDER BY kind, value
-ON CONFLICT (kind, value) DO NOTHING
-"""
-
-
-async def claim_identities(connection: Connection, claims: dict[tuple[str, str], str]) -> bool:
-    """Record new identities for leads; False when another transaction claimed one meanwhile."""
-    status = await connection.execute(
-        _CLAIM, [k[0] for k in claims], [k[1] for k in claims], list(claims.values())
-    )
-    return int(status.rpartition(" ")[2]) == len(claims)
-
-
 # The newest committed version of each row, also when the lock had to be waited for: everything the
 # fold needs is in this one row, since rows of other tables would come from the older snapshot.
 _LOCK = """
@@ -200,12 +183,22 @@ async def lock_rotations(connection: Connection, roles: Sequence[str]) -> dict[s
 
     Taken as late as can be: it makes batches of all processes wait for each other until commit.
     """
-    await connection.execute(
-        """INSERT INTO stage.rotations (role, counts)
-           SELECT role, '{}' FROM unnest($1::text[]) AS k(role) ORDER BY role
-           ON CONFLICT (role) DO NOTHING""",
-        roles,
-    )
+    counts = await _locked_rotations(connection, roles)
+    missing = [role for role in roles if role not in counts]
+    if missing:  # the first time ever
+        await connection.execute(
+            """INSERT INTO stage.rotations (role, counts)
+               SELECT role, '{}' FROM unnest($1::text[]) AS k(role) ORDER BY role
+               ON CONFLICT (role) DO NOTHING""",
+            missing,
+        )
+        counts = await _locked_rotations(connection, roles)
+    return counts
+
+
+async def _locked_rotations(
+    connection: Connection, roles: Sequence[str]
+) -> dict[str, dict[str, int]]:
     rows = await connection.fetch(
         "SELECT role, counts FROM stage.rotations WHERE role = ANY($1) ORDER BY role FOR UPDATE",
         roles,
@@ -222,7 +215,7 @@ async def save_rotations(connection: Connection, counts: dict[str, dict[str, int
     )  # fmt: skip
 
 
-class TransitionRow(msgspec.Struct, frozen=True):
+class TransitionRow(msgspec.Struct, frozen=True, gc=False):
     """One row of ``stage.transitions``, in the order of `_SAVE`'s columns."""
 
     journey_id: str
@@ -251,52 +244,67 @@ class TransitionRow(msgspec.Struct, frozen=True):
     replaces: str
 
 
-_EVENTS = """
-INSERT INTO stage.events
-  (source, id, type, time, recorded_at, lead_id, deal, subject, data, envelope, epoch)
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[],
-  $6::uuid[], $7::text[], $8::text[], $9::jsonb[], $10::jsonb[], $11::int[])
-ON CONFLICT (source, id) DO NOTHING
+# One round trip for both. Each sorted: another batch that inserts the same waits for this one's commit,
+# and two that wait for each other in a circle would be a deadlock.
+_ACCEPT = """
+WITH claimed AS (
+  INSERT INTO stage.identities (kind, value, lead_id)
+  SELECT kind, value, lead_id FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k(kind, value, lead_id)
+  ORDER BY kind, value
+  ON CONFLICT (kind, value) DO NOTHING RETURNING 1),
+inserted AS (
+  INSERT INTO stage.events
+    (source, id, type, time, recorded_at, lead_id, deal, subject, data, envelope, epoch)
+  SELECT k.*, $14 FROM unnest($4::text[], $5::text[], $6::text[], $7::timestamptz[], $8::timestamptz[],
+    $9::uuid[], $10::text[], $11::text[], $12::jsonb[], $13::jsonb[])
+    AS k(source, id, type, time, recorded_at, lead_id, deal, subject, data, envelope)
+  ON CONFLICT (source, id) DO NOTHING RETURNING 1)
+SELECT (SELECT count(*) FROM claimed), (SELECT count(*) FROM inserted)
 """
 
 
-async def insert_events(
-    connection: Connection, events: Sequence[tuple[LeadEvent, str | None]], epoch: int
+async def accept(
+    connection: Connection,
+    claims: dict[tuple[str, str], str],
+    events: Sequence[tuple[LeadEvent, str | None]],
+    epoch: int,
 ) -> bool:
-    """Insert `events` with their leads; False when one was recorded meanwhile by somebody else."""
-    # In key order, for the same reason as the identities.
+    """Record new identities {(kind, value): lead id} and `events` with their leads.
+
+    False when another transaction recorded one of them meanwhile; the caller rolls back.
+    """
+    names = sorted(claims)
     rows = sorted(events, key=lambda pair: (pair[0].source, pair[0].id))
-    status = await connection.execute(
-        _EVENTS,
+    done = await connection.fetchrow(
+        _ACCEPT,
+        [k[0] for k in names], [k[1] for k in names], [claims[k] for k in names],
         [e.source for e, _ in rows], [e.id for e, _ in rows], [e.type for e, _ in rows],
         [e.time for e, _ in rows], [e.recorded_at for e, _ in rows], [lead for _, lead in rows],
         [e.deal for e, _ in rows], [e.subject for e, _ in rows],
         [as_json(e.data) for e, _ in rows],
         [as_json(e.envelope) if e.envelope else None for e, _ in rows],
-        [epoch] * len(rows),
+        epoch,
     )  # fmt: skip
-    return int(status.rpartition(" ")[2]) == len(rows)
+    return done is not None and (done[0], done[1]) == (len(claims), len(events))
 
 
-_SAVE_LEADS = """
-INSERT INTO stage.leads AS l
-  (id, email, name, company, external_ids, attributes, fit, intent, state, first_seen_at, last_seen_at)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::jsonb[],
-  $7::int[], $8::int[], $9::bytea[], $10::timestamptz[], $11::timestamptz[])
-ON CONFLICT (id) DO UPDATE SET email = excluded.email, name = excluded.name,
-  company = excluded.company, external_ids = excluded.external_ids,
-  attributes = excluded.attributes, fit = excluded.fit, intent = excluded.intent,
-  state = excluded.state, first_seen_at = excluded.first_seen_at,
-  last_seen_at = excluded.last_seen_at, updated_at = now()
-"""
-
-_SAVE_JOURNEYS = """
+_SAVE = """
+WITH led AS (
+  INSERT INTO stage.leads AS l
+    (id, email, name, company, external_ids, attributes, fit, intent, state, first_seen_at, last_seen_at)
+  SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::jsonb[],
+    $7::int[], $8::int[], $9::bytea[], $10::timestamptz[], $11::timestamptz[])
+  ON CONFLICT (id) DO UPDATE SET email = excluded.email, name = excluded.name,
+    company = excluded.company, external_ids = excluded.external_ids,
+    attributes = excluded.attributes, fit = excluded.fit, intent = excluded.intent,
+    state = excluded.state, first_seen_at = excluded.first_seen_at,
+    last_seen_at = excluded.last_seen_at, updated_at = now())
 INSERT INTO stage.journeys AS j
   (id, lead_id, playbook, key, stage, furthest_stage, started_at, entered_at, sequence, owners, held,
    deal, playbook_version)
-SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[],
-  $7::timestamptz[], $8::timestamptz[], $9::int[], $10::jsonb[], $11::jsonb[], $12::jsonb[],
-  $13::int[])
+SELECT * FROM unnest($12::uuid[], $13::uuid[], $14::text[], $15::text[], $16::text[], $17::text[],
+  $18::timestamptz[], $19::timestamptz[], $20::int[], $21::jsonb[], $22::jsonb[], $23::jsonb[],
+  $24::int[])
 ON CONFLICT (id) DO UPDATE SET stage = excluded.stage, furthest_stage = excluded.furthest_stage,
   started_at = excluded.started_at, entered_at = excluded.entered_at,
   sequence = excluded.sequence, owners = excluded.owners, held = excluded.held,
@@ -315,8 +323,13 @@ async def save_leads(
     `scores` is (fit, intent) by lead id.
     """
     leads = [(r.id, r.lead, r) for r in records if r.lead is not None]
+    rows = [
+        (id, r.id, r.lead.journeys[name], r.facts[name])
+        for r, name, id in changed_journeys
+        if r.lead is not None
+    ]
     await connection.execute(
-        _SAVE_LEADS,
+        _SAVE,
         [id for id, _, _ in leads],
         [lead.email for _, lead, _ in leads],
         [display_name(lead.attributes) for _, lead, _ in leads],
@@ -328,16 +341,6 @@ async def save_leads(
         [_pack(_Saved(lead, r.facts)) for _, lead, r in leads],
         [lead.first_seen_at for _, lead, _ in leads],
         [lead.last[0] for _, lead, _ in leads],
-    )
-    rows = [
-        (id, r.id, r.lead.journeys[name], r.facts[name])
-        for r, name, id in changed_journeys
-        if r.lead is not None
-    ]
-    if not rows:
-        return
-    await connection.execute(
-        _SAVE_JOURNEYS,
         [id for id, _, _, _ in rows],
         [lead_id for _, lead_id, _, _ in rows],
         [j.playbook for _, _, j, _ in rows],

@@ -230,7 +230,7 @@ async def test_a_wrong_key_in_the_header_is_not_mended_by_a_cookie(stage: Stage)
 
 async def test_a_strange_cookie_is_nobodys(stage: Stage) -> None:
     """A cookie's quoted octal escapes can say NUL, which no header can: it is 401 like any other."""
-    for value in ('"bat_\\000a_b"', '"bat_a_\\000"', "bat_é_é", "x" * 5000, ""):
+    for value in ('"bat_\\000a_b"', '"bat_a_\\000"', '"bat_\\351_\\351"', "x" * 5000, ""):
         answer = await ask(stage, "get", "/v1/leads", cookie=f"{SESSION_COOKIE}={value}")
         assert answer.status_code == 401, value
 

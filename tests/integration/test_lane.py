@@ -349,3 +349,12 @@ async def test_the_longest_keys_fit_the_index(it: Wired) -> None:
     for status in ("applied", "duplicate"):
         [outcome] = await it.lane.submit([made])  # type: ignore[list-item]
         assert outcome.status == status
+
+
+async def test_the_trace_travels_with_the_event(it: Wired) -> None:
+    """W3C trace context: from the request's event into the published headers."""
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    moved = msgspec.structs.replace(event("demo.requested", 0), traceparent=trace)
+    await it.lane.submit([moved])
+    headers = msgspec.json.decode(await it.pool.fetchval("SELECT headers FROM bus.outbox"))
+    assert headers["traceparent"] == headers["ce_traceparent"] == trace

@@ -6,17 +6,20 @@ than the rules. What is answered 200 is committed. Its OpenAPI description is in
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import msgspec
+import structlog
+from prometheus_client import Histogram
 
 from services.contracts import cloudevents
 from services.contracts.access import Gatekeeper, bearer
 from services.contracts.cloudevents import BATCHED, STRUCTURED, JsonDefectError, brief
 from services.contracts.database import DATABASE_AWAY
-from services.contracts.events import SOURCE, LeadEvent, lead_event
+from services.contracts.events import SOURCE, LeadEvent, lead_event, traceparent
 from services.contracts.problems import BatonError, Defect, problem, shown
 from services.stage_service.api.access import RETRY_AFTER_S, STATUS
 from services.stage_service.batch import Outcome
@@ -26,11 +29,12 @@ from services.stage_service.errors import (
     UnavailableError,
 )
 from services.stage_service.lane import Lane
-from services.stage_service.metrics import EVENTS
+from services.stage_service.metrics import EVENTS, HTTP_SECONDS
 
 PATH = "/v1/events"
 BODY_BYTES_MAX = 1024 * 1024
 BATCH_EVENTS_MAX = 1000
+_log = structlog.get_logger("baton.http")
 _encode = msgspec.json.Encoder().encode
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -43,9 +47,11 @@ class EventsEndpoint:
     def __init__(self, gatekeeper: Gatekeeper, lane: Lane) -> None:
         self._gatekeeper = gatekeeper
         self._lane = lane
+        self._seconds: dict[int, Histogram] = {}
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
+        began = time.perf_counter()
         try:
             status, body = await self._answer(scope["headers"], receive)
         except BatonError as error:
@@ -62,6 +68,11 @@ class EventsEndpoint:
                 f"the body is larger than {BODY_BYTES_MAX} bytes", field="body",
                 remedy="Send fewer events a request, or less data an event.",
             )  # fmt: skip
+        except Exception as error:  # a bug: no framework stands around this endpoint
+            _log.error("http.failed", path=PATH, exc_info=error)
+            status, body = 500, problem(
+                500, "internal", "Baton made a mistake", "The error is in Baton's log."
+            )  # fmt: skip
         headers = [(b"content-type", b"application/json" if status == 200 else _PROBLEM)]
         if status == 503:
             headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
@@ -73,6 +84,9 @@ class EventsEndpoint:
         headers.append((b"content-length", b"%d" % len(encoded)))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": encoded})
+        if status not in self._seconds:
+            self._seconds[status] = HTTP_SECONDS.labels("POST", PATH, str(status))
+        self._seconds[status].observe(time.perf_counter() - began)
 
     async def _answer(
         self, headers: list[tuple[bytes, bytes]], receive: Receive
@@ -236,7 +250,7 @@ def _lead_event(item: Any, now: datetime, trace: bytes) -> LeadEvent | Defect:
         )  # fmt: skip
     event = lead_event(checked, now)
     if trace and not isinstance(event, Defect) and event.traceparent is None:
-        return msgspec.structs.replace(event, traceparent=trace.decode("latin-1")[:128])
+        return msgspec.structs.replace(event, traceparent=traceparent(trace.decode("latin-1")))
     return event
 
 
