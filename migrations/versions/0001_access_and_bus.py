@@ -33,6 +33,10 @@ def upgrade() -> None:
           value bytea NOT NULL,
           recorded_at timestamptz NOT NULL DEFAULT now())
     """)
+    op.execute("""
+        CREATE TYPE bus.message_row AS (
+          message_id text, topic text, key text, headers jsonb, value bytea)
+    """)
     # A queue apart from the wide, immutable outbox: a message is written once, and only this narrow
     # table churns.
     op.execute("""

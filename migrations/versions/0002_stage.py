@@ -151,3 +151,29 @@ def upgrade() -> None:
         "COMMENT ON TABLE stage.rotations IS "
         "'how many journeys each person of a role was given; locked while owners are chosen'"
     )
+    # What the lane sends: one array of rows instead of an array a column costs the client half and the
+    # server less. Types of their own, because a table may get columns while an old version still runs.
+    op.execute("""
+        CREATE TYPE stage.event_row AS (
+          source text, id text, type text, time timestamptz, recorded_at timestamptz, lead_id uuid,
+          deal text, subject text, data jsonb, envelope jsonb, epoch int)
+    """)
+    op.execute("""
+        CREATE TYPE stage.lead_row AS (
+          id uuid, email text, name text, company text, external_ids jsonb, attributes jsonb,
+          fit int, intent int, state bytea, first_seen_at timestamptz, last_seen_at timestamptz)
+    """)
+    op.execute("""
+        CREATE TYPE stage.journey_row AS (
+          id uuid, lead_id uuid, playbook text, key text, stage text, furthest_stage text,
+          started_at timestamptz, entered_at timestamptz, sequence int, owners jsonb, held jsonb,
+          deal jsonb, playbook_version int)
+    """)
+    op.execute("""
+        CREATE TYPE stage.transition_row AS (
+          journey_id uuid, sequence int, id uuid, lead_id uuid, kind text, playbook text,
+          playbook_version int, from_stage text, to_stage text, visit_entered_at timestamptz,
+          occurred_at timestamptz, recorded_at timestamptz, event_source text, event_id text,
+          event_type text, rule text, actor text, role text, owner_id text, handoff boolean,
+          skipped text[], explanation text, why jsonb, replaces uuid[])
+    """)

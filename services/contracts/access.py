@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -45,7 +45,9 @@ def _hash(secret: str) -> bytes:
 def _parse(token: str) -> tuple[str, str] | None:
     prefix, _, rest = token.partition("_")
     id, _, secret = rest.partition("_")
-    return (id, secret) if prefix == _PREFIX and id and secret and token.isascii() else None
+    # Printable: a cookie's escapes can say NUL, which PostgreSQL would not even compare.
+    is_plain = token.isascii() and token.isprintable()
+    return (id, secret) if prefix == _PREFIX and id and secret and is_plain else None
 
 
 async def create_key(
@@ -155,3 +157,19 @@ def bearer(authorization: str | None, cookies: dict[str, str]) -> str | None:
         scheme, _, token = authorization.partition(" ")
         return token.strip() if scheme.lower() == "bearer" else None
     return cookies.get(SESSION_COOKIE)
+
+
+def request_token(method: str, headers: Mapping[str, str], cookies: dict[str, str]) -> str | None:
+    """Give the token of a request; `headers` have lower-case names.
+
+    A browser sends its cookie whoever made it ask: for what changes something, the cookie counts only
+    when our own pages asked (Fetch Metadata's ``Sec-Fetch-Site``, or ``Origin``).
+    """
+    authorization = headers.get("authorization")
+    if authorization is None and method not in ("GET", "HEAD"):
+        origin = headers.get("origin")
+        if headers.get("sec-fetch-site") not in (None, "same-origin", "none"):
+            return None
+        if origin is not None and origin.partition("://")[2] != headers.get("host"):
+            return None
+    return bearer(authorization, cookies)

@@ -41,7 +41,9 @@ ENVELOPE_MEMBERS = frozenset(("email", "external_ids", "anonymous_id", "deal"))
 
 _EMAIL = re.compile(r"[^\s@<>()\[\],;:\\\"]+@[^\s@<>()\[\],;:\\\"]+\.?[^\s@<>()\[\],;:\\\".]+")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
+
+DEAL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]*")
+"""What the key of a journey (a deal) looks like."""
 
 
 class LeadEvent(msgspec.Struct, frozen=True, gc=False):
@@ -95,7 +97,7 @@ def lead_event(event: CloudEvent, recorded_at: datetime) -> LeadEvent | Defect:
             key = data["deal"]
             if isinstance(key, int) and not isinstance(key, bool):
                 key = str(key)
-            if not isinstance(key, str) or not _KEY.fullmatch(key[: DEAL_CHARACTERS_MAX + 1]):
+            if not isinstance(key, str) or not DEAL_KEY.fullmatch(key[: DEAL_CHARACTERS_MAX + 1]):
                 return Defect(
                     "invalid-deal", "data.deal",
                     "not a deal key: letters, digits and _ . : - , not starting with a sign",

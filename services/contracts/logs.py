@@ -8,7 +8,6 @@ from typing import Literal
 
 import structlog
 
-
 # Without the frames' variables: they hold keys and people.
 _tracebacks = structlog.processors.ExceptionRenderer(
     structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
@@ -30,7 +29,7 @@ def configure_logs(format: str, level: str, service: Literal["stage", "notifier"
     renderer: list[structlog.typing.Processor] = (
         [_tracebacks, structlog.processors.JSONRenderer()]
         if as_json
-        else [structlog.dev.ConsoleRenderer()]
+        else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
     structlog.configure(
         processors=[*shared, *renderer],

@@ -29,7 +29,7 @@ _STANDBY_POLL_S = 0.5
 _WRITE = """
 WITH written AS (
   INSERT INTO bus.outbox (message_id, topic, key, headers, value)
-  SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::jsonb[], $5::bytea[])
+  SELECT * FROM unnest($1::bus.message_row[])
   RETURNING id)
 INSERT INTO bus.pending (outbox_id) SELECT id FROM written
 """
@@ -79,11 +79,7 @@ async def write(connection: Executor, messages: Sequence[Message]) -> None:
     """Put `messages` into the outbox, in order, within the caller's transaction."""
     await connection.execute(
         _WRITE,
-        [m.id for m in messages],
-        [m.topic for m in messages],
-        [m.key for m in messages],
-        [_encode(m.headers).decode() for m in messages],
-        [m.value for m in messages],
+        [(m.id, m.topic, m.key, _encode(m.headers).decode(), m.value) for m in messages],
     )
 
 

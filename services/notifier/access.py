@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from services.contracts.access import Gatekeeper, Principal, Scope, bearer
+from services.contracts.access import Gatekeeper, Principal, Scope, request_token
 from services.contracts.database import DATABASE_AWAY
 from services.contracts.problems import PROBLEM_CONTENT_TYPE, BatonError, problem
 from services.notifier.consumer import Consumer
@@ -68,7 +68,7 @@ def allow(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
     """Make a FastAPI dependency: the caller's key must have `scope` (or ``admin``)."""
 
     async def check(request: Request) -> Principal:
-        token = bearer(request.headers.get("authorization"), request.cookies)
+        token = request_token(request.method, request.headers, request.cookies)
         principal = await house(request).gatekeeper.authenticate(token)
         if principal is None:
             raise NotAuthenticatedError(

@@ -17,7 +17,7 @@ from services.contracts import postgres_log
 from services.contracts.events import LeadEvent
 from services.contracts.team import Person, Team
 from services.stage_service import funnel, store
-from services.stage_service.funnel import Move, Score
+from services.stage_service.funnel import Lead, Move, Score
 from services.stage_service.journal import Journal, journey_id, revise, share_replaced
 from services.stage_service.playbook import Playbook
 from services.stage_service.routing import choose, eligible
@@ -89,6 +89,7 @@ class Batch:
         self._journal = Journal(recorded_at, self._assign, new_id)
         self._counts: dict[str, dict[str, int]] = {}
         self._records: dict[str, Record] = {}
+        self._before: dict[str, Lead | None] = {}
         self._changed: dict[tuple[str, str], Record] = {}
         self._outcomes: dict[tuple[str, str], Outcome] = {}
         self.moved: list[TransitionRow] = []
@@ -122,7 +123,9 @@ class Batch:
         identities = sorted({
             i for e in unique.values() for i in e.identities if i[0] != LEAD_IDENTITY
         })  # fmt: skip
-        recorded, owned = await store.look_up(self._connection, list(unique), identities)
+        recorded, owned, epoch = await store.look_up(self._connection, list(unique), identities)
+        if epoch > self._shelf.epoch:
+            await self._shelf.load(self._connection)
         answers: list[Outcome] = []
         fresh: list[tuple[LeadEvent, str | None]] = []
         claims: dict[tuple[str, str], str] = {}
@@ -178,6 +181,7 @@ class Batch:
         playbooks = self._shelf.playbooks
         for lead_id, events in by_lead.items():
             record = self._records.setdefault(lead_id, Record(lead_id, None, {}))
+            self._before[lead_id] = record.lead
             events.sort(key=_place)
             if record.lead is not None and events[0].place < record.lead.last:
                 late[lead_id] = record.lead.last
@@ -250,7 +254,6 @@ class Batch:
         for lead_id, events in by_lead.items():
             record = self._records[lead_id]
             assert record.lead is not None  # noqa: S101  it has just been folded
-            before = dict(record.facts)
             for name in record.lead.journeys:
                 record.facts.setdefault(name, Facts(0, {}))
             causes = {(e.source, e.id): e for e in events}
@@ -258,14 +261,12 @@ class Batch:
                 self._revise(record, causes, *histories[lead_id])
             for move in moves.get(lead_id, ()):
                 self._transition(record, move, causes)
-            touched = {
-                funnel.journey_name(p, e.deal) for e in events for p in self._shelf.playbooks
-            }
-            for name in record.lead.journeys:
-                if lead_id in histories or name in touched or name not in before:
+            # A journey that an event left alone is the same object still, and is not written again.
+            before = self._before[lead_id]
+            for name, journey in record.lead.journeys.items():
+                known = before.journeys.get(name) if before is not None else None
+                if known is not journey or lead_id in histories:
                     self._changed[lead_id, name] = record
-            for move in moves.get(lead_id, ()):
-                self._changed[lead_id, move.journey] = record
             self._tell_held(record, events)
 
     def _transition(
@@ -387,17 +388,16 @@ class Batch:
         self.moved = written.rows
         records = [r for r in self._records.values() if r.lead is not None]
         if records:
-            await store.save_leads(
+            await store.save(
                 self._connection, records, {r.id: self._score(r) for r in records},
                 [(r, name, journey_id(r.id, name)) for (_, name), r in self._changed.items()],
+                written.rows, self._counts,
             )  # fmt: skip
         if written.replaced:
             await store.replace_transitions(self._connection, written.replaced)
-        if written.rows:
-            await store.save_transitions(self._connection, written.rows)
+        if written.messages:
+            # After the states: a lead's messages get their ids while its row is locked.
             await postgres_log.write(self._connection, written.messages)
-        if self._counts:
-            await store.save_rotations(self._connection, self._counts)
 
     def _score(self, record: Record) -> tuple[int, int]:
         """Give (fit, intent) under the first playbook at the lead's newest event."""

@@ -206,8 +206,8 @@ class Journal:
             journey, facts.sequence, id, record.id, kind, move.playbook, move.version,
             move.from_stage, move.to_stage, move.visit_entered_at, move.occurred_at,
             self._recorded_at, move.event_source, move.event_id, move.event_type, move.rule,
-            move.actor, move.role, owner.id if owner else None, handoff, _array(move.skipped),
-            move.explanation, as_json(move.why), _array(replaces),
+            move.actor, move.role, owner.id if owner else None, handoff, move.skipped,
+            move.explanation, as_json(move.why), replaces,
         )  # fmt: skip
         self.written.rows.append(row)
         for old in replaces:
@@ -239,11 +239,6 @@ class Journal:
         headers = message_headers(id, type_, self._recorded_at, trace, record.id)
         self.written.messages.append(Message(TRANSITIONS_TOPIC, record.id, headers, _encode(event)))
         return row
-
-
-def _array(values: Sequence[str]) -> str:
-    """Write stage keys or ids as a PostgreSQL array literal; neither holds a comma or a quote."""
-    return "{" + ",".join(values) + "}"
 
 
 def _ref(owner: Owner | None) -> PersonRef | None:

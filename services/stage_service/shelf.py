@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import structlog
 
+from services.contracts.postgres_log import Executor
 from services.stage_service.playbook import Playbook, parse_playbook
 
 _log = structlog.get_logger("baton.playbook")
@@ -41,7 +42,7 @@ class Shelf:
         """Give the published `version` of the playbook `name`; KeyError when there is none."""
         return self._versions[name, version]
 
-    async def load(self, pool: asyncpg.Pool[Any]) -> None:
+    async def load(self, pool: Executor) -> None:
         """Read the versions published since the last call."""
         rows = await pool.fetch(
             "SELECT epoch, name, version, source FROM stage.playbook_versions WHERE epoch > $1 "

@@ -17,7 +17,7 @@ import msgspec
 
 from services.contracts.events import LeadEvent, identities_of
 from services.contracts.problems import Defect
-from services.stage_service.funnel import Lead, company_name, display_name
+from services.stage_service.funnel import Journey, Lead, company_name, display_name
 
 if TYPE_CHECKING:
     import asyncpg
@@ -91,22 +91,25 @@ class Past(msgspec.Struct, frozen=True):
         )  # fmt: skip
 
 
-# One round trip: which events are here already, and whose the identities are.
+# One round trip: which events are here already, whose the identities are, and which playbooks hold now,
+# perhaps published by another process.
 _LOOK_UP = """
 SELECT 'event' AS what, e.source AS a, e.id AS b, e.lead_id::text AS lead_id
 FROM unnest($1::text[], $2::text[]) AS k(source, id) JOIN stage.events e USING (source, id)
 UNION ALL
 SELECT 'identity', i.kind, i.value, i.lead_id::text
 FROM unnest($3::text[], $4::text[]) AS k(kind, value) JOIN stage.identities i USING (kind, value)
+UNION ALL
+SELECT 'epoch', max(epoch)::text, NULL, NULL FROM stage.playbook_versions
 """
 
 
 async def look_up(
     connection: Connection, keys: Sequence[tuple[str, str]], identities: Sequence[tuple[str, str]]
-) -> tuple[dict[tuple[str, str], str | None], dict[tuple[str, str], str]]:
+) -> tuple[dict[tuple[str, str], str | None], dict[tuple[str, str], str], int]:
     """Find which event `keys` (source, id) are recorded already, and the leads of `identities`.
 
-    Gives ({event key: lead id or None}, {identity: lead id}).
+    Gives ({event key: lead id or None}, {identity: lead id}, the newest epoch).
     """
     rows = await connection.fetch(
         _LOOK_UP,
@@ -115,12 +118,15 @@ async def look_up(
     )  # fmt: skip
     recorded: dict[tuple[str, str], str | None] = {}
     owned: dict[tuple[str, str], str] = {}
+    epoch = 0
     for what, a, b, lead_id in rows:
         if what == "event":
             recorded[a, b] = lead_id
-        else:
+        elif what == "identity":
             owned[a, b] = lead_id
-    return recorded, owned
+        else:
+            epoch = int(a or 0)
+    return recorded, owned, epoch
 
 
 # The newest committed version of each row, also when the lock had to be waited for: everything the
@@ -206,17 +212,8 @@ async def _locked_rotations(
     return {role: msgspec.json.decode(counts) for role, counts in rows}
 
 
-async def save_rotations(connection: Connection, counts: dict[str, dict[str, int]]) -> None:
-    """Write the counts back."""
-    await connection.execute(
-        """UPDATE stage.rotations r SET counts = k.counts
-           FROM unnest($1::text[], $2::jsonb[]) AS k(role, counts) WHERE r.role = k.role""",
-        list(counts), [as_json(c) for c in counts.values()],
-    )  # fmt: skip
-
-
 class TransitionRow(msgspec.Struct, frozen=True, gc=False):
-    """One row of ``stage.transitions``, in the order of `_SAVE`'s columns."""
+    """One row of ``stage.transitions``, in the order of the type ``stage.transition_row``."""
 
     journey_id: str
     sequence: int
@@ -238,10 +235,10 @@ class TransitionRow(msgspec.Struct, frozen=True, gc=False):
     role: str
     owner_id: str | None
     handoff: bool
-    skipped: str
+    skipped: list[str]
     explanation: str
     why: str
-    replaces: str
+    replaces: list[str]
 
 
 # One round trip for both. Each sorted: another batch that inserts the same waits for this one's commit,
@@ -255,9 +252,7 @@ WITH claimed AS (
 inserted AS (
   INSERT INTO stage.events
     (source, id, type, time, recorded_at, lead_id, deal, subject, data, envelope, epoch)
-  SELECT k.*, $14 FROM unnest($4::text[], $5::text[], $6::text[], $7::timestamptz[], $8::timestamptz[],
-    $9::uuid[], $10::text[], $11::text[], $12::jsonb[], $13::jsonb[])
-    AS k(source, id, type, time, recorded_at, lead_id, deal, subject, data, envelope)
+  SELECT * FROM unnest($4::stage.event_row[])
   ON CONFLICT (source, id) DO NOTHING RETURNING 1)
 SELECT (SELECT count(*) FROM claimed), (SELECT count(*) FROM inserted)
 """
@@ -278,113 +273,94 @@ async def accept(
     done = await connection.fetchrow(
         _ACCEPT,
         [k[0] for k in names], [k[1] for k in names], [claims[k] for k in names],
-        [e.source for e, _ in rows], [e.id for e, _ in rows], [e.type for e, _ in rows],
-        [e.time for e, _ in rows], [e.recorded_at for e, _ in rows], [lead for _, lead in rows],
-        [e.deal for e, _ in rows], [e.subject for e, _ in rows],
-        [as_json(e.data) for e, _ in rows],
-        [as_json(e.envelope) if e.envelope else None for e, _ in rows],
-        epoch,
+        [
+            (
+                e.source, e.id, e.type, e.time, e.recorded_at, lead_id, e.deal, e.subject,
+                as_json(e.data), as_json(e.envelope) if e.envelope else None, epoch,
+            )
+            for e, lead_id in rows
+        ],
     )  # fmt: skip
     return done is not None and (done[0], done[1]) == (len(claims), len(events))
 
 
+# One round trip for all that a batch decided.
 _SAVE = """
 WITH led AS (
   INSERT INTO stage.leads AS l
     (id, email, name, company, external_ids, attributes, fit, intent, state, first_seen_at, last_seen_at)
-  SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::jsonb[], $6::jsonb[],
-    $7::int[], $8::int[], $9::bytea[], $10::timestamptz[], $11::timestamptz[])
+  SELECT * FROM unnest($1::stage.lead_row[])
   ON CONFLICT (id) DO UPDATE SET email = excluded.email, name = excluded.name,
     company = excluded.company, external_ids = excluded.external_ids,
     attributes = excluded.attributes, fit = excluded.fit, intent = excluded.intent,
     state = excluded.state, first_seen_at = excluded.first_seen_at,
-    last_seen_at = excluded.last_seen_at, updated_at = now())
-INSERT INTO stage.journeys AS j
-  (id, lead_id, playbook, key, stage, furthest_stage, started_at, entered_at, sequence, owners, held,
-   deal, playbook_version)
-SELECT * FROM unnest($12::uuid[], $13::uuid[], $14::text[], $15::text[], $16::text[], $17::text[],
-  $18::timestamptz[], $19::timestamptz[], $20::int[], $21::jsonb[], $22::jsonb[], $23::jsonb[],
-  $24::int[])
-ON CONFLICT (id) DO UPDATE SET stage = excluded.stage, furthest_stage = excluded.furthest_stage,
-  started_at = excluded.started_at, entered_at = excluded.entered_at,
-  sequence = excluded.sequence, owners = excluded.owners, held = excluded.held,
-  deal = excluded.deal, playbook_version = excluded.playbook_version, updated_at = now()
+    last_seen_at = excluded.last_seen_at, updated_at = now()),
+travelled AS (
+  INSERT INTO stage.journeys AS j
+    (id, lead_id, playbook, key, stage, furthest_stage, started_at, entered_at, sequence, owners, held,
+     deal, playbook_version)
+  SELECT * FROM unnest($2::stage.journey_row[])
+  ON CONFLICT (id) DO UPDATE SET stage = excluded.stage, furthest_stage = excluded.furthest_stage,
+    started_at = excluded.started_at, entered_at = excluded.entered_at,
+    sequence = excluded.sequence, owners = excluded.owners, held = excluded.held,
+    deal = excluded.deal, playbook_version = excluded.playbook_version, updated_at = now()),
+moved AS (
+  INSERT INTO stage.transitions
+    (journey_id, sequence, id, lead_id, kind, playbook, playbook_version, from_stage, to_stage,
+     visit_entered_at, occurred_at, recorded_at, event_source, event_id, event_type, rule, actor, role,
+     owner_id, handoff, skipped, explanation, why, replaces)
+  SELECT * FROM unnest($3::stage.transition_row[]))
+UPDATE stage.rotations r SET counts = k.counts
+FROM unnest($4::text[], $5::jsonb[]) AS k(role, counts) WHERE r.role = k.role
 """
 
 
-async def save_leads(
+async def save(
     connection: Connection,
     records: Sequence[Record],
     scores: dict[str, tuple[int, int]],
     changed_journeys: Sequence[tuple[Record, str, str]],
+    transitions: Sequence[TransitionRow],
+    counts: dict[str, dict[str, int]],
 ) -> None:
-    """Write the leads' states, and the journeys (record, journey name, journey id) that changed.
+    """Write what a batch decided.
 
-    `scores` is (fit, intent) by lead id.
+    The leads' states with their `scores` (fit, intent by lead id); the journeys (record, journey name,
+    journey id) that changed; the new transitions, whose ``(journey, sequence)`` is unique, so that a
+    number cannot repeat; and the rotations' `counts` by role.
     """
-    leads = [(r.id, r.lead, r) for r in records if r.lead is not None]
-    rows = [
-        (id, r.id, r.lead.journeys[name], r.facts[name])
-        for r, name, id in changed_journeys
-        if r.lead is not None
-    ]
     await connection.execute(
         _SAVE,
-        [id for id, _, _ in leads],
-        [lead.email for _, lead, _ in leads],
-        [display_name(lead.attributes) for _, lead, _ in leads],
-        [company_name(lead.attributes) for _, lead, _ in leads],
-        [as_json(lead.external_ids) for _, lead, _ in leads],
-        [as_json(lead.attributes) for _, lead, _ in leads],
-        [scores[id][0] for id, _, _ in leads],
-        [scores[id][1] for id, _, _ in leads],
-        [_pack(_Saved(lead, r.facts)) for _, lead, r in leads],
-        [lead.first_seen_at for _, lead, _ in leads],
-        [lead.last[0] for _, lead, _ in leads],
-        [id for id, _, _, _ in rows],
-        [lead_id for _, lead_id, _, _ in rows],
-        [j.playbook for _, _, j, _ in rows],
-        [j.key for _, _, j, _ in rows],
-        [j.stage for _, _, j, _ in rows],
-        [j.furthest for _, _, j, _ in rows],
-        [j.started_at for _, _, j, _ in rows],
-        [j.entered_at for _, _, j, _ in rows],
-        [f.sequence for _, _, _, f in rows],
-        [as_json({r: {"id": o.id, "name": o.name} for r, o in f.owners.items()})
-         for _, _, _, f in rows],
-        [as_json([
-            {"to": h.to, "rule": h.rule, "since": h.since, "missing": h.missing} for h in j.held
-        ]) if j.held else "[]" for _, _, j, _ in rows],
-        [as_json(j.deal) if j.deal else "{}" for _, _, j, _ in rows],
-        [j.version for _, _, j, _ in rows],
+        [_lead_row(r, r.lead, scores[r.id]) for r in records if r.lead is not None],
+        [
+            _journey_row(id, r.id, r.lead.journeys[name], r.facts[name])
+            for r, name, id in changed_journeys
+            if r.lead is not None
+        ],
+        [msgspec.structs.astuple(row) for row in transitions],
+        list(counts),
+        [as_json(c) for c in counts.values()],
+    )
+
+
+def _lead_row(record: Record, lead: Lead, score: tuple[int, int]) -> tuple[Any, ...]:
+    return (
+        record.id, lead.email, display_name(lead.attributes), company_name(lead.attributes),
+        as_json(lead.external_ids), as_json(lead.attributes), *score,
+        _pack(_Saved(lead, record.facts)), lead.first_seen_at, lead.last[0],
     )  # fmt: skip
 
 
-_SAVE_TRANSITIONS = """
-INSERT INTO stage.transitions
-  (journey_id, sequence, id, lead_id, kind, playbook, playbook_version, from_stage, to_stage,
-   visit_entered_at, occurred_at, recorded_at, event_source, event_id, event_type, rule, actor, role,
-   owner_id, handoff, skipped, explanation, why, replaces)
-SELECT journey_id, sequence, id, lead_id, kind, playbook, playbook_version, from_stage, to_stage,
-   visit_entered_at, occurred_at, recorded_at, event_source, event_id, event_type, rule, actor, role,
-   owner_id, handoff, skipped::text[], explanation, why, replaces::uuid[]
-FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::int[],
-  $8::text[], $9::text[], $10::timestamptz[], $11::timestamptz[], $12::timestamptz[], $13::text[],
-  $14::text[], $15::text[], $16::text[], $17::text[], $18::text[], $19::text[], $20::bool[],
-  $21::text[], $22::text[], $23::jsonb[], $24::text[])
-AS k(journey_id, sequence, id, lead_id, kind, playbook, playbook_version, from_stage, to_stage,
-   visit_entered_at, occurred_at, recorded_at, event_source, event_id, event_type, rule, actor, role,
-   owner_id, handoff, skipped, explanation, why, replaces)
-"""
-
-_COLUMNS = TransitionRow.__struct_fields__
-
-
-async def save_transitions(connection: Connection, rows: Sequence[TransitionRow]) -> None:
-    """Insert transitions; their ``(journey, sequence)`` is unique, so a number cannot repeat."""
-    await connection.execute(
-        _SAVE_TRANSITIONS, *[[getattr(row, column) for row in rows] for column in _COLUMNS]
-    )
+def _journey_row(id: str, lead_id: str, journey: Journey, facts: Facts) -> tuple[Any, ...]:
+    held = [
+        {"to": h.to, "rule": h.rule, "since": h.since, "missing": h.missing} for h in journey.held
+    ]
+    owners = {role: {"id": o.id, "name": o.name} for role, o in facts.owners.items()}
+    return (
+        id, lead_id, journey.playbook, journey.key, journey.stage, journey.furthest,
+        journey.started_at, journey.entered_at, facts.sequence, as_json(owners), as_json(held),
+        as_json(journey.deal), journey.version,
+    )  # fmt: skip
 
 
 async def replace_transitions(connection: Connection, replaced: dict[str, tuple[str, str]]) -> None:

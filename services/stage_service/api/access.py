@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, cast
 
 import asyncpg
@@ -17,7 +18,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.exceptions import HTTPException
 
-from services.contracts.access import Gatekeeper, Principal, Scope, bearer
+from services.contracts.access import Gatekeeper, Principal, Scope, request_token
 from services.contracts.database import DATABASE_AWAY
 from services.contracts.problems import PROBLEM_CONTENT_TYPE, BatonError, problem
 from services.contracts.team import Team
@@ -105,16 +106,8 @@ def allow(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
 
 
 def token_of(request: Request) -> str | None:
-    """Give the caller's token. A browser's cookie does not count when another site sent it here."""
-    authorization = request.headers.get("authorization")
-    if authorization is None and request.method not in ("GET", "HEAD"):
-        site = request.headers.get("sec-fetch-site")
-        origin = request.headers.get("origin")
-        if site not in (None, "same-origin", "none"):
-            return None
-        if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
-            return None
-    return bearer(authorization, request.cookies)
+    """Give the caller's token (`contracts.access.request_token`)."""
+    return request_token(request.method, request.headers, request.cookies)
 
 
 def problem_response(error: BatonError) -> JSONResponse:
@@ -140,7 +133,9 @@ def answer_problems(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> JSONResponse:
         first = cast("RequestValidationError", error).errors()[0]
-        name = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+        # Of broken JSON the framework tells the offset, which is no field.
+        inner = () if first["type"] == "json_invalid" else first["loc"][1:]
+        name = ".".join(str(part) for part in inner) or str(first["loc"][0])
         return problem_response(
             InvalidRequestError(
                 f"{name}: {first['msg']}", field=name, value=first.get("input"),
@@ -150,11 +145,13 @@ def answer_problems(app: FastAPI) -> None:
 
     async def http(_: Request, error: Exception) -> JSONResponse:
         failure = cast("HTTPException", error)
-        title = str(failure.detail)
-        return JSONResponse(
-            problem(failure.status_code, title.lower().replace(" ", "-"), title, title),
-            failure.status_code, failure.headers, PROBLEM_CONTENT_TYPE,
+        title = HTTPStatus(failure.status_code).phrase
+        body = problem(
+            failure.status_code, title.lower().replace(" ", "-"), title, str(failure.detail),
+            # The framework's one 400: the body cannot even be decoded.
+            field="body" if failure.status_code == 400 else None,
         )  # fmt: skip
+        return JSONResponse(body, failure.status_code, failure.headers, PROBLEM_CONTENT_TYPE)
 
     async def bug(request: Request, error: Exception) -> JSONResponse:
         _log.error("http.failed", path=request.url.path, exc_info=error)

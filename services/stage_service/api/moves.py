@@ -10,7 +10,14 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.contracts.access import Principal
-from services.contracts.events import MAIN, MOVED_BY_HAND, SOURCE, LeadEvent
+from services.contracts.events import (
+    DEAL_CHARACTERS_MAX,
+    DEAL_KEY,
+    MAIN,
+    MOVED_BY_HAND,
+    SOURCE,
+    LeadEvent,
+)
 from services.contracts.yaml_source import nearest
 from services.stage_service import funnel
 from services.stage_service.api.access import House, allow, house
@@ -39,11 +46,16 @@ class MoveByHand(BaseModel):
         min_length=1, max_length=64, description="key of the stage", examples=["nurture"]
     )
     reason: str = Field(
-        min_length=1, max_length=funnel.REASON_CHARACTERS_MAX,
+        min_length=1, max_length=funnel.REASON_CHARACTERS_MAX, pattern=r"^[^\x00]*$",
         description="shown in the timeline and in the explanation", examples=["no budget this year"],
     )  # fmt: skip
     playbook: str | None = Field(None, description="needed only when there are several")
-    key: str = Field(MAIN, max_length=128, description="key of the journey (the deal)")
+    key: str = Field(
+        MAIN,
+        max_length=DEAL_CHARACTERS_MAX,
+        pattern=f"^{DEAL_KEY.pattern}$",
+        description="key of the journey (the deal)",
+    )
     force: bool = Field(default=False, description="move although the stage's gate is not met")
 
 

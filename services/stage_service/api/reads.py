@@ -82,7 +82,7 @@ async def list_leads(
 ) -> Response:
     """List leads, newest first."""
     it = house(request)
-    if stage is not None:
+    if stage is not None or playbook is not None:
         _stage(playbook_named(it, playbook), stage, "stage")
     address = None
     if email is not None:
@@ -95,8 +95,8 @@ async def list_leads(
     if cursor is not None:
         cursor = _cursor_id(cursor)
     items, more = await reads.list_leads(
-        it.engine, email=address, stage=stage, owner=owner, q=_text(q, "q"), playbook=playbook,
-        cursor=cursor, limit=limit,
+        it.engine, email=address, stage=stage, owner=_text(owner, "owner"), q=_text(q, "q"),
+        playbook=playbook, cursor=cursor, limit=limit,
     )  # fmt: skip
     return _json({"items": items, "next_cursor": more})
 
@@ -184,7 +184,7 @@ async def stream_transitions(
 ) -> EventSourceResponse:
     """Stream transitions as they are published (SSE); ``Last-Event-ID`` goes on where one stopped."""
     it = house(request)
-    if last_event_id is not None and last_event_id.isdigit() and len(last_event_id) < 19:
+    if last_event_id is not None and last_event_id.isdecimal() and len(last_event_id) < 19:
         after = int(last_event_id)
     if after is None:
         after = await reads.last_position(it.engine)
@@ -215,8 +215,17 @@ async def _stream(house: House, after: int) -> AsyncIterator[ServerSentEvent]:
             news.cancel()
 
 
-def _moment(value: datetime | None) -> datetime | None:
-    return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+def _moment(value: datetime | None, field: str) -> datetime | None:
+    """Give `value` in UTC, which is what is meant when it names no offset."""
+    if value is None or value.tzinfo is None:
+        return value and value.replace(tzinfo=UTC)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidRequestError(
+            "lies outside the years 1 to 9999", field=field, value=value.isoformat(),
+            remedy="Give a nearer moment, or leave it out.",
+        ) from None  # fmt: skip
 
 
 @router.get("/v1/funnel", tags=["funnel"], operation_id="get_funnel")
@@ -236,7 +245,11 @@ async def get_funnel(
         )
     it = house(request)
     numbers = await funnel_numbers.funnel(
-        it.engine, playbook_named(it, playbook), since=_moment(since), until=_moment(until), by=by
+        it.engine,
+        playbook_named(it, playbook),
+        since=_moment(since, "from"),
+        until=_moment(until, "to"),
+        by=by,
     )
     return _json(numbers)
 
@@ -257,7 +270,12 @@ async def get_durations(
     _stage(chosen, to_stage, "to_stage", on_path=True)
     return _json(
         await funnel_numbers.durations(
-            it.engine, chosen, from_stage, to_stage, since=_moment(since), until=_moment(until)
+            it.engine,
+            chosen,
+            from_stage,
+            to_stage,
+            since=_moment(since, "from"),
+            until=_moment(until, "to"),
         )
     )
 
