@@ -69,7 +69,7 @@ def create_app(
         consumer = Consumer(
             lambda: open_bus(settings.database_url, settings.kafka_bootstrap_servers),
             pool, roster, settings.public_url, settings.delivery_tries, now, new_id,
-            dispatcher.wake,
+            dispatcher.wake, channels.no_mail,
         )  # fmt: skip
         parts = House(pool, Gatekeeper(pool), consumer, dispatcher, settings.delivery_tries, now)
         app.state.house = parts

@@ -47,6 +47,9 @@ class Outcome(msgspec.Struct, frozen=True):
     permanent: bool = False
 
 
+NO_MAIL = "no mail server is set (BATON_SMTP_URL)"
+
+
 class Letter(msgspec.Struct, frozen=True):
     """What is sent: an alert's text, under the alert's id."""
 
@@ -120,6 +123,11 @@ class Channels:
             service_timeout=timeout_s,
         )
 
+    @property
+    def no_mail(self) -> str | None:
+        """Why no e-mail can be sent by this process; None when it can."""
+        return NO_MAIL if self._smtp is None and self._mail_url is None else None
+
     def close(self) -> None:
         """Let the threads end; a send under way is not waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -153,7 +161,7 @@ class Channels:
             to = urllib.parse.quote(person.email, safe="")
             return await self._notify(f"{self._mail_url}{joint}to={to}", letter)
         if self._smtp is None:
-            return Outcome("skipped", "no mail server is set (BATON_SMTP_URL)")
+            return Outcome("skipped", NO_MAIL)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             self._threads, _hand_in, self._smtp, person.email, letter, self._timeout_s

@@ -36,6 +36,8 @@ from services.notifier.roster import Roster
 
 GROUP = "notifier"
 FETCH_MESSAGES_MAX = 500
+COMMIT_EVERY_S = 0.1
+"""How much is read again after a crash; alerts are recorded once however often they come."""
 FETCH_WAIT_S = 0.5
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 5.0
@@ -99,7 +101,9 @@ class Consumer:
         now: Callable[[], datetime],
         make_id: Callable[[], UUID],
         recorded: Callable[[], None],
+        no_mail: str | None = None,
     ) -> None:
+        self._no_mail = no_mail
         self._open_bus = open_bus
         self._pool = pool
         self._roster = roster
@@ -113,6 +117,8 @@ class Consumer:
         self._bus: Bus | None = None
         self._subscription: Subscription | None = None
         self._failing_since: float | None = None
+        self._uncommitted: dict[tuple[str, int], Received] = {}
+        self._committed_at = 0.0
 
     @property
     def alive(self) -> bool:
@@ -130,6 +136,10 @@ class Consumer:
             await asyncio.wait([self._task], timeout=within_s)
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        with contextlib.suppress(Exception):
+            if self._subscription is not None:
+                async with asyncio.timeout(within_s):
+                    await self._commit_remembered()
         with contextlib.suppress(Exception):
             if self._subscription is not None:
                 await self._subscription.close()
@@ -162,13 +172,17 @@ class Consumer:
             try:
                 # A batch in hand is kept until it is recorded: a PostgreSQL subscription would not
                 # give it again before its own connection is lost.
-                held = held or await self._fetch(FETCH_WAIT_S)
+                if not held:
+                    wait_s = COMMIT_EVERY_S if self._uncommitted else FETCH_WAIT_S
+                    held = await self._fetch(wait_s)
                 if held:
                     await self._handle(held)
                     done, held = held, []
-                    await self._commit(done)
-                else:
+                    self._remember(done)
+                elif self._failing_since is None:
                     metrics.CONSUMER_LAG_SECONDS.set(0)
+                if time.monotonic() - self._committed_at > COMMIT_EVERY_S:
+                    await self._commit_remembered()
                 if self._failing_since is not None:
                     after_s = round(time.monotonic() - self._failing_since)
                     _log.info("consumer.recovered", after_s=after_s)
@@ -188,6 +202,17 @@ class Consumer:
         if self._subscription is None:
             self._subscription = await self._bus.subscribe(GROUP, [TRANSITIONS_TOPIC])
         return await self._subscription.fetch(FETCH_MESSAGES_MAX, wait_s)
+
+    def _remember(self, received: Sequence[Received]) -> None:
+        """Note how far we are: committing at every batch would cost more than recording it."""
+        for each in received:
+            self._uncommitted[each.token[:2]] = each
+
+    async def _commit_remembered(self) -> None:
+        self._committed_at = time.monotonic()
+        if self._uncommitted:
+            await self._commit(list(self._uncommitted.values()))
+            self._uncommitted.clear()
 
     async def _commit(self, received: Sequence[Received]) -> None:
         assert self._subscription is not None  # noqa: S101
@@ -235,7 +260,7 @@ class Consumer:
         if not reading.alerts and not reading.dead:
             return
         counts, letters = await store.save(
-            self._pool, reading.alerts, reading.dead, self._now(), self._tries
+            self._pool, reading.alerts, reading.dead, self._now(), self._tries, self._no_mail
         )
         for role, count in counts.items():
             metrics.ALERTS.labels(role).inc(count)

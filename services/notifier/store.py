@@ -55,12 +55,13 @@ WITH made AS (
   RETURNING id, role),
 delivered AS (
   INSERT INTO notifier.deliveries
-    (alert_id, channel, attempt, last_attempt, status, due_at, finished_at, latency_ms)
-  SELECT d.alert_id, d.channel, 1, $17::int,
-    CASE d.channel WHEN 'inbox' THEN 'delivered' ELSE 'pending' END, $14,
-    CASE d.channel WHEN 'inbox' THEN $14::timestamptz END,
-    CASE d.channel WHEN 'inbox' THEN 0 END
-  FROM unnest($15::uuid[], $16::text[]) AS d (alert_id, channel) JOIN made ON made.id = d.alert_id)
+    (alert_id, channel, attempt, last_attempt, status, due_at, finished_at, latency_ms, reason)
+  SELECT d.alert_id, d.channel, 1, $18::int, d.status, $14,
+    CASE WHEN d.status <> 'pending' THEN $14::timestamptz END,
+    CASE WHEN d.status <> 'pending' THEN 0 END,
+    CASE WHEN d.status = 'skipped' THEN $19 END
+  FROM unnest($15::uuid[], $16::text[], $17::text[]) AS d (alert_id, channel, status)
+    JOIN made ON made.id = d.alert_id)
 SELECT role, count(*) AS alerts FROM made GROUP BY role
 """
 
@@ -135,8 +136,12 @@ async def save(
     dead: Sequence[DeadMessage],
     now: datetime,
     tries: int,
+    no_mail: str | None = None,
 ) -> tuple[dict[str, int], int]:
     """Record `alerts` with their first deliveries, and `dead`, in one transaction.
+
+    The inbox is delivered by being recorded. With `no_mail`, the reason why no e-mail can be sent,
+    e-mail is recorded as skipped at once.
 
     What was recorded before stays as it is. Gives how many new alerts each role got, and how many
     dead letters are new.
@@ -146,7 +151,12 @@ async def save(
     async with pool.acquire() as connection, connection.transaction():
         if alerts:
             rows = sorted(alerts, key=lambda a: (a.transition_id, a.recipient))
-            deliveries = [(a.id, channel) for a in rows for channel in a.channels]
+            settled = {"inbox": "delivered"} | ({"email": "skipped"} if no_mail else {})
+            deliveries = [
+                (a.id, channel, settled.get(channel, "pending"))
+                for a in rows
+                for channel in a.channels
+            ]
             made = await connection.fetch(
                 _INSERT,
                 [a.id for a in rows],
@@ -157,16 +167,22 @@ async def save(
                 [a.person_id for a in rows],
                 [a.person_name for a in rows],
                 [a.addressee_id for a in rows],
-                ["delivered" if set(a.channels) == {"inbox"} else "pending" for a in rows],
+                [
+                    "delivered" if "inbox" in a.channels and settled.keys() >= set(a.channels)
+                    else "pending"
+                    for a in rows
+                ],
                 [a.subject for a in rows],
                 [a.body for a in rows],
                 [a.stage for a in rows],
                 [a.company for a in rows],
                 now,
-                [id for id, _ in deliveries],
-                [channel for _, channel in deliveries],
+                [id for id, _, _ in deliveries],
+                [channel for _, channel, _ in deliveries],
+                [status for _, _, status in deliveries],
                 tries,
-            )
+                no_mail,
+            )  # fmt: skip
             counts = {r["role"]: r["alerts"] for r in made}
         if dead:
             ordered = sorted(dead, key=lambda d: (d.message.topic, d.id))

@@ -202,6 +202,8 @@ class Batch:
         """Fold the leads with late events again from their stored events, these included."""
         ids = list(late)
         stored = await store.events_of_leads(self._connection, ids)
+        if any(epoch > self._shelf.epoch for events in stored.values() for _, epoch in events):
+            await self._shelf.load(self._connection)  # published while we waited for the lock
         past = await store.history(self._connection, ids)
         histories: dict[str, Any] = {}
         for lead_id in ids:

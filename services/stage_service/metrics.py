@@ -28,7 +28,9 @@ RULES_UNEVALUATED = Counter(
 OUTBOX_PENDING = Gauge("baton_outbox_pending", "Messages recorded and not yet published")
 PUBLISHED_POSITION = Gauge("baton_published_position", "Newest position of the published log")
 KAFKA_POSITION = Gauge("baton_kafka_position", "Newest position that Kafka acknowledged")
-RELAY_LEADER = Gauge("baton_relay_leader", "1 while this process publishes")
+RELAY_LEADER = Gauge(
+    "baton_relay_leader", "1 while this process leads the loop: sequencer or publisher", ["loop"]
+)
 HTTP_SECONDS = Histogram(
     "http_server_request_duration_seconds", "Seconds a request, by route and status",
     ["http_request_method", "http_route", "http_response_status_code"],

@@ -35,6 +35,7 @@ PUBLISH_MESSAGES_MAX = 500
 BACKOFF_MAX_S = 2.0
 ALL_TOPICS = (TRANSITIONS_TOPIC, HANDOFFS_TOPIC, LEADS_TOPIC, DEAD_LETTERS_TOPIC)
 KAFKA_CURSOR = "relay:kafka"
+SAVE_CURSOR_EVERY_S = 0.1
 
 _SEQUENCER_LOCK = 0x6261746F_0001
 _PUBLISHER_LOCK = 0x6261746F_0002
@@ -62,6 +63,8 @@ class Relay:
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._position = -1
+        self._saved = -1
+        self._saved_at = 0.0
 
     def start(self) -> None:
         """Start the loops."""
@@ -93,6 +96,9 @@ class Relay:
 
     async def _lead(self, lock: int, news: asyncio.Event, step: Step) -> None:
         """Hold the leadership and step; whatever fails, begin again with a new session."""
+        leading = metrics.RELAY_LEADER.labels(
+            "sequencer" if news is self._committed else "publisher"
+        )
         backoff_s = POLL_S
         failing_since: float | None = None
         while not self._stopping.is_set():
@@ -104,7 +110,7 @@ class Relay:
                 while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", lock):
                     if await _within(self._stopping, STANDBY_POLL_S):
                         return
-                metrics.RELAY_LEADER.set(1)
+                leading.set(1)
                 while True:
                     news.clear()
                     more = await step(connection)
@@ -125,8 +131,9 @@ class Relay:
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
                 await _within(self._stopping, backoff_s)
             finally:
-                metrics.RELAY_LEADER.set(0)
-                self._position = -1
+                leading.set(0)
+                if news is self._grown:
+                    self._position = -1  # whoever led meanwhile may have sent more
                 if connection is not None:
                     with contextlib.suppress(Exception):
                         await connection.close(timeout=2)
@@ -144,19 +151,29 @@ class Relay:
         """Send the next messages of the log to Kafka and move the cursor; True when there were any."""
         assert self._bus is not None  # noqa: S101
         if self._position < 0:
-            self._position = await postgres_log.cursor(connection, KAFKA_CURSOR)
+            self._position = self._saved = await postgres_log.cursor(connection, KAFKA_CURSOR)
         messages = await postgres_log.read(
             connection, self._position, ALL_TOPICS, PUBLISH_MESSAGES_MAX
         )
         if not messages:
+            await self._save_cursor(connection)
             return False
         await self._bus.publish(messages)
-        position = messages[-1].position or 0
-        # On the session that holds the lock: a leader that lost it cannot move the cursor.
-        await postgres_log.advance(connection, KAFKA_CURSOR, position)
-        self._position = position
-        metrics.KAFKA_POSITION.set(position)
+        self._position = messages[-1].position or 0
+        metrics.KAFKA_POSITION.set(self._position)
+        if time.monotonic() - self._saved_at > SAVE_CURSOR_EVERY_S:
+            await self._save_cursor(connection)
         return True
+
+    async def _save_cursor(self, connection: asyncpg.Connection[Any]) -> None:
+        """Move the stored cursor to what Kafka has; what lies behind it is sent again after a crash.
+
+        On the session that holds the lock: a leader that lost it cannot move the cursor.
+        """
+        self._saved_at = time.monotonic()
+        if self._saved < self._position:
+            await postgres_log.advance(connection, KAFKA_CURSOR, self._position)
+            self._saved = self._position
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:

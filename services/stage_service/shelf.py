@@ -34,6 +34,8 @@ class Shelf:
 
     def at(self, epoch: int) -> dict[str, Playbook]:
         """Give the playbooks that were active at `epoch`, by name, in the order they first came."""
+        if epoch > self.epoch:
+            raise LookupError(f"epoch {epoch} is not loaded yet")
         if epoch not in self._at:
             self._at[epoch] = {p.name: p for e, p in self._published if e <= epoch}
         return self._at[epoch]

@@ -10,7 +10,8 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.stage_service.api.access import House, house
-from services.stage_service.metrics import OUTBOX_PENDING
+from services.stage_service.metrics import OUTBOX_PENDING, PUBLISHED_POSITION
+from services.stage_service.reads import last_position
 
 READY_WITHIN_S = 2.0
 
@@ -42,6 +43,7 @@ async def metrics(request: Request) -> Response:
     pending = await _pending(house(request))
     if pending is not None:
         OUTBOX_PENDING.set(pending)
+        PUBLISHED_POSITION.set(await last_position(house(request).engine))
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
