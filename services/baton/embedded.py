@@ -10,8 +10,10 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -78,8 +80,7 @@ class EmbeddedPostgres:
         cluster = self.data / "postgres"
         if os.geteuid() == 0:
             self._take_user()
-        self.sockets.mkdir(exist_ok=True, mode=0o700)
-        self._give(self.sockets)
+        self._own_sockets()
         if not (cluster / "PG_VERSION").exists():
             self._create(cluster)
         elif self._is_ready():  # left over from a supervisor that was killed
@@ -141,6 +142,21 @@ class EmbeddedPostgres:
         utils.ensure_prefix_permissions(self.data)
         self.data.chmod(self.data.stat().st_mode | 0o711)
         self._user = _SYSTEM_USER
+
+    def _own_sockets(self) -> None:
+        """Make the sockets' directory, or make sure that it is ours: whoever gets in is superuser."""
+        try:
+            self.sockets.mkdir(mode=0o700)
+        except FileExistsError:
+            found = self.sockets.lstat()
+            owners = {os.geteuid(), pwd.getpwnam(self._user).pw_uid if self._user else os.geteuid()}
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid not in owners:
+                raise EmbeddedError(
+                    f"{self.sockets} is not a directory of this user: remove it, "
+                    "or choose a shorter --data path"
+                ) from None
+            self.sockets.chmod(0o700)
+        self._give(self.sockets)
 
     def _give(self, path: Path) -> None:
         if self._user is not None:

@@ -59,11 +59,11 @@ async def verify_database(database_url: str) -> Report:
     pool = await asyncpg.create_pool(database_url, min_size=1, max_size=2)
     try:
         shelf = Shelf()
-        await shelf.load(pool)
         async with (
             pool.acquire() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
+            await shelf.load(connection)
             await _orphans(connection, report)
             await _bus(connection, report)
             await _alerts(connection, report)
@@ -90,14 +90,17 @@ async def _lead_ids(connection: Connection) -> AsyncIterator[list[str]]:
 
 async def _leads(connection: Connection, shelf: Shelf, ids: list[str], report: Report) -> None:
     rows = await connection.fetch(
-        "SELECT id::text, state FROM stage.leads WHERE id = ANY($1::uuid[])", ids
+        """SELECT id::text, state, email, attributes FROM stage.leads
+           WHERE id = ANY($1::uuid[])""",
+        ids,
     )
+    columns = {r["id"]: (r["email"], msgspec.json.decode(r["attributes"])) for r in rows}
     states = {r["id"]: store.unpack_record(r["id"], r["state"]) for r in rows}
     stored = await store.events_of_leads(connection, ids)
     history = await store.history(connection, ids)
     journeys: dict[str, dict[str, Any]] = {}
     for r in await connection.fetch(
-        """SELECT lead_id::text, id::text, stage, furthest_stage, sequence,
+        """SELECT lead_id::text, id::text, stage, furthest_stage, sequence, started_at, entered_at,
              (SELECT count(*) FROM stage.transitions t WHERE t.journey_id = j.id) AS records,
              (SELECT coalesce(max(sequence), 0) FROM stage.transitions t WHERE t.journey_id = j.id)
                AS newest
@@ -114,6 +117,8 @@ async def _leads(connection: Connection, shelf: Shelf, ids: list[str], report: R
             report.found(f"lead {lead_id} has no events")
             continue
         _compare_states(lead_id, record.lead, lead, report)
+        if columns[lead_id] != (lead.email, _plain_json(lead.attributes)):
+            report.found(f"lead {lead_id}: e-mail or attributes are not what the events fold to")
         mine = journeys.get(lead_id, {})
         if len(mine) != len(lead.journeys):
             report.found(
@@ -128,6 +133,8 @@ async def _leads(connection: Connection, shelf: Shelf, ids: list[str], report: R
             report.transitions += row["records"]
             if (row["stage"], row["furthest_stage"]) != (journey.stage, journey.furthest):
                 report.found(f"journey {id}: in {row['stage']}, the fold says {journey.stage}")
+            if (row["started_at"], row["entered_at"]) != (journey.started_at, journey.entered_at):
+                report.found(f"journey {id}: its times are not what the events fold to")
             if not row["records"] == row["newest"] == row["sequence"]:
                 report.found(
                     f"journey {id}: {row['records']} records, numbered to {row['newest']}, "
@@ -150,15 +157,26 @@ def _plain(value: Any) -> Any:
     return msgspec.msgpack.decode(msgspec.msgpack.encode(value))
 
 
+def _plain_json(value: Any) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(value))
+
+
 def _compare_history(id: str, past: list[Past], moves: list[Move], report: Report) -> None:
     held = [p for p in past if p.kind != "retraction"]
-    if [p.identity for p in held] != [m.identity for m in moves]:
+    if [_told(p) for p in held] != [_told(m) for m in moves]:
         report.found(f"journey {id}: recorded history is not what the events fold to")
-    for before, after in pairwise(held):
+    # Retractions too stand in the chain: they start and end in the stage that holds.
+    for before, after in pairwise(past):
         if before.to_stage != after.from_stage:
             report.found(
                 f"journey {id}: record {after.sequence} does not start where {before.sequence} ended"
             )
+
+
+def _told(record: Past | Move) -> tuple[Any, ...]:
+    """Give all that a record tells about a move, but for the person chosen."""
+    version = record.version if isinstance(record, Move) else record.playbook_version
+    return (*record.identity, record.visit_entered_at, record.role, version, record.skipped)
 
 
 async def _orphans(connection: Connection, report: Report) -> None:

@@ -34,6 +34,11 @@ EXTERNAL_IDS_MAX = 16
 DEAL_CHARACTERS_MAX = 128
 TIME_MIN = datetime(1970, 1, 1, tzinfo=UTC)
 TIME_AHEAD_MAX = timedelta(days=366)
+CLOCK_SKEW_MAX = timedelta(minutes=5)
+"""A time further ahead than this is held to the arrival: one wrong clock must not freeze a lead."""
+CLAIMED_TIME = "claimed_time"
+"""Where the envelope keeps the time that was not believed."""
+_INTEGRAL_FROM = 1e16
 MAIN = "main"
 """The journey key of an event that names no deal."""
 
@@ -86,6 +91,12 @@ def lead_event(event: CloudEvent, recorded_at: datetime) -> LeadEvent | Defect:
             "Send the moment it happened, as RFC 3339 with its offset.", time.isoformat(),
         )  # fmt: skip
     data = cast("dict[str, Any]", event.data) if isinstance(event.data, dict) else {}
+    if any(type(v) is float and abs(v) >= _INTEGRAL_FROM for v in data.values()):
+        # As they come back from jsonb, so that a later re-fold sees what was folded now.
+        data = {
+            k: int(v) if type(v) is float and abs(v) >= _INTEGRAL_FROM else v
+            for k, v in data.items()
+        }
     identities: tuple[tuple[str, str], ...] = ()
     deal = MAIN
     if data:
@@ -106,6 +117,19 @@ def lead_event(event: CloudEvent, recorded_at: datetime) -> LeadEvent | Defect:
             if len(key) > DEAL_CHARACTERS_MAX:
                 return _too_long("data.deal", DEAL_CHARACTERS_MAX, key)
             deal = key
+    envelope = _envelope(event)
+    if time > recorded_at + CLOCK_SKEW_MAX:
+        envelope[CLAIMED_TIME] = rfc3339(time)
+        time = recorded_at
+    trace = event.extensions.get("traceparent")
+    return LeadEvent(
+        event.id, event.source, event.type, time, recorded_at, event.subject, identities, deal,
+        data, envelope, traceparent(trace) if isinstance(trace, str) else None,
+    )  # fmt: skip
+
+
+def _envelope(event: CloudEvent) -> dict[str, Any]:
+    """Give what the event carries besides what a lead event keeps in columns of its own."""
     envelope: dict[str, Any] = {}
     if event.extensions:
         envelope["extensions"] = event.extensions
@@ -117,11 +141,7 @@ def lead_event(event: CloudEvent, recorded_at: datetime) -> LeadEvent | Defect:
         envelope["data_base64"] = event.data_base64
     elif not isinstance(event.data, dict) and event.data is not None:
         envelope["data"] = event.data
-    trace = event.extensions.get("traceparent")
-    return LeadEvent(
-        event.id, event.source, event.type, time, recorded_at, event.subject, identities, deal,
-        data, envelope, traceparent(trace) if isinstance(trace, str) else None,
-    )  # fmt: skip
+    return envelope
 
 
 def traceparent(text: str) -> str | None:

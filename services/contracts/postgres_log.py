@@ -162,7 +162,10 @@ class PostgresSubscription:
     async def _connect(self) -> asyncpg.Connection[Any]:
         if self._connection is None or self._connection.is_closed():
             self._reading = False
-            self._connection = await asyncpg.connect(self._database_url)
+            # A deadline for every statement: a connection that died unseen must not hold us for ever.
+            self._connection = await asyncpg.connect(
+                self._database_url, timeout=5, command_timeout=30
+            )
             await self._connection.add_listener(CHANNEL, self._hear)
         return self._connection
 

@@ -34,6 +34,7 @@ FALLBACK_ROLE = "sales_leadership"
 
 ROLE_TITLES = {"ae": "account executive", "csm": "customer success manager"}
 
+_CALL = re.compile(r"(?<![\w.+-])@(?=\w)")
 _ROLE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -235,11 +236,13 @@ def one_line(text: str, characters_max: int | None = LINE_CHARACTERS_MAX) -> str
     """Give `text` as one harmless line.
 
     Control, format (bidirectional too), surrogate and line-breaking characters become spaces; ``<``
-    becomes a look-alike, since chat services read ``<!here>`` and ``<@id>`` as calls to people.
+    becomes a look-alike, ``@`` before a word gets a joiner and ``](`` a space, since chat services read
+    ``<!here>`` and ``@everyone`` as calls to people and ``[text](address)`` as a link.
     """
     if not text.isascii() or not text.isprintable():
         text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
-    text = " ".join(text.replace("<", "‹").split())
+    text = _CALL.sub("@\u200d", text.replace("<", "‹").replace("](", "] ("))
+    text = " ".join(text.split())
     if characters_max is not None and len(text) > characters_max:
         return text[: characters_max - 3].rstrip() + "..."
     return text

@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 
 from services.contracts import postgres_log
-from services.contracts.events import LeadEvent
+from services.contracts.events import CLAIMED_TIME, LeadEvent
 from services.contracts.team import Person, Team
 from services.stage_service import funnel, store
 from services.stage_service.funnel import Lead, Move, Score
-from services.stage_service.journal import Journal, journey_id, revise, share_replaced
+from services.stage_service.journal import Journal, Revision, journey_id, revise, share_replaced
 from services.stage_service.playbook import Playbook
 from services.stage_service.routing import choose, eligible
 from services.stage_service.shelf import Shelf
@@ -89,8 +89,11 @@ class Batch:
         self._journal = Journal(recorded_at, self._assign, new_id)
         self._counts: dict[str, dict[str, int]] = {}
         self._records: dict[str, Record] = {}
+        self._epoch = shelf.epoch
+        """Stored with the events and folded under: one batch, one epoch, whatever is published now."""
         self._before: dict[str, Lead | None] = {}
         self._changed: dict[tuple[str, str], Record] = {}
+        self._shifted: dict[str, tuple[str, datetime]] = {}
         self._outcomes: dict[tuple[str, str], Outcome] = {}
         self.moved: list[TransitionRow] = []
         self.unevaluated: list[tuple[str, str]] = []
@@ -119,13 +122,16 @@ class Batch:
         self, events: Sequence[LeadEvent]
     ) -> tuple[list[Outcome], list[tuple[LeadEvent, str | None]]]:
         """Insert the events that are new, with their leads; answer the repeats."""
-        unique = {(e.source, e.id): e for e in events}
+        unique: dict[tuple[str, str], LeadEvent] = {}
+        for event in events:  # of two with the same key the first counts
+            unique.setdefault((event.source, event.id), event)
         identities = sorted({
             i for e in unique.values() for i in e.identities if i[0] != LEAD_IDENTITY
         })  # fmt: skip
         recorded, owned, epoch = await store.look_up(self._connection, list(unique), identities)
         if epoch > self._shelf.epoch:
             await self._shelf.load(self._connection)
+        self._epoch = self._shelf.epoch
         answers: list[Outcome] = []
         fresh: list[tuple[LeadEvent, str | None]] = []
         claims: dict[tuple[str, str], str] = {}
@@ -138,12 +144,17 @@ class Batch:
                 answers.append(Outcome(event.id, event.source, "duplicate", recorded[key]))
             else:
                 lead_id, warning = self._find_lead(event, owned, claims)
+                if CLAIMED_TIME in event.envelope:
+                    said = (
+                        f"time {event.envelope[CLAIMED_TIME]} is ahead of now: held to the arrival"
+                    )
+                    warning = f"{warning}; {said}" if warning else said
                 outcome = Outcome(event.id, event.source, "applied", lead_id, warning=warning)
                 outcome.transitions, outcome.held = [], []
                 self._outcomes[key] = outcome
                 answers.append(outcome)
                 fresh.append((event, lead_id))
-        if fresh and not await store.accept(self._connection, claims, fresh, self._shelf.epoch):
+        if fresh and not await store.accept(self._connection, claims, fresh, self._epoch):
             raise RacedError
         return answers, fresh
 
@@ -178,7 +189,7 @@ class Batch:
         """
         moves: dict[str, list[Move]] = {}
         late: dict[str, tuple[datetime, str, str]] = {}
-        playbooks = self._shelf.playbooks
+        playbooks = self._shelf.at(self._epoch)
         for lead_id, events in by_lead.items():
             record = self._records.setdefault(lead_id, Record(lead_id, None, {}))
             self._before[lead_id] = record.lead
@@ -229,8 +240,12 @@ class Batch:
                     r for r in (move.role, *alerts) if facts is None or r not in facts.owners
                 )
         if histories:  # a correction may bring back the first stage, which no move enters
-            roles.update(s.responsible[0] for p in self._shelf.playbooks.values()
-                         for s in p.stages.values())  # fmt: skip
+            roles.update(
+                role
+                for playbook in self._shelf.at(self._epoch).values()
+                for stage in playbook.stages.values()
+                for role in (stage.responsible[0], *stage.alerts)
+            )
         if roles:
             self._counts = await store.lock_rotations(self._connection, sorted(roles))
 
@@ -272,9 +287,14 @@ class Batch:
             self._tell_held(record, events)
 
     def _transition(
-        self, record: Record, move: Move, causes: Mapping[tuple[str, str], LeadEvent]
+        self,
+        record: Record,
+        move: Move,
+        causes: Mapping[tuple[str, str], LeadEvent],
+        late: LeadEvent | None = None,
     ) -> None:
-        event = causes.get((move.event_source, move.event_id))
+        # A late event can make one that was stored before fire: its sender hears of that.
+        event = causes.get((move.event_source, move.event_id), late)
         trace = event.traceparent if event else None
         row = self._journal.transition(record, self._playbook(move), move, trace)
         if event is not None:
@@ -291,7 +311,7 @@ class Batch:
         """Record what late events change in each journey's history (I7)."""
         assert record.lead is not None  # noqa: S101
         late = next(e for e in causes.values() if e.place < last)
-        for name, journey in record.lead.journeys.items():
+        for name in record.lead.journeys:
             mine = [m for m in moves if m.journey == name]
             past = past_by_journey.get(journey_id(record.id, name), [])
             revision = revise(
@@ -299,36 +319,29 @@ class Batch:
                 lambda m: (m.event_source, m.event_id) in causes
                 and causes[m.event_source, m.event_id].place > last,
             )  # fmt: skip
-            playbook = self._shelf.version(journey.playbook, journey.version)
+            for old, move in revision.shifted:
+                self._shifted[old.id] = (journey_id(record.id, name), move.visit_entered_at)
             if revision.replaced:
-                self._correct(record, name, playbook, revision.corrections, revision.kept,
-                              revision.replaced, late)  # fmt: skip
+                self._correct(record, name, revision, late)
             for move in revision.appended:
-                self._transition(record, move, causes)
+                self._transition(record, move, causes, late)
 
-    def _correct(
-        self,
-        record: Record,
-        name: str,
-        playbook: Playbook,
-        corrections: list[Move],
-        kept: list[Past],
-        replaced: list[Past],
-        late: LeadEvent,
-    ) -> None:
+    def _correct(self, record: Record, name: str, revision: Revision, late: LeadEvent) -> None:
+        """Record the corrections of a journey; only the last that still holds now may alert."""
         outcome = self._outcome(late)
+        replaced = revision.replaced
         before = replaced[-1].role
-        if not corrections:
-            move = self._nothing_happened(record, name, playbook, kept, replaced, late)
+        if not revision.corrections:
+            move, playbook = self._nothing_happened(record, name, revision, late)
             row = self._journal.retraction(
                 record, playbook, move, [r.id for r in replaced], late.traceparent,
-                alert=move.role != before,
+                alert=move.role != before and not revision.appended,
             )  # fmt: skip
             self._tell(outcome, row, move)
             return
-        shares = share_replaced(corrections, replaced)
-        for index, (move, share) in enumerate(zip(corrections, shares, strict=True)):
-            is_present = index == len(corrections) - 1
+        shares = share_replaced(revision.corrections, replaced)
+        for index, (move, share) in enumerate(zip(revision.corrections, shares, strict=True)):
+            is_present = index == len(revision.corrections) - 1 and not revision.appended
             corrected = msgspec.structs.replace(
                 move,
                 explanation=f"{move.explanation} Corrected: an event of "
@@ -341,29 +354,33 @@ class Batch:
             self._tell(outcome, row, corrected)
 
     def _nothing_happened(
-        self,
-        record: Record,
-        name: str,
-        playbook: Playbook,
-        kept: list[Past],
-        replaced: list[Past],
-        late: LeadEvent,
-    ) -> Move:
-        """Make the record that takes back `replaced`: it starts and ends in the stage that holds."""
+        self, record: Record, name: str, revision: Revision, late: LeadEvent
+    ) -> tuple[Move, Playbook]:
+        """Make the record that takes back what was replaced, and the playbook it is told under.
+
+        It starts and ends in the stage that holds: where the next move starts, or the journey stands.
+        """
         assert record.lead is not None  # noqa: S101
         journey = record.lead.journeys[name]
-        key = kept[-1].to_stage if kept else playbook.first_stage
+        replaced = revision.replaced
+        key = revision.appended[0].from_stage if revision.appended else journey.stage
+        versions = [journey.version, *(m.version for m in revision.appended[:1]),
+                    *(r.playbook_version for r in reversed(replaced))]  # fmt: skip
+        playbook = next(
+            p for v in versions if key in (p := self._shelf.version(journey.playbook, v)).stages
+        )
         stage = playbook.stages[key]
         at = replaced[0].occurred_at
         gone = ", ".join(f"{r.from_stage} to {r.to_stage}" for r in replaced)
-        return Move(
-            name, journey.playbook, journey.version, journey.key, key, key, at, at, late.source,
+        move = Move(
+            name, journey.playbook, playbook.version, journey.key, key, key, at, at, late.source,
             late.id, late.type, None, None, stage.responsible[0], replaced[-1].role, [],
             funnel.score_of(record.lead, playbook, record.lead.last[0]),
             f"Still in {stage.title}: an event of {late.time:%Y-%m-%d %H:%M} UTC ({late.type}) "
             f"arrived late and takes back {gone}.",
             {"retracted": [r.id for r in replaced]},
         )  # fmt: skip
+        return move, playbook
 
     def _outcome(self, event: LeadEvent) -> Outcome:
         return self._outcomes[event.source, event.id]
@@ -378,7 +395,11 @@ class Batch:
     def _tell_held(self, record: Record, events: Sequence[LeadEvent]) -> None:
         assert record.lead is not None  # noqa: S101
         for name, journey in record.lead.journeys.items():
+            before = self._before[record.id]
+            known = before.journeys.get(name) if before is not None else None
             for held in journey.held:
+                if known is not None and held in known.held:
+                    continue
                 for event in events:
                     if event.time == held.since:
                         self._outcome(event).held.append(HeldBrief(
@@ -395,6 +416,8 @@ class Batch:
                 [(r, name, journey_id(r.id, name)) for (_, name), r in self._changed.items()],
                 written.rows, self._counts,
             )  # fmt: skip
+        if self._shifted:
+            await store.shift_visits(self._connection, self._shifted)
         if written.replaced:
             await store.replace_transitions(self._connection, written.replaced)
         if written.messages:

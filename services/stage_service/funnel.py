@@ -350,7 +350,9 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     merged = {**old, **new}
     if len(merged) > ATTRIBUTES_MAX:
         # Attributes known first stay: a tool that invents names cannot push facts out.
-        merged = dict(list(merged.items())[:ATTRIBUTES_MAX])
+        # By name among the new ones: what comes back from jsonb has another order.
+        names = [*old, *sorted(new.keys() - old.keys())][:ATTRIBUTES_MAX]
+        merged = {name: merged[name] for name in names}
     return merged
 
 
@@ -393,7 +395,7 @@ def _scored(
         points = dict(scoring.signals)
         for signal in signals:
             before, then = points.get(signal.key, (0.0, at))
-            left = before * 0.5 ** ((at - then) / (signal.half_life_days * _DAY_S))
+            left = before * 0.5 ** (max(0.0, at - then) / (signal.half_life_days * _DAY_S))
             points[signal.key] = (min(left + signal.points, signal.cap), at)
         scoring = Scoring(scoring.fit, scoring.fit_keys, points)
     return scoring
@@ -416,7 +418,7 @@ def signal_points(playbook: Playbook, scoring: Scoring, at_s: float) -> dict[str
     for key, (before, then) in scoring.signals.items():
         signal = playbook.signals_by_key.get(key)
         if signal is not None:  # a signal that a later playbook dropped counts no more
-            points[key] = before * 0.5 ** ((at_s - then) / (signal.half_life_days * _DAY_S))
+            points[key] = before * 0.5 ** (max(0.0, at_s - then) / (signal.half_life_days * _DAY_S))
     return points
 
 

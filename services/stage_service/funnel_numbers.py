@@ -35,8 +35,8 @@ WITH path AS (
   SELECT stage, position - 1 AS i
   FROM unnest(CAST(:path AS text[])) WITH ORDINALITY AS p(stage, position)),
 journey AS MATERIALIZED (
-  SELECT j.id, j.stage, j.started_at, f.i AS furthest, {value} AS value
-  FROM stage.journeys j JOIN path f ON f.stage = j.furthest_stage {join}
+  SELECT j.id, j.stage, j.started_at, {value} AS value
+  FROM stage.journeys j {join}
   WHERE j.playbook = :playbook
     AND (CAST(:from AS timestamptz) IS NULL OR j.started_at >= :from)
     AND (CAST(:to AS timestamptz) IS NULL OR j.started_at < :to)),
@@ -49,8 +49,7 @@ entered AS (
   UNION ALL SELECT id, 0, started_at FROM journey),
 reach AS (
   SELECT j.id, j.value, p.i, bool_or(e.i = p.i) AS entered, min(e.at) AS at
-  FROM journey j JOIN path p ON p.i <= j.furthest
-  JOIN entered e ON e.id = j.id AND e.i >= p.i
+  FROM journey j JOIN entered e ON e.id = j.id JOIN path p ON p.i <= e.i
   GROUP BY j.id, j.value, p.i)
 """
 
@@ -173,6 +172,10 @@ def _exits(playbook: Playbook, now: Mapping[str, int]) -> list[dict[str, Any]]:
         {"stage": s.key, "title": s.title, "current": now.get(s.key, 0)}
         for s in playbook.stages.values()
         if s.path_index is None
+    ] + [  # stages that an earlier version had, and somebody is still in
+        {"stage": key, "title": key, "current": count}
+        for key, count in now.items()
+        if key not in playbook.stages
     ]
 
 

@@ -72,7 +72,8 @@ class Revision(msgspec.Struct):
     replaced: list[Past]
     corrections: list[Move]
     appended: list[Move]
-    kept: list[Past]
+    shifted: list[tuple[Past, Move]]
+    """Records that hold, but whose visit began at another time than recorded."""
 
 
 def revise(past: Sequence[Past], moves: Sequence[Move], is_new: Callable[[Move], bool]) -> Revision:
@@ -83,11 +84,14 @@ def revise(past: Sequence[Past], moves: Sequence[Move], is_new: Callable[[Move],
     """
     kept = 0
     agreed = 0
+    shifted: list[tuple[Past, Move]] = []
     for index, record in enumerate(past):
         if record.kind == "retraction":
             continue
         if agreed == len(moves) or moves[agreed].identity != record.identity:
             break
+        if moves[agreed].visit_entered_at != record.visit_entered_at:
+            shifted.append((record, moves[agreed]))
         agreed += 1
         kept = index + 1
     else:
@@ -95,12 +99,12 @@ def revise(past: Sequence[Past], moves: Sequence[Move], is_new: Callable[[Move],
     rest = list(moves[agreed:])
     replaced = list(past[kept:])
     if not replaced:
-        return Revision([], [], rest, list(past))
+        return Revision([], [], rest, shifted)
     return Revision(
         replaced,
         [m for m in rest if not is_new(m)],
         [m for m in rest if is_new(m)],
-        list(past[:kept]),
+        shifted,
     )
 
 

@@ -199,6 +199,9 @@ class Lane:
 
     async def _settle(self, batch: list[_Waiting]) -> None:
         """Apply `batch` and tell everybody; nothing escapes, or the shard would stop for good."""
+        batch = [w for w in batch if not w.request.done.done()]
+        if not batch:
+            return
         try:
             outcomes = await self._apply_again([w.event for w in batch])
         except DATABASE_AWAY as error:
@@ -211,6 +214,9 @@ class Lane:
             )
             for waiting in batch:
                 waiting.request.fail(failure)
+        except UnavailableError as error:  # too many writers: halves would only write more often
+            for waiting in batch:
+                waiting.request.fail(error)
         except Exception as error:  # a bug, or an event that does what we did not foresee
             metrics.BATCHES_FAILED.labels("error").inc()
             if len(batch) > 1:

@@ -81,6 +81,9 @@ class Past(msgspec.Struct, frozen=True):
     rule: str | None
     role: str
     owner_id: str | None
+    visit_entered_at: datetime
+    playbook_version: int
+    skipped: list[str]
 
     @property
     def identity(self) -> tuple[str, str, datetime, str, str, str | None]:
@@ -172,7 +175,8 @@ async def history(
     """Give the transitions that still hold, by lead id and journey id, in sequence order."""
     rows = await connection.fetch(
         """SELECT t.lead_id::text, t.journey_id::text, t.id::text, t.sequence, t.kind, t.from_stage,
-           t.to_stage, t.occurred_at, t.event_source, t.event_id, t.rule, t.role, t.owner_id
+           t.to_stage, t.occurred_at, t.event_source, t.event_id, t.rule, t.role, t.owner_id,
+           t.visit_entered_at, t.playbook_version, t.skipped
            FROM stage.transitions t JOIN stage.journeys j ON j.id = t.journey_id
            WHERE j.lead_id = ANY($1::uuid[]) AND t.replaced_by IS NULL
            ORDER BY t.journey_id, t.sequence""",
@@ -361,6 +365,18 @@ def _journey_row(id: str, lead_id: str, journey: Journey, facts: Facts) -> tuple
         journey.started_at, journey.entered_at, facts.sequence, as_json(owners), as_json(held),
         as_json(journey.deal), journey.version,
     )  # fmt: skip
+
+
+async def shift_visits(connection: Connection, shifted: dict[str, tuple[str, datetime]]) -> None:
+    """Correct when the visits began that records end: {record id: (its journey id, the time)}."""
+    await connection.execute(
+        """UPDATE stage.transitions t SET visit_entered_at = k.at
+           FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[]) AS k(journey, id, at)
+           WHERE t.journey_id = k.journey AND t.id = k.id""",
+        [journey for journey, _ in shifted.values()],
+        list(shifted),
+        [at for _, at in shifted.values()],
+    )
 
 
 async def replace_transitions(connection: Connection, replaced: dict[str, tuple[str, str]]) -> None:
