@@ -48,7 +48,7 @@ fmt: .venv/.synced ## format, and fix what the linter can fix
 	@$(BIN)/ruff format .
 
 screenshots: .venv/.synced ## take the pictures of the pages for the documentation (needs Chromium)
-	@$(BIN)/python -m tests.system.screenshots $(ARGS)
+	@$(BIN)/python docs/screenshots.py $(ARGS)
 
 kafka: ## fetch Apache Kafka for the tests (needs Java 17 and Maven; 45 MB, once)
 	@python3 deploy/kafka/kafka.py fetch

@@ -312,7 +312,10 @@ def dead_letters_retry(
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; ``.env`` in the working directory fills in what the environment lacks."""
+    from dotenv import load_dotenv
+
+    load_dotenv(Path(".env"))
     app()
 
 

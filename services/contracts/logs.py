@@ -49,6 +49,7 @@ def configure_logs(format: str, level: str, service: Literal["stage", "notifier"
     root.handlers[:] = [handler]
     root.setLevel(number)
     # Chatty at every reconnect; what matters is logged by us, once.
-    for name in ("aiokafka", "kafka", "httpx", "httpcore", "apprise", "asyncio"):
+    for name in ("httpx", "httpcore", "apprise", "asyncio"):
         logging.getLogger(name).setLevel(max(number, logging.ERROR))
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     logging.getLogger("uvicorn").setLevel(max(number, logging.WARNING))

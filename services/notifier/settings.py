@@ -15,7 +15,9 @@ class NotifierSettings(BaseSettings):
         env_prefix="BATON_", env_file=".env", extra="ignore", frozen=True
     )
 
-    database_url: str = Field(description="postgresql://user:password@host:port/database")
+    database_url: str = Field(
+        pattern="^postgres(ql)?://", description="postgresql://user:password@host:port/database"
+    )
     kafka_bootstrap_servers: str | None = Field(
         None, description="host:port[,host:port]; unset: the bus is a log in PostgreSQL"
     )

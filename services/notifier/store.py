@@ -6,7 +6,7 @@ inserted in one order of their keys, so that replicas wait for each other but ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -167,11 +167,7 @@ async def save(
                 [a.person_id for a in rows],
                 [a.person_name for a in rows],
                 [a.addressee_id for a in rows],
-                [
-                    "delivered" if "inbox" in a.channels and settled.keys() >= set(a.channels)
-                    else "pending"
-                    for a in rows
-                ],
+                [_first_status(a.channels, settled) for a in rows],
                 [a.subject for a in rows],
                 [a.body for a in rows],
                 [a.stage for a in rows],
@@ -199,6 +195,14 @@ async def save(
                 )
             )
     return counts, letters
+
+
+def _first_status(channels: Sequence[str], settled: Mapping[str, str]) -> str:
+    """Give the status of a new alert, of whose channels some are `settled` by being recorded."""
+    if any(channel not in settled for channel in channels):
+        return "pending"
+    reached = any(settled[channel] == "delivered" for channel in channels)
+    return "delivered" if reached else "dead_lettered"
 
 
 async def claim(
