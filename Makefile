@@ -34,9 +34,9 @@ test: .venv/.synced ## run the quick tests (Kafka's too, once `make kafka` has f
 test-full: .venv/.synced ## run the tests `make test` leaves out: kill runs, real data, browser
 	@$(BIN)/pytest -q -m "long or browser" $(ARGS)
 
-check: .venv/.synced ## lint, format, types, import layers, docstrings
+check: .venv/.synced ## lint, format, types, import layers
 	@failed=0; \
-	for tool in "ruff check ." "ruff format --check ." pyright lint-imports "interrogate services deploy"; do \
+	for tool in "ruff check ." "ruff format --check ." pyright lint-imports; do \
 	  $(BIN)/$$tool || { echo "check: $$tool failed"; failed=1; }; \
 	done; exit $$failed
 
