@@ -1,16 +1,16 @@
 """The lane: collects what arrived in the last moments and applies it as one transaction.
 
 Whoever submits waits until the commit of all its events. Batches form by themselves: while one is
-being committed, the next collects. Events are spread over shards by identity, so that one shard
-computes while another waits for PostgreSQL, and a lead's events keep their order of arrival. A full
-lane refuses instead of growing. A batch that fails is halved until the event that does it is alone.
+being committed, the next collects. When many events wait, a second worker takes a batch beside the first,
+of other leads, so that one computes while the other waits for PostgreSQL and a lead's events keep their
+order of arrival. A full lane refuses instead of growing. A batch that fails is halved until the event that
+does it is alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -31,7 +31,10 @@ from services.stage_service.shelf import Shelf
 
 BATCH_EVENTS_MAX = 500
 WAITING_EVENTS_MAX = 10_000
-SHARDS = 2
+WORKERS = 2
+SECOND_FROM_EVENTS = 20
+"""How many events must wait before a second batch runs beside the first: small batches cost round trips,
+large ones let PostgreSQL work while we compute the next."""
 TRIES_MAX = 4
 TRY_AGAIN_S = 0.05
 LOOK_AGAIN_S = 0.1
@@ -51,6 +54,9 @@ _TRANSIENT = (
 def new_id() -> str:
     """Give a UUIDv7: unique, and sorted by time."""
     return str(uuid_utils.uuid7())
+
+
+_NOBODY = ("", "")
 
 
 class _Request:
@@ -77,7 +83,7 @@ class _Request:
 
 
 class _Waiting:
-    """One event in a shard's queue."""
+    """One event in the queue."""
 
     __slots__ = ("event", "index", "request")
 
@@ -104,8 +110,9 @@ class Lane:
         self._team = team
         self._committed = committed
         self._now = now
-        self._queues: list[deque[_Waiting]] = [deque() for _ in range(SHARDS)]
-        self._news = [asyncio.Event() for _ in range(SHARDS)]
+        self._queue: deque[_Waiting] = deque()
+        self._news = asyncio.Event()
+        self._busy: list[set[tuple[str, str]]] = [set() for _ in range(WORKERS)]
         self._waiting = 0
         self._open: deque[_Request] = deque()
         self._tasks: list[asyncio.Task[None]] = []
@@ -123,17 +130,17 @@ class Lane:
         return self._team
 
     def start(self) -> None:
-        """Start the shards."""
+        """Start the workers."""
         self._tasks = [
-            asyncio.create_task(self._run(shard), name=f"lane-{shard}") for shard in range(SHARDS)
+            asyncio.create_task(self._run(worker), name=f"lane-{worker}")
+            for worker in range(WORKERS)
         ]
         self._watching = asyncio.create_task(self._watch(), name="lane-watch")
 
     async def stop(self) -> None:
         """Commit what was submitted, then stop."""
         self._stopping = True
-        for news in self._news:
-            news.set()
+        self._news.set()
         await asyncio.gather(*self._tasks)
         if self._watching is not None:
             self._watching.cancel()
@@ -154,9 +161,8 @@ class Lane:
         request = _Request(len(events))
         self._waiting += len(events)
         for index, event in enumerate(events):
-            shard = zlib.crc32(event.identities[0][1].encode()) % SHARDS if event.identities else 0
-            self._queues[shard].append(_Waiting(event, request, index))
-            self._news[shard].set()
+            self._queue.append(_Waiting(event, request, index))
+        self._news.set()
         self._open.append(request)
         await request.done
         return [o for o in request.outcomes if o is not None]
@@ -177,28 +183,47 @@ class Lane:
                     )
                 )
 
-    async def _run(self, shard: int) -> None:
-        queue, news = self._queues[shard], self._news[shard]
+    async def _run(self, worker: int) -> None:
         while True:
-            while not queue:
-                if self._stopping:
-                    return
-                news.clear()
-                await news.wait()
-            batch: list[_Waiting] = []
-            while queue and len(batch) < BATCH_EVENTS_MAX:
-                waiting = queue.popleft()
-                # Nobody waits any more: it was answered 503, and will come again.
-                if waiting.request.done.done():
-                    self._waiting -= 1
-                else:
-                    batch.append(waiting)
+            batch = self._take(worker)
             if batch:
                 await self._settle(batch)
                 self._waiting -= len(batch)
+                self._busy[worker] = set()
+                self._news.set()
+                continue
+            if self._stopping and not self._queue:
+                self._news.set()  # the other workers too
+                return
+            self._news.clear()
+            await self._news.wait()
+
+    def _take(self, worker: int) -> list[_Waiting]:
+        """Take the next batch, but nothing of a lead that another worker has in hand.
+
+        So one worker computes while another waits for PostgreSQL, and a lead's events keep their order.
+        """
+        others = [busy for number, busy in enumerate(self._busy) if number != worker and busy]
+        if others and len(self._queue) < SECOND_FROM_EVENTS and not self._stopping:
+            return []
+        batch: list[_Waiting] = []
+        kept: list[_Waiting] = []
+        mine = self._busy[worker]
+        while self._queue and len(batch) < BATCH_EVENTS_MAX:
+            waiting = self._queue.popleft()
+            first = waiting.event.identities[0] if waiting.event.identities else _NOBODY
+            if waiting.request.done.done():
+                self._waiting -= 1  # answered 503 already: it will come again
+            elif any(first in busy for busy in others):
+                kept.append(waiting)
+            else:
+                batch.append(waiting)
+                mine.add(first)
+        self._queue.extendleft(reversed(kept))
+        return batch
 
     async def _settle(self, batch: list[_Waiting]) -> None:
-        """Apply `batch` and tell everybody; nothing escapes, or the shard would stop for good."""
+        """Apply `batch` and tell everybody; nothing escapes, or the worker would stop for good."""
         batch = [w for w in batch if not w.request.done.done()]
         if not batch:
             return
