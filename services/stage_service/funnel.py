@@ -24,13 +24,13 @@ from services.contracts.events import (
     Touch,
 )
 from services.stage_service.playbook import Playbook, Rule, Stage
+from services.stage_service.scoring import Scoring, score_at, scored
 
 TOUCHES_MAX = 5
 ATTRIBUTES_MAX = 500
 ATTRIBUTE_CHARACTERS_MAX = 8192
 NAME_CHARACTERS_MAX = 128
 REASON_CHARACTERS_MAX = 500
-_DAY_S = 86_400.0
 _encode = msgspec.json.Encoder().encode
 _RESERVED = ENVELOPE_MEMBERS | {"reason"}
 _PLACEHOLDER = re.compile(r"\{([a-z_.]+)\}")
@@ -60,14 +60,6 @@ class Journey(msgspec.Struct, array_like=True, frozen=True, gc=False):
     deal: dict[str, Any]
     held: list[Held]
     reason: str | None
-
-
-class Scoring(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A lead's score under one playbook: fit, and each signal's points with their moment."""
-
-    fit: int
-    fit_keys: list[str]
-    signals: dict[str, tuple[float, float]]
 
 
 class Lead(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -153,7 +145,7 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
         attributes = _merged(attributes, lead_facts)
     for name, playbook in playbooks.items():
         fit_changed = email != lead.email or not playbook.fit_attributes.isdisjoint(lead_facts)
-        scoring = _scored(playbook, scorings.get(name), event, email, attributes, fit_changed)
+        scoring = scored(playbook, scorings.get(name), event, email, attributes, fit_changed)
         if scoring is not scorings.get(name):
             scorings = {**scorings, name: scoring}
         case = _Case(playbook, event, email, attributes, scoring, unevaluated)
@@ -219,7 +211,7 @@ def refold(
 def score_of(lead: Lead, playbook: Playbook, at: datetime) -> Score:
     """Give the lead's score under `playbook` at the moment `at`, intent decayed to then."""
     scoring = lead.scoring.get(playbook.name)
-    return _score(playbook, scoring, at.timestamp()) if scoring else Score(0, 0, 0)
+    return score_at(playbook, scoring, at.timestamp()) if scoring else Score(0, 0, 0)
 
 
 def display_name(attributes: Mapping[str, Any]) -> str | None:
@@ -265,7 +257,7 @@ class _Case:
     def scored(self) -> Score:
         """Give the score at the event's time; computed once, and only when asked for."""
         if self.score is None:
-            self.score = _score(self.playbook, self.scoring, self.event.time.timestamp())
+            self.score = score_at(self.playbook, self.scoring, self.event.time.timestamp())
         return self.score
 
     def value(self, name: str, journey: Journey) -> Any:
@@ -366,66 +358,6 @@ def _named(lead: Lead, event: LeadEvent) -> tuple[str | None, dict[str, str]]:
             if external_ids.get(system) != value:
                 external_ids = {**external_ids, system: value}
     return email, external_ids
-
-
-def _scored(
-    playbook: Playbook,
-    scoring: Scoring | None,
-    event: LeadEvent,
-    email: str | None,
-    attributes: dict[str, Any],
-    fit_changed: bool,
-) -> Scoring:
-    """Give the scoring after `event`; the same object when it changes nothing."""
-    if scoring is None:
-        scoring = Scoring(0, [], {})
-        fit_changed = True
-    if fit_changed and playbook.fit:
-        fit, keys = 0, list[str]()
-        for rule in playbook.fit:
-            values = {n: _fit_value(playbook, n, email, attributes) for n in rule.when.variables}
-            if rule.when.evaluate(values).result:
-                fit += rule.points
-                keys.append(rule.key)
-        if fit != scoring.fit or keys != scoring.fit_keys:
-            scoring = Scoring(fit, keys, scoring.signals)
-    signals = playbook.signals.get(event.type)
-    if signals:
-        at = event.time.timestamp()
-        points = dict(scoring.signals)
-        for signal in signals:
-            before, then = points.get(signal.key, (0.0, at))
-            left = before * 0.5 ** (max(0.0, at - then) / (signal.half_life_days * _DAY_S))
-            points[signal.key] = (min(left + signal.points, signal.cap), at)
-        scoring = Scoring(scoring.fit, scoring.fit_keys, points)
-    return scoring
-
-
-def _fit_value(
-    playbook: Playbook, name: str, email: str | None, attributes: Mapping[str, Any]
-) -> Any:
-    room, _, attribute = name.partition(".")
-    if room == "known":
-        return _fit_value(playbook, attribute, email, attributes) is not None
-    if attribute == "email":
-        return email
-    return playbook.coerced("lead", attribute, attributes.get(attribute))
-
-
-def signal_points(playbook: Playbook, scoring: Scoring, at_s: float) -> dict[str, float]:
-    """Give each signal's points, decayed to `at_s` (Unix seconds), by signal key."""
-    points: dict[str, float] = {}
-    for key, (before, then) in scoring.signals.items():
-        signal = playbook.signals_by_key.get(key)
-        if signal is not None:  # a signal that a later playbook dropped counts no more
-            points[key] = before * 0.5 ** (max(0.0, at_s - then) / (signal.half_life_days * _DAY_S))
-    return points
-
-
-def _score(playbook: Playbook, scoring: Scoring, at_s: float) -> Score:
-    # Rounded, not cut: two signals of 10 points a minute apart are 20 points to people.
-    intent = int(sum(signal_points(playbook, scoring, at_s).values()) + 0.5)
-    return Score(scoring.fit, intent, scoring.fit + intent)
 
 
 def unmet(

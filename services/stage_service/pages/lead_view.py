@@ -9,6 +9,7 @@ from typing import Any
 
 from services.stage_service import funnel
 from services.stage_service.playbook import Playbook, Stage
+from services.stage_service.scoring import Scoring, signal_points
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,11 @@ class ScoreExplained:
 
 def score_explained(playbook: Playbook, lead: funnel.Lead, at: datetime) -> ScoreExplained:
     """Take the lead's score under `playbook` apart, as it is at the moment `at`."""
-    scoring = lead.scoring.get(playbook.name) or funnel.Scoring(0, [], {})
+    scoring = lead.scoring.get(playbook.name) or Scoring(0, [], {})
     score = funnel.score_of(lead, playbook, at)
     counted = set(scoring.fit_keys)
     fit = [ScoreLine(r.because, r.points if r.key in counted else 0) for r in playbook.fit]
-    now = funnel.signal_points(playbook, scoring, at.timestamp())
+    now = signal_points(playbook, scoring, at.timestamp())
     intent = [
         ScoreLine(s.because, round(now.get(s.key, 0.0), 1), f"halves every {s.half_life_days:g} d")
         for s in playbook.signals_by_key.values()
