@@ -1,4 +1,4 @@
-# ruff: noqa: S101, S603, S607, T201
+# ruff: noqa: S101, S603, T201
 """Take the pictures in docs/images from a running demo: ``uv run python docs/screenshots.py``.
 
 Starts `baton up --demo` in a directory of its own; with a login link as argument it looks there instead.
@@ -38,7 +38,7 @@ def demo() -> Iterator[str]:
     """Run the demo for a while, and give the link that logs in."""
     with tempfile.TemporaryDirectory(prefix="baton-pictures-") as data:
         up = subprocess.Popen(
-            ["baton", "up", "--demo", "--data", f"{data}/data", "--port", str(free_port()),
+            [sys.executable, "-m", "services.baton.cli", "up", "--demo", "--data", f"{data}/data", "--port", str(free_port()),
              "--notifier-port", str(free_port())],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip

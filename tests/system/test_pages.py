@@ -6,10 +6,12 @@ import asyncio
 import re
 import shutil
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -45,7 +47,7 @@ class Running(RunningBaton):
     def fresh_link(self) -> str:
         """A login link that nobody has used."""
         printed = subprocess.run(
-            ["baton", "login", "--data", str(self.data), "--url", self.url],
+            [str(Path(sys.executable).parent / "baton"), "login", "--data", str(self.data), "--url", self.url],
             check=True, capture_output=True, text=True, cwd=ROOT,
         )  # fmt: skip
         return printed.stdout.strip()
