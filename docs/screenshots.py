@@ -38,8 +38,10 @@ def demo() -> Iterator[str]:
     """Run the demo for a while, and give the link that logs in."""
     with tempfile.TemporaryDirectory(prefix="baton-pictures-") as data:
         up = subprocess.Popen(
-            [sys.executable, "-m", "services.baton.cli", "up", "--demo", "--data", f"{data}/data", "--port", str(free_port()),
-             "--notifier-port", str(free_port())],
+            [
+                sys.executable, "-m", "services.baton.cli", "up", "--demo", "--data", f"{data}/data",
+                "--port", str(free_port()), "--notifier-port", str(free_port()),
+            ],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert up.stdout is not None

@@ -47,7 +47,10 @@ class Running(RunningBaton):
     def fresh_link(self) -> str:
         """A login link that nobody has used."""
         printed = subprocess.run(
-            [str(Path(sys.executable).parent / "baton"), "login", "--data", str(self.data), "--url", self.url],
+            [
+                Path(sys.executable).parent / "baton", "login", "--data", self.data,
+                "--url", self.url,
+            ],
             check=True, capture_output=True, text=True, cwd=ROOT,
         )  # fmt: skip
         return printed.stdout.strip()
