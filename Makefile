@@ -10,6 +10,8 @@ COLOUR := $(if $(MAKE_TERMOUT),\033[36m)
 PLAIN := $(if $(MAKE_TERMOUT),\033[0m)
 
 export UV_NO_PROGRESS ?= 1
+# Compiled once here, not at every start: a start is most of all the loading of code.
+export UV_COMPILE_BYTECODE ?= 1
 export PYTHONUNBUFFERED ?= 1
 # A company's own certificate authority is in the system's store, not in uv's.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)

@@ -110,7 +110,7 @@ def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> 
     """Run one service in this process, on a migrated database."""
     from pydantic import ValidationError
 
-    from services.baton.serve import port_taken
+    from services.baton.ports import port_taken
     from services.baton.serve import serve as serve_app
     from services.contracts.logs import configure_logs
     from services.contracts.yaml_source import SourceError

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import asyncpg
-
 from services.baton.places import MIGRATIONS
 
 
@@ -17,6 +15,8 @@ def newest_revision() -> str:
 
 async def current_revision(database_url: str) -> str | None:
     """Give the revision of the database, None when it is empty; raises when it is away."""
+    import asyncpg  # not before it is needed: `baton up` starts its children first
+
     connection = await asyncpg.connect(database_url, timeout=5)
     try:
         return await connection.fetchval("SELECT version_num FROM public.alembic_version")

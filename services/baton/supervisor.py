@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import asyncpg
-import httpx
 from rich.console import Console
 
 from services.baton.embedded import EmbeddedError, EmbeddedPostgres
 from services.baton.migrations import migrate, newest_revision
 from services.baton.places import PLAYBOOKS
-from services.baton.serve import port_taken
+from services.baton.ports import port_taken
 from services.contracts.access import LOGIN_MINUTES, SCOPES, create_key
 
 READY_S = 40.0
@@ -152,11 +150,14 @@ class System:
                     # Nothing to migrate: the services load their code while PostgreSQL starts.
                     self._serve(database_url)
                     started_early = True
+                await asyncio.sleep(0)  # the children's start goes first
                 await asyncio.to_thread(self._postgres.start)
                 await asyncio.to_thread(self._postgres.ensure_database)
             except EmbeddedError as error:
                 raise UpError(str(error)) from None
             self._postgres_task = asyncio.create_task(self._watch_postgres(self._postgres))
+        import asyncpg  # while the children load theirs
+
         try:
             revision = await migrate(database_url)
         except (OSError, asyncpg.PostgresError) as error:
@@ -216,6 +217,8 @@ class System:
 
     async def _keys(self, database_url: str) -> tuple[str, str]:
         """Give the all-scopes key in the data directory, made on the first start, and a login token."""
+        import asyncpg
+
         path = self.data / "api-key"
         connection = await asyncpg.connect(database_url)
         try:
@@ -236,6 +239,8 @@ class System:
         return key, login
 
     async def _ready(self) -> None:
+        import httpx
+
         deadline = time.monotonic() + READY_S
         async with httpx.AsyncClient(timeout=2) as client:
             for url in (self.url, self.notifier_url):
@@ -252,6 +257,8 @@ class System:
 
     async def _first_leads(self, key: str) -> None:
         """Wait until the board shows somebody."""
+        import httpx
+
         async with httpx.AsyncClient(headers={"authorization": f"Bearer {key}"}) as client:
             for _ in range(200):
                 with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
