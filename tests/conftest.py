@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 from services.baton.embedded import EmbeddedPostgres
 from tests.integration.kafka_broker import KafkaBroker, available
@@ -24,6 +25,12 @@ from tests.integration.kafka_broker import KafkaBroker, available
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 REQUIRE_ALL = os.environ.get("BATON_REQUIRE_ALL") == "1"
+
+# CI tries the same examples each time, so that a red run is about the change; a developer's run goes on
+# looking for new ones.
+settings.register_profile("ci", derandomize=True)
+if REQUIRE_ALL:
+    settings.load_profile("ci")
 
 
 def missing(what: str) -> NoReturn:

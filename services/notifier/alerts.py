@@ -235,13 +235,13 @@ def write_alert(
 def one_line(text: str, characters_max: int | None = LINE_CHARACTERS_MAX) -> str:
     """Give `text` as one harmless line.
 
-    Control, format (bidirectional too), surrogate and line-breaking characters become spaces; ``<``
-    becomes a look-alike, ``@`` before a word gets a joiner and ``](`` a space, since chat services read
-    ``<!here>`` and ``@everyone`` as calls to people and ``[text](address)`` as a link.
+    Control, format (bidirectional too), surrogate and line-breaking characters become spaces. ``<``, and
+    ``@`` before a word, become look-alikes and ``](`` gets a space: chat services read ``<!here>`` and
+    ``@everyone`` as calls to people, and ``[text](address)`` as a link.
     """
     if not text.isascii() or not text.isprintable():
         text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
-    text = _CALL.sub("@\u200d", text.replace("<", "‹").replace("](", "] ("))
+    text = _CALL.sub("＠", text.replace("<", "‹").replace("](", "] ("))
     text = " ".join(text.split())
     if characters_max is not None and len(text) > characters_max:
         return text[: characters_max - 3].rstrip() + "..."

@@ -198,6 +198,18 @@ def test_what_a_lead_wrote_stays_in_its_place() -> None:
     assert not {"\x00", "\x1b", "\u202e", "<"} & set(alert.body + alert.subject)
 
 
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("@everyone look", "＠everyone look"), ("hi @here", "hi ＠here"),
+        ("[pay](http://x.example)", "[pay] (http://x.example)"), ("<!channel>", "‹!channel>"),
+        ("ada@example.com", "ada@example.com"),
+    ],
+)  # fmt: skip
+def test_a_lead_cannot_call_a_whole_chat(written: str, shown: str) -> None:
+    assert one_line(written) == shown
+
+
 @given(st.text())
 def test_one_line_is_one_printable_line(text: str) -> None:
     line = one_line(text)
