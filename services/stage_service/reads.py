@@ -213,14 +213,3 @@ async def last_position(engine: AsyncEngine) -> int:
     """Give the newest position of the published log; 0 when nothing was published."""
     async with engine.connect() as connection:
         return await connection.scalar(text("SELECT coalesce(max(position), 0) FROM bus.log")) or 0
-
-
-async def count_leads(engine: AsyncEngine) -> int:
-    """Give the planner's estimate of the number of leads, exact while they are few."""
-    async with engine.connect() as connection:
-        estimate = await connection.scalar(
-            text("SELECT reltuples::bigint FROM pg_class WHERE oid = 'stage.leads'::regclass")
-        )
-        if estimate is not None and estimate > 100_000:
-            return int(estimate)
-        return await connection.scalar(select(func.count()).select_from(leads)) or 0

@@ -351,7 +351,7 @@ def _lead_row(record: Record, lead: Lead, score: tuple[int, int]) -> tuple[Any, 
     return (
         record.id, lead.email, display_name(lead.attributes), company_name(lead.attributes),
         as_json(lead.external_ids), as_json(lead.attributes), *score,
-        _pack(_Saved(lead, record.facts)), lead.first_seen_at, lead.last[0],
+        pack_state(lead, record.facts), lead.first_seen_at, lead.last[0],
     )  # fmt: skip
 
 
@@ -402,6 +402,6 @@ def unpack_record(id: str, state: bytes) -> Record:
     return Record(id, saved.lead, saved.facts)
 
 
-def pack_state(lead: Lead) -> bytes:
-    """Pack a fold's state as ``leads.state`` holds it, with no facts."""
-    return _pack(_Saved(lead, {}))
+def pack_state(lead: Lead, facts: dict[str, Facts]) -> bytes:
+    """Pack a fold's state and the journeys' facts as ``leads.state`` holds them."""
+    return _pack(_Saved(lead, facts))

@@ -22,7 +22,7 @@ from services.contracts.access import SCOPES, SESSION_COOKIE, create_key
 from services.stage_service.app import create_app
 from services.stage_service.settings import StageSettings
 from tests.conftest import ROOT, missing
-from tests.system.running import RunningBaton, free_port, lead_event
+from tests.system.running import RunningBaton, free_port, lead_event, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
@@ -170,9 +170,7 @@ def test_logging_out_ends_the_session(running: Running, browser: Browser) -> Non
     assert context.cookies() == []
     # The gatekeeper may know a key for 5 s more: it must be gone from the database at once.
     with httpx.Client(base_url=running.url, cookies=held) as thief:
-        deadline = datetime.now(UTC) + timedelta(seconds=10)
-        while thief.get("/leads").status_code == 200:
-            assert datetime.now(UTC) < deadline
+        until(lambda: thief.get("/leads").status_code != 200, "the session ends", 10)
     context.close()
 
 

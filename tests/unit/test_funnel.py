@@ -307,6 +307,6 @@ def test_a_state_can_be_stored_between_any_two_events(count: int) -> None:
     for number in range(count * len(WALK)):
         one = WALK[number % len(WALK)]
         lead = funnel.fold(books, lead, event(one.type, number, **one.data)).lead
-        lead = store.unpack_state(store.pack_state(lead))
+        lead = store.unpack_state(store.pack_state(lead, {}))
     direct, _ = told(*(event(WALK[n % 6].type, n, **WALK[n % 6].data) for n in range(count * 6)))
     assert lead == direct
