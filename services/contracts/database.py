@@ -1,4 +1,4 @@
-"""When PostgreSQL is away: the errors after which the same work, done again later, succeeds."""
+"""How both services use PostgreSQL: what their pools are set to, and the errors of one that is away."""
 
 from __future__ import annotations
 
@@ -15,3 +15,14 @@ DATABASE_AWAY: tuple[type[BaseException], ...] = (
     TimeoutError,
 )
 """What asyncpg raises while the database cannot be used, by SQLSTATE class."""
+
+
+STEADY_PLANS = {"plan_cache_mode": "force_generic_plan"}
+"""Server settings of a pool whose statements take arrays: one plan for all lengths.
+
+Left alone, PostgreSQL plans a statement anew for each short array, which costs more than running it.
+"""
+
+
+async def nothing_to_reset(_: object) -> None:
+    """Stand in for a pool's reset query, a round trip: our code leaves no session state behind."""

@@ -20,28 +20,27 @@ from services.contracts.bus import Received
 from services.contracts.events import Message
 
 STAMP_ROWS_MAX = 2000
+PENDING_ROWS_MAX = 500
 CHANNEL = "baton_log"
 """Notified by the sequencer after each stamp, never by the ingest transaction."""
 
 _GROUP_LOCK_CLASS = 0x6261  # 'ba': keeps our advisory locks apart from others in the database
 _STANDBY_POLL_S = 0.5
 
-_WRITE = """
-WITH written AS (
+OUTBOX_CTES = """written AS (
   INSERT INTO bus.outbox (message_id, topic, key, headers, value)
-  SELECT * FROM unnest($1::bus.message_row[])
-  RETURNING id)
-INSERT INTO bus.pending (outbox_id) SELECT id FROM written
-"""
+  SELECT * FROM unnest({rows}::bus.message_row[])
+  RETURNING id),
+queued AS (INSERT INTO bus.pending (outbox_id) SELECT id FROM written)"""
+"""The outbox's part of a statement that writes more; `rows` is the parameter with `message_rows`."""
+
+_WRITE = f"WITH {OUTBOX_CTES.format(rows='$1')} SELECT"
 
 # One statement on the leader's connection: if that session died, so did the stamp.
 # Rows are taken in id order; for one lead that is commit order, because the lead's row was locked
 # before its outbox row got its id.
 _STAMP = f"""
-WITH taken AS (
-  DELETE FROM bus.pending WHERE outbox_id IN (
-    SELECT outbox_id FROM bus.pending ORDER BY outbox_id LIMIT {STAMP_ROWS_MAX})
-  RETURNING outbox_id),
+WITH taken AS (DELETE FROM bus.pending WHERE outbox_id IN ({{which}}) RETURNING outbox_id),
 numbered AS (
   SELECT outbox_id, row_number() OVER (ORDER BY outbox_id) AS n FROM taken),
 logged AS (
@@ -52,6 +51,13 @@ logged AS (
 SELECT count(*) AS stamped, max(position) AS last, pg_notify('{CHANNEL}', '')
 FROM logged HAVING count(*) > 0
 """  # noqa: S608
+_STAMP_NEXT = _STAMP.format(which="SELECT outbox_id FROM bus.pending ORDER BY outbox_id LIMIT $1")
+_STAMP_THESE = _STAMP.format(which="SELECT unnest($1::bigint[])")
+
+_PENDING = """
+SELECT p.outbox_id, NULL::bigint AS position, o.topic, o.key, o.headers, o.value
+FROM bus.pending p JOIN bus.outbox o ON o.id = p.outbox_id ORDER BY p.outbox_id LIMIT $1
+"""
 
 _READ = """
 SELECT l.position, o.topic, o.key, o.headers, o.value
@@ -75,12 +81,14 @@ class Executor(Protocol):
         ...
 
 
+def message_rows(messages: Sequence[Message]) -> list[tuple[str, str, str, str, bytes]]:
+    """Give `messages` as rows of the type ``bus.message_row``, in order."""
+    return [(m.id, m.topic, m.key, _encode(m.headers).decode(), m.value) for m in messages]
+
+
 async def write(connection: Executor, messages: Sequence[Message]) -> None:
     """Put `messages` into the outbox, in order, within the caller's transaction."""
-    await connection.execute(
-        _WRITE,
-        [(m.id, m.topic, m.key, _encode(m.headers).decode(), m.value) for m in messages],
-    )
+    await connection.execute(_WRITE, message_rows(messages))
 
 
 async def stamp(connection: asyncpg.Connection[Any]) -> tuple[int, int]:
@@ -88,15 +96,38 @@ async def stamp(connection: asyncpg.Connection[Any]) -> tuple[int, int]:
 
     Gives (how many, the last position given); at most 2,000 a call. Listeners are told.
     """
-    row = await connection.fetchrow(_STAMP)
+    row = await connection.fetchrow(_STAMP_NEXT, STAMP_ROWS_MAX)
     return (row["stamped"], row["last"]) if row else (0, 0)
+
+
+async def pending(connection: asyncpg.Connection[Any]) -> tuple[list[int], list[Message]]:
+    """Give the next messages without a position, at most 500, and their outbox ids, in order.
+
+    For the one sequencer, which gives them their positions by `stamp_these`.
+    """
+    rows = await connection.fetch(_PENDING, PENDING_ROWS_MAX)
+    return [r["outbox_id"] for r in rows], _messages(rows)
+
+
+async def stamp_these(connection: asyncpg.Connection[Any], outbox_ids: Sequence[int]) -> int:
+    """Give the messages of `outbox_ids` their positions, as `stamp`; gives the last.
+
+    On the session that asked for them by `pending`: nobody else was the sequencer in between.
+    """
+    row = await connection.fetchrow(_STAMP_THESE, outbox_ids)
+    if row is None or row["stamped"] != len(outbox_ids):
+        raise LookupError("messages that were pending are not any more")
+    return row["last"]
 
 
 async def read(
     connection: Executor, after: int, topics: Sequence[str], messages_max: int
 ) -> list[Message]:
     """Give the published messages after position `after`, in order."""
-    rows = await connection.fetch(_READ, after, list(topics), messages_max)
+    return _messages(await connection.fetch(_READ, after, list(topics), messages_max))
+
+
+def _messages(rows: Sequence[Any]) -> list[Message]:
     return [
         Message(r["topic"], r["key"], _decode_headers(r["headers"]), r["value"], r["position"])
         for r in rows

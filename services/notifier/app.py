@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from services.contracts.access import Gatekeeper
 from services.contracts.bus import open_bus
+from services.contracts.database import STEADY_PLANS, nothing_to_reset
 from services.notifier.access import House, answer_problems
 from services.notifier.api import router
 from services.notifier.channels import Channels
@@ -63,7 +64,8 @@ def create_app(
         pool = await asyncpg.create_pool(
             settings.database_url, min_size=0, max_size=settings.pool_connections_max,
             timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S,
-            server_settings={"application_name": "baton-notifier"},
+            server_settings={"application_name": "baton-notifier", **STEADY_PLANS},
+            reset=nothing_to_reset,
         )  # fmt: skip
         dispatcher = Dispatcher(pool, channels, roster, patience, now, random)
         consumer = Consumer(

@@ -89,7 +89,7 @@ def _storable(text: str) -> str:
 
 
 class Consumer:
-    """Reads the bus until stopped. `recorded` is called when there are new alerts."""
+    """Reads the bus until stopped. `recorded` is called when there are new deliveries to make."""
 
     def __init__(
         self,
@@ -259,15 +259,17 @@ class Consumer:
     async def _save(self, reading: Reading) -> None:
         if not reading.alerts and not reading.dead:
             return
-        counts, letters = await store.save(
+        saved = await store.save(
             self._pool, reading.alerts, reading.dead, self._now(), self._tries, self._no_mail
         )
-        for role, count in counts.items():
+        for role, count in saved.alerts.items():
             metrics.ALERTS.labels(role).inc(count)
-        if letters:
-            metrics.DEAD_LETTERS.labels("message").inc(letters)
-            _log.warning("consumer.dead_letters", count=letters, reason=reading.dead[0].reason)
-        if counts:
+        if saved.letters:
+            metrics.DEAD_LETTERS.labels("message").inc(saved.letters)
+            _log.warning(
+                "consumer.dead_letters", count=saved.letters, reason=reading.dead[0].reason
+            )
+        if saved.alerts and saved.pending:
             self._recorded()
 
     def _letter(self, dead: store.DeadMessage) -> Message:

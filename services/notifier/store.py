@@ -13,6 +13,7 @@ from uuid import UUID
 
 import asyncpg
 import msgspec
+from asyncpg.pool import PoolConnectionProxy
 
 from services.contracts.events import Message
 from services.notifier.alerts import Alert
@@ -41,6 +42,14 @@ class Claim(msgspec.Struct, frozen=True):
     addressee_id: str | None
     subject: str
     body: str
+
+
+class Saved(msgspec.Struct):
+    """What is new: alerts by role, their deliveries that are still to be made, dead letters."""
+
+    alerts: dict[str, int]
+    pending: int
+    letters: int
 
 
 # One statement: an alert and its deliveries are there together, or were there before.
@@ -137,64 +146,81 @@ async def save(
     now: datetime,
     tries: int,
     no_mail: str | None = None,
-) -> tuple[dict[str, int], int]:
+) -> Saved:
     """Record `alerts` with their first deliveries, and `dead`, in one transaction.
 
     The inbox is delivered by being recorded. With `no_mail`, the reason why no e-mail can be sent,
     e-mail is recorded as skipped at once.
 
-    What was recorded before stays as it is. Gives how many new alerts each role got, and how many
-    dead letters are new.
+    What was recorded before stays as it is.
     """
-    counts: dict[str, int] = {}
-    letters = 0
-    async with pool.acquire() as connection, connection.transaction():
-        if alerts:
-            rows = sorted(alerts, key=lambda a: (a.transition_id, a.recipient))
-            settled = {"inbox": "delivered"} | ({"email": "skipped"} if no_mail else {})
-            deliveries = [
-                (a.id, channel, settled.get(channel, "pending"))
-                for a in rows
-                for channel in a.channels
-            ]
-            made = await connection.fetch(
-                _INSERT,
-                [a.id for a in rows],
-                [a.transition_id for a in rows],
-                [a.recipient for a in rows],
-                [a.lead_id for a in rows],
-                [a.role for a in rows],
-                [a.person_id for a in rows],
-                [a.person_name for a in rows],
-                [a.addressee_id for a in rows],
-                [_first_status(a.channels, settled) for a in rows],
-                [a.subject for a in rows],
-                [a.body for a in rows],
-                [a.stage for a in rows],
-                [a.company for a in rows],
-                now,
-                [id for id, _, _ in deliveries],
-                [channel for _, channel, _ in deliveries],
-                [status for _, _, status in deliveries],
-                tries,
-                no_mail,
-            )  # fmt: skip
-            counts = {r["role"]: r["alerts"] for r in made}
-        if dead:
-            ordered = sorted(dead, key=lambda d: (d.message.topic, d.id))
-            letters = len(
-                await connection.fetch(
-                    _INSERT_DEAD,
-                    [d.message.topic for d in ordered],
-                    [d.id for d in ordered],
-                    [d.message.key for d in ordered],
-                    [_encode(d.message.headers).decode() for d in ordered],
-                    [d.message.value for d in ordered],
-                    [d.reason for d in ordered],
-                    now,
-                )
-            )
-    return counts, letters
+    saved = Saved({}, 0, 0)
+    async with pool.acquire() as connection:
+        if not dead:  # one statement is a transaction by itself, without two more round trips
+            await _save_alerts(connection, alerts, now, tries, no_mail, saved)
+            return saved
+        async with connection.transaction():
+            await _save_alerts(connection, alerts, now, tries, no_mail, saved)
+            saved.letters = await _save_dead(connection, dead, now)
+    return saved
+
+
+async def _save_alerts(
+    connection: PoolConnectionProxy[Any],
+    alerts: Sequence[Alert],
+    now: datetime,
+    tries: int,
+    no_mail: str | None,
+    saved: Saved,
+) -> None:
+    if not alerts:
+        return
+    rows = sorted(alerts, key=lambda a: (a.transition_id, a.recipient))
+    settled = {"inbox": "delivered"} | ({"email": "skipped"} if no_mail else {})
+    deliveries = [
+        (a.id, channel, settled.get(channel, "pending")) for a in rows for channel in a.channels
+    ]
+    made = await connection.fetch(
+        _INSERT,
+        [a.id for a in rows],
+        [a.transition_id for a in rows],
+        [a.recipient for a in rows],
+        [a.lead_id for a in rows],
+        [a.role for a in rows],
+        [a.person_id for a in rows],
+        [a.person_name for a in rows],
+        [a.addressee_id for a in rows],
+        [_first_status(a.channels, settled) for a in rows],
+        [a.subject for a in rows],
+        [a.body for a in rows],
+        [a.stage for a in rows],
+        [a.company for a in rows],
+        now,
+        [id for id, _, _ in deliveries],
+        [channel for _, channel, _ in deliveries],
+        [status for _, _, status in deliveries],
+        tries,
+        no_mail,
+    )
+    saved.alerts = {r["role"]: r["alerts"] for r in made}
+    saved.pending = sum(status == "pending" for _, _, status in deliveries)
+
+
+async def _save_dead(
+    connection: PoolConnectionProxy[Any], dead: Sequence[DeadMessage], now: datetime
+) -> int:
+    ordered = sorted(dead, key=lambda d: (d.message.topic, d.id))
+    rows = await connection.fetch(
+        _INSERT_DEAD,
+        [d.message.topic for d in ordered],
+        [d.id for d in ordered],
+        [d.message.key for d in ordered],
+        [_encode(d.message.headers).decode() for d in ordered],
+        [d.message.value for d in ordered],
+        [d.reason for d in ordered],
+        now,
+    )
+    return len(rows)
 
 
 def _first_status(channels: Sequence[str], settled: Mapping[str, str]) -> str:

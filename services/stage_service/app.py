@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from services.contracts.access import Gatekeeper
 from services.contracts.bus import Bus
+from services.contracts.database import STEADY_PLANS, nothing_to_reset
 from services.contracts.team import load_team
 from services.stage_service import metrics
 from services.stage_service.api import health, moves, reads
@@ -80,7 +81,7 @@ def create_app(settings: StageSettings) -> StageApp:
         # What is loaded now stays: the collector need not look at it again at every batch.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(50_000, 20, 100)
+        gc.set_threshold(200_000, 20, 100)
         _log.info("stage.started", playbooks=[f"{p.name} {p.version}" for p in
                                               shelf.playbooks.values()])  # fmt: skip
         try:
@@ -121,7 +122,8 @@ async def _connected(settings: StageSettings) -> asyncpg.Pool[Any]:
         try:
             pool = await asyncpg.create_pool(
                 settings.database_url, min_size=3, max_size=settings.pool_connections_max,
-                timeout=5, command_timeout=30, reset=_nothing_to_reset,
+                timeout=5, command_timeout=30, reset=nothing_to_reset,
+                server_settings={"application_name": "baton-stage", **STEADY_PLANS},
             )  # fmt: skip
             try:
                 await pool.fetchval("SELECT max(epoch) FROM stage.playbook_versions")
@@ -135,10 +137,6 @@ async def _connected(settings: StageSettings) -> asyncpg.Pool[Any]:
             await asyncio.sleep(CONNECT_AGAIN_S)
         else:
             return pool
-
-
-async def _nothing_to_reset(_: object) -> None:
-    """Stand in for the pool's reset query: no code here leaves session state on its connections."""
 
 
 class StageApp(FastAPI):

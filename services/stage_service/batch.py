@@ -1,7 +1,7 @@
 """One batch of lead events inside one transaction: gather, decide, record.
 
-`Batch.apply` is the way of an event from the lane to the commit. It inserts the events (a repeat
-changes nothing), finds or makes their leads, locks those in id order, folds, and writes states,
+`Batch.apply` is the way of an event from the lane to the commit. It looks up the events (a repeat
+changes nothing), finds or makes their leads, locks those in id order, folds, and writes events, states,
 transitions and the outbox. It never commits: the lane owns the transaction.
 """
 
@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from services.contracts import postgres_log
 from services.contracts.events import CLAIMED_TIME, LeadEvent
 from services.contracts.team import Person, Team
 from services.stage_service import funnel, store
@@ -89,6 +88,7 @@ class Batch:
         self._journal = Journal(recorded_at, self._assign, new_id)
         self._counts: dict[str, dict[str, int]] = {}
         self._records: dict[str, Record] = {}
+        self._claims: dict[tuple[str, str], str] = {}
         self._epoch = shelf.epoch
         """Stored with the events and folded under: one batch, one epoch, whatever is published now."""
         self._before: dict[str, Lead | None] = {}
@@ -103,47 +103,49 @@ class Batch:
 
         Raises RacedError when another transaction was faster; the caller rolls back and tries again.
         """
-        answers, fresh = await self._accept(events)
+        answers, fresh = await self._recognise(events)
         by_lead: dict[str, list[LeadEvent]] = {}
         for event, lead_id in fresh:
             if lead_id is not None:
                 by_lead.setdefault(lead_id, []).append(event)
-        known = [id for id in by_lead if id not in self._records]
-        if known:
-            self._records.update(await store.lock_leads(self._connection, sorted(known)))
         moves, late = self._fold(by_lead)
         histories = await self._refold(by_lead, late) if late else {}
         await self._lock_rotations(moves, histories)
         self._write_down(by_lead, moves, histories)
-        await self._save()
+        if fresh:
+            await self._write(fresh)
         return answers
 
-    async def _accept(
+    async def _recognise(
         self, events: Sequence[LeadEvent]
     ) -> tuple[list[Outcome], list[tuple[LeadEvent, str | None]]]:
-        """Insert the events that are new, with their leads; answer the repeats."""
+        """Part the events that are new, with their leads, locked, from the repeats; answer both."""
         unique: dict[tuple[str, str], LeadEvent] = {}
         for event in events:  # of two with the same key the first counts
             unique.setdefault((event.source, event.id), event)
         identities = sorted({
             i for e in unique.values() for i in e.identities if i[0] != LEAD_IDENTITY
         })  # fmt: skip
-        recorded, owned, epoch = await store.look_up(self._connection, list(unique), identities)
-        if epoch > self._shelf.epoch:
+        by_id = sorted({
+            e.identities[0][1] for e in unique.values()
+            if e.identities and e.identities[0][0] == LEAD_IDENTITY
+        })  # fmt: skip
+        found = await store.look_up(self._connection, list(unique), identities, by_id)
+        self._records = found.records
+        if found.epoch > self._shelf.epoch:
             await self._shelf.load(self._connection)
         self._epoch = self._shelf.epoch
         answers: list[Outcome] = []
         fresh: list[tuple[LeadEvent, str | None]] = []
-        claims: dict[tuple[str, str], str] = {}
         for event in events:
             key = (event.source, event.id)
             first = self._outcomes.get(key)
             if first is not None:  # twice in this batch
                 answers.append(Outcome(event.id, event.source, "duplicate", first.lead_id))
-            elif key in recorded:
-                answers.append(Outcome(event.id, event.source, "duplicate", recorded[key]))
+            elif key in found.recorded:
+                answers.append(Outcome(event.id, event.source, "duplicate", found.recorded[key]))
             else:
-                lead_id, warning = self._find_lead(event, owned, claims)
+                lead_id, warning = self._find_lead(event, found.owned)
                 if CLAIMED_TIME in event.envelope:
                     said = (
                         f"time {event.envelope[CLAIMED_TIME]} is ahead of now: held to the arrival"
@@ -154,15 +156,12 @@ class Batch:
                 self._outcomes[key] = outcome
                 answers.append(outcome)
                 fresh.append((event, lead_id))
-        if fresh and not await store.accept(self._connection, claims, fresh, self._epoch):
-            raise RacedError
         return answers, fresh
 
     def _find_lead(
         self,
         event: LeadEvent,
         owned: dict[tuple[str, str], str],
-        claims: dict[tuple[str, str], str],
     ) -> tuple[str | None, str | None]:
         """Give the lead of `event` (strongest identity first), new when nobody has any of them."""
         if not event.identities:
@@ -175,7 +174,7 @@ class Batch:
             self._records[lead_id] = Record(lead_id, None, {}, is_new=True)
         for identity in event.identities:
             if identity not in owned:
-                owned[identity] = claims[identity] = lead_id
+                owned[identity] = self._claims[identity] = lead_id
         others = set(found) - {lead_id}
         warning = f"its identities also belong to {len(others)} other lead(s)" if others else None
         return lead_id, warning
@@ -210,9 +209,11 @@ class Batch:
     async def _refold(
         self, by_lead: dict[str, list[LeadEvent]], late: dict[str, tuple[datetime, str, str]]
     ) -> dict[str, tuple[list[Move], dict[str, list[Past]], tuple[datetime, str, str]]]:
-        """Fold the leads with late events again from their stored events, these included."""
+        """Fold the leads with late events again: from their stored events and the new ones."""
         ids = list(late)
         stored = await store.events_of_leads(self._connection, ids)
+        for lead_id in ids:
+            stored[lead_id] += [(event, self._epoch) for event in by_lead[lead_id]]
         if any(epoch > self._shelf.epoch for events in stored.values() for _, epoch in events):
             await self._shelf.load(self._connection)  # published while we waited for the lock
         past = await store.history(self._connection, ids)
@@ -406,23 +407,21 @@ class Batch:
                             journey_id(record.id, name), held.to, held.rule, held.missing
                         ))  # fmt: skip
 
-    async def _save(self) -> None:
+    async def _write(self, fresh: list[tuple[LeadEvent, str | None]]) -> None:
         written = self._journal.written
         self.moved = written.rows
-        records = [r for r in self._records.values() if r.lead is not None]
-        if records:
-            await store.save(
-                self._connection, records, {r.id: self._score(r) for r in records},
-                [(r, name, journey_id(r.id, name)) for (_, name), r in self._changed.items()],
-                written.rows, self._counts,
-            )  # fmt: skip
+        records = [r for id, r in self._records.items() if id in self._before]
         if self._shifted:
             await store.shift_visits(self._connection, self._shifted)
         if written.replaced:
             await store.replace_transitions(self._connection, written.replaced)
-        if written.messages:
-            # After the states: a lead's messages get their ids while its row is locked.
-            await postgres_log.write(self._connection, written.messages)
+        everything = store.Written(
+            self._claims, fresh, self._epoch, records, {r.id: self._score(r) for r in records},
+            [(r, name, journey_id(r.id, name)) for (_, name), r in self._changed.items()],
+            written.rows, self._counts, written.messages,
+        )  # fmt: skip
+        if not await store.write(self._connection, everything):
+            raise RacedError
 
     def _score(self, record: Record) -> tuple[int, int]:
         """Give (fit, intent) under the first playbook at the lead's newest event."""

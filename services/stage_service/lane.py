@@ -1,8 +1,8 @@
 """The lane: collects what arrived in the last moments and applies it as one transaction.
 
 Whoever submits waits until the commit of all its events. Batches form by themselves: while one is
-being committed, the next collects. When many events wait, a second worker takes a batch beside the first,
-of other leads, so that one computes while the other waits for PostgreSQL and a lead's events keep their
+being committed, the next collects. When many events wait, other workers take batches beside the first,
+of other leads, so that one computes while the others wait for PostgreSQL and a lead's events keep their
 order of arrival. A full lane refuses instead of growing. A batch that fails is halved until the event that
 does it is alone.
 """
@@ -31,9 +31,9 @@ from services.stage_service.shelf import Shelf
 
 BATCH_EVENTS_MAX = 500
 WAITING_EVENTS_MAX = 10_000
-WORKERS = 2
+WORKERS = 3
 SECOND_FROM_EVENTS = 20
-"""How many events must wait before a second batch runs beside the first: small batches cost round trips,
+"""How many events must wait before another batch runs beside the first: small batches cost round trips,
 large ones let PostgreSQL work while we compute the next."""
 TRIES_MAX = 4
 TRY_AGAIN_S = 0.05

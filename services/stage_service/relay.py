@@ -3,8 +3,9 @@
 Two loops, each led by one process at a time (a session advisory lock; when a leader dies its session
 does, and another takes over within a second). The sequencer gives each committed message its position:
 feed, streams and the PostgreSQL bus read the log by it. The publisher sends the log to Kafka from a
-stored cursor. A broker that is away stops only the publisher; a failed send is sent again from the
-cursor, so readers may see repeats, but never a gap or, but for repeats, another order.
+stored cursor. When one process leads both and the publisher has caught up, a message is sent while it
+gets its position, not after. A broker that is away stops only the publisher; a failed send is sent again
+from the cursor, so readers may see repeats, but never a gap or, but for repeats, another order.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Relay:
         self._position = -1
         self._saved = -1
         self._saved_at = 0.0
+        self._stamped = -1
+        self._ahead: _Ahead | None = None
 
     def start(self) -> None:
         """Start the loops."""
@@ -90,6 +93,8 @@ class Relay:
         self._committed.set()
         self._grown.set()
         _, left = await asyncio.wait(self._tasks, timeout=within_s) if self._tasks else ((), ())
+        if self._ahead is not None:
+            left = {*left, self._ahead.sending}
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
@@ -132,38 +137,79 @@ class Relay:
                 await _within(self._stopping, backoff_s)
             finally:
                 leading.set(0)
+                # Whoever leads meanwhile may send more, or give more positions.
                 if news is self._grown:
-                    self._position = -1  # whoever led meanwhile may have sent more
+                    self._position = -1
+                else:
+                    self._stamped = -1
                 if connection is not None:
                     with contextlib.suppress(Exception):
                         await connection.close(timeout=2)
 
     async def _stamp(self, connection: asyncpg.Connection[Any]) -> bool:
         """Give positions to what was committed; True when there may be more."""
-        stamped, last = await postgres_log.stamp(connection)
+        if self._ahead is None and 0 <= self._position == self._stamped:
+            stamped = await self._stamp_ahead(connection)
+            most = postgres_log.PENDING_ROWS_MAX
+        else:
+            stamped, last = await postgres_log.stamp(connection)
+            self._stamped = last if stamped else self._stamped
+            most = postgres_log.STAMP_ROWS_MAX
         if stamped:
-            metrics.PUBLISHED_POSITION.set(last)
+            metrics.PUBLISHED_POSITION.set(self._stamped)
             self._published()
             self._grown.set()
-        return stamped == postgres_log.STAMP_ROWS_MAX
+        return stamped == most
+
+    async def _stamp_ahead(self, connection: asyncpg.Connection[Any]) -> int:
+        """Send what is pending to Kafka while it gets its positions; gives how many messages.
+
+        Only while the publisher, in this process, has nothing else to send; it waits for the end.
+        """
+        assert self._bus is not None  # noqa: S101
+        ids, messages = await postgres_log.pending(connection)
+        if not ids:
+            return 0
+        if self._ahead is not None or self._position != self._stamped:
+            return 0  # the publisher failed, or another leads, while we asked
+        ahead = self._ahead = _Ahead(asyncio.create_task(self._bus.publish(messages)))
+        position: int | None = None
+        try:
+            position = self._stamped = await postgres_log.stamp_these(connection, ids)
+        finally:
+            if not ahead.stamped.done():
+                ahead.stamped.set_result(position)
+        return len(ids)
 
     async def _send(self, connection: asyncpg.Connection[Any]) -> bool:
-        """Send the next messages of the log to Kafka and move the cursor; True when there were any."""
+        """Send the next messages of the log to Kafka and move the cursor; True when there are more."""
         assert self._bus is not None  # noqa: S101
-        if self._position < 0:
+        more = False
+        if self._ahead is not None:
+            ahead = self._ahead
+            position = await ahead.stamped
+            try:
+                await ahead.sending
+            finally:
+                self._ahead = None
+            self._position = self._position if position is None else position
+        elif self._position < 0:
             self._position = self._saved = await postgres_log.cursor(connection, KAFKA_CURSOR)
-        messages = await postgres_log.read(
-            connection, self._position, ALL_TOPICS, PUBLISH_MESSAGES_MAX
-        )
-        if not messages:
-            await self._save_cursor(connection)
-            return False
-        await self._bus.publish(messages)
-        self._position = messages[-1].position or 0
+            more = True
+        else:
+            messages = await postgres_log.read(
+                connection, self._position, ALL_TOPICS, PUBLISH_MESSAGES_MAX
+            )
+            if self._ahead is not None:
+                return True  # these are on their way already
+            if messages:
+                await self._bus.publish(messages)
+                self._position = messages[-1].position or 0
+            more = len(messages) == PUBLISH_MESSAGES_MAX
         metrics.KAFKA_POSITION.set(self._position)
-        if time.monotonic() - self._saved_at > SAVE_CURSOR_EVERY_S:
+        if time.monotonic() - self._saved_at > SAVE_CURSOR_EVERY_S or self._stopping.is_set():
             await self._save_cursor(connection)
-        return True
+        return more
 
     async def _save_cursor(self, connection: asyncpg.Connection[Any]) -> None:
         """Move the stored cursor to what Kafka has; what lies behind it is sent again after a crash.
@@ -176,10 +222,19 @@ class Relay:
             self._saved = self._position
 
 
+class _Ahead:
+    """Messages on their way to Kafka, and the last position they get: None when they got none."""
+
+    def __init__(self, sending: asyncio.Task[None]) -> None:
+        self.sending = sending
+        self.stamped: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+
+
 async def _within(event: asyncio.Event, seconds: float) -> bool:
     """Wait for `event` at most `seconds`; tell whether it came."""
     try:
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
     except TimeoutError:
         return False
     return True

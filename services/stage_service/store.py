@@ -1,21 +1,23 @@
 """Every statement of the stage service that writes or locks; none of them commits.
 
 The order of locks is the same in every transaction, so two batches never wait for each other in a
-circle: identities (sorted), then leads (by id), then rotations (by role).
+circle: leads (by id), then rotations (by role), then identities (sorted), then events (sorted).
 
-A lead's outbox rows get their ids while its row is locked, or, for a new lead, while its identities
-are: so for one lead the order of outbox ids is the order of commits, which the relay relies on.
+A lead's outbox rows get their ids while its row is locked, or, for a new lead, in the statement that
+claims its identities: so for one lead the order of outbox ids is the order of commits, which the relay
+relies on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
-from services.contracts.events import LeadEvent, identities_of
+from services.contracts.events import LeadEvent, Message, identities_of
+from services.contracts.postgres_log import OUTBOX_CTES, message_rows
 from services.contracts.problems import Defect
 from services.stage_service.funnel import Journey, Lead, company_name, display_name
 
@@ -94,56 +96,63 @@ class Past(msgspec.Struct, frozen=True):
         )  # fmt: skip
 
 
-# One round trip: which events are here already, whose the identities are, and which playbooks hold now,
-# perhaps published by another process.
+# One round trip: which events are here already, whose the identities are, the newest committed version of
+# these leads, locked, and which playbooks hold now, perhaps published by another process. A lock that had
+# to be waited for gives the row as it is then: everything the fold needs is in this one row, since rows of
+# other tables come from the older snapshot. What was overlooked so is noticed when it is written.
 _LOOK_UP = """
-SELECT 'event' AS what, e.source AS a, e.id AS b, e.lead_id::text AS lead_id
+WITH owned AS MATERIALIZED (
+  SELECT i.kind, i.value, i.lead_id
+  FROM unnest($3::text[], $4::text[]) AS k(kind, value) JOIN stage.identities i USING (kind, value)),
+meant AS MATERIALIZED (SELECT lead_id AS id FROM owned UNION SELECT unnest($5::uuid[])),
+locked AS MATERIALIZED (
+  SELECT l.id, l.state FROM meant JOIN stage.leads l USING (id) ORDER BY l.id FOR NO KEY UPDATE OF l)
+SELECT 'event' AS what, e.source AS a, e.id AS b, e.lead_id::text AS lead_id, NULL::bytea AS state
 FROM unnest($1::text[], $2::text[]) AS k(source, id) JOIN stage.events e USING (source, id)
 UNION ALL
-SELECT 'identity', i.kind, i.value, i.lead_id::text
-FROM unnest($3::text[], $4::text[]) AS k(kind, value) JOIN stage.identities i USING (kind, value)
+SELECT 'identity', kind, value, lead_id::text, NULL FROM owned
 UNION ALL
-SELECT 'epoch', max(epoch)::text, NULL, NULL FROM stage.playbook_versions
+SELECT 'lead', NULL, NULL, id::text, state FROM locked
+UNION ALL
+SELECT 'epoch', max(epoch)::text, NULL, NULL, NULL FROM stage.playbook_versions
 """
 
 
+class Found(msgspec.Struct):
+    """What the database knew before a batch; the leads in `records` are locked."""
+
+    recorded: dict[tuple[str, str], str | None]
+    owned: dict[tuple[str, str], str]
+    records: dict[str, Record]
+    epoch: int
+
+
 async def look_up(
-    connection: Connection, keys: Sequence[tuple[str, str]], identities: Sequence[tuple[str, str]]
-) -> tuple[dict[tuple[str, str], str | None], dict[tuple[str, str], str], int]:
+    connection: Connection,
+    keys: Sequence[tuple[str, str]],
+    identities: Sequence[tuple[str, str]],
+    lead_ids: Sequence[str],
+) -> Found:
     """Find which event `keys` (source, id) are recorded already, and the leads of `identities`.
 
-    Gives ({event key: lead id or None}, {identity: lead id}, the newest epoch).
+    Locks these leads and those of `lead_ids`, in id order.
     """
     rows = await connection.fetch(
         _LOOK_UP,
         [k[0] for k in keys], [k[1] for k in keys],
-        [i[0] for i in identities], [i[1] for i in identities],
+        [i[0] for i in identities], [i[1] for i in identities], lead_ids,
     )  # fmt: skip
-    recorded: dict[tuple[str, str], str | None] = {}
-    owned: dict[tuple[str, str], str] = {}
-    epoch = 0
-    for what, a, b, lead_id in rows:
-        if what == "event":
-            recorded[a, b] = lead_id
+    found = Found({}, {}, {}, 0)
+    for what, a, b, lead_id, state in rows:
+        if what == "lead":
+            found.records[lead_id] = unpack_record(lead_id, state)
         elif what == "identity":
-            owned[a, b] = lead_id
+            found.owned[a, b] = lead_id
+        elif what == "event":
+            found.recorded[a, b] = lead_id
         else:
-            epoch = int(a or 0)
-    return recorded, owned, epoch
-
-
-# The newest committed version of each row, also when the lock had to be waited for: everything the
-# fold needs is in this one row, since rows of other tables would come from the older snapshot.
-_LOCK = """
-SELECT id::text AS id, state FROM stage.leads WHERE id = ANY($1::uuid[])
-ORDER BY id FOR NO KEY UPDATE
-"""
-
-
-async def lock_leads(connection: Connection, ids: Iterable[str]) -> dict[str, Record]:
-    """Lock the leads in id order and give their records."""
-    rows = await connection.fetch(_LOCK, list(ids))
-    return {id: unpack_record(id, state) for id, state in rows}
+            found.epoch = int(a or 0)
+    return found
 
 
 async def events_of_leads(
@@ -245,55 +254,23 @@ class TransitionRow(msgspec.Struct, frozen=True, gc=False):
     replaces: list[str]
 
 
-# One round trip for both. Each sorted: another batch that inserts the same waits for this one's commit,
-# and two that wait for each other in a circle would be a deadlock.
-_ACCEPT = """
+# One round trip for everything that a batch writes. Identities and events are sorted: another batch that
+# inserts the same waits for this one's commit, and two that wait for each other in a circle would be a
+# deadlock.
+_WRITE = f"""
 WITH claimed AS (
   INSERT INTO stage.identities (kind, value, lead_id)
   SELECT kind, value, lead_id FROM unnest($1::text[], $2::text[], $3::uuid[]) AS k(kind, value, lead_id)
-  ORDER BY kind, value
   ON CONFLICT (kind, value) DO NOTHING RETURNING 1),
 inserted AS (
   INSERT INTO stage.events
     (source, id, type, time, recorded_at, lead_id, deal, subject, data, envelope, epoch)
   SELECT * FROM unnest($4::stage.event_row[])
-  ON CONFLICT (source, id) DO NOTHING RETURNING 1)
-SELECT (SELECT count(*) FROM claimed), (SELECT count(*) FROM inserted)
-"""
-
-
-async def accept(
-    connection: Connection,
-    claims: dict[tuple[str, str], str],
-    events: Sequence[tuple[LeadEvent, str | None]],
-    epoch: int,
-) -> bool:
-    """Record new identities {(kind, value): lead id} and `events` with their leads.
-
-    False when another transaction recorded one of them meanwhile; the caller rolls back.
-    """
-    names = sorted(claims)
-    rows = sorted(events, key=lambda pair: (pair[0].source, pair[0].id))
-    done = await connection.fetchrow(
-        _ACCEPT,
-        [k[0] for k in names], [k[1] for k in names], [claims[k] for k in names],
-        [
-            (
-                e.source, e.id, e.type, e.time, e.recorded_at, lead_id, e.deal, e.subject,
-                as_json(e.data), as_json(e.envelope) if e.envelope else None, epoch,
-            )
-            for e, lead_id in rows
-        ],
-    )  # fmt: skip
-    return done is not None and (done[0], done[1]) == (len(claims), len(events))
-
-
-# One round trip for all that a batch decided.
-_SAVE = """
-WITH led AS (
+  ON CONFLICT (source, id) DO NOTHING RETURNING 1),
+led AS (
   INSERT INTO stage.leads AS l
     (id, email, name, company, external_ids, attributes, fit, intent, state, first_seen_at, last_seen_at)
-  SELECT * FROM unnest($1::stage.lead_row[])
+  SELECT * FROM unnest($5::stage.lead_row[])
   ON CONFLICT (id) DO UPDATE SET email = excluded.email, name = excluded.name,
     company = excluded.company, external_ids = excluded.external_ids,
     attributes = excluded.attributes, fit = excluded.fit, intent = excluded.intent,
@@ -303,7 +280,7 @@ travelled AS (
   INSERT INTO stage.journeys AS j
     (id, lead_id, playbook, key, stage, furthest_stage, started_at, entered_at, sequence, owners, held,
      deal, playbook_version)
-  SELECT * FROM unnest($2::stage.journey_row[])
+  SELECT * FROM unnest($6::stage.journey_row[])
   ON CONFLICT (id) DO UPDATE SET stage = excluded.stage, furthest_stage = excluded.furthest_stage,
     started_at = excluded.started_at, entered_at = excluded.entered_at,
     sequence = excluded.sequence, owners = excluded.owners, held = excluded.held,
@@ -313,38 +290,71 @@ moved AS (
     (journey_id, sequence, id, lead_id, kind, playbook, playbook_version, from_stage, to_stage,
      visit_entered_at, occurred_at, recorded_at, event_source, event_id, event_type, rule, actor, role,
      owner_id, handoff, skipped, explanation, why, replaces)
-  SELECT * FROM unnest($3::stage.transition_row[]))
-UPDATE stage.rotations r SET counts = k.counts
-FROM unnest($4::text[], $5::jsonb[]) AS k(role, counts) WHERE r.role = k.role
-"""
+  SELECT * FROM unnest($7::stage.transition_row[])),
+turned AS (
+  UPDATE stage.rotations r SET counts = k.counts
+  FROM unnest($8::text[], $9::jsonb[]) AS k(role, counts) WHERE r.role = k.role),
+{OUTBOX_CTES.format(rows="$10")}
+SELECT (SELECT count(*) FROM claimed), (SELECT count(*) FROM inserted)
+"""  # noqa: S608
 
 
-async def save(
-    connection: Connection,
-    records: Sequence[Record],
-    scores: dict[str, tuple[int, int]],
-    changed_journeys: Sequence[tuple[Record, str, str]],
-    transitions: Sequence[TransitionRow],
-    counts: dict[str, dict[str, int]],
-) -> None:
-    """Write what a batch decided.
+class Written(msgspec.Struct):
+    """What a batch writes.
 
-    The leads' states with their `scores` (fit, intent by lead id); the journeys (record, journey name,
-    journey id) that changed; the new transitions, whose ``(journey, sequence)`` is unique, so that a
-    number cannot repeat; and the rotations' `counts` by role.
+    Identities {(kind, value): lead id}; new events with their leads and the epoch of all; the leads'
+    states with their scores (fit, intent by lead id); the journeys (record, journey name, journey id)
+    that changed; the new transitions, whose ``(journey, sequence)`` is unique, so that a number cannot
+    repeat; the rotations' counts by role; the messages to publish, in order.
     """
-    await connection.execute(
-        _SAVE,
-        [_lead_row(r, r.lead, scores[r.id]) for r in records if r.lead is not None],
+
+    claims: dict[tuple[str, str], str]
+    events: list[tuple[LeadEvent, str | None]]
+    epoch: int
+    records: list[Record]
+    scores: dict[str, tuple[int, int]]
+    journeys: list[tuple[Record, str, str]]
+    transitions: list[TransitionRow]
+    counts: dict[str, dict[str, int]]
+    messages: list[Message]
+
+
+async def write(connection: Connection, w: Written) -> bool:
+    """Write `w` in one statement.
+
+    False when another transaction recorded one of the events or identities meanwhile; the caller rolls
+    back.
+    """
+    names = sorted(w.claims)
+    done = await connection.fetchrow(
+        _WRITE,
+        [k[0] for k in names],
+        [k[1] for k in names],
+        [w.claims[k] for k in names],
+        [_event_row(e, lead_id, w.epoch) for e, lead_id in sorted(w.events, key=_event_key)],
+        [_lead_row(r, r.lead, w.scores[r.id]) for r in w.records if r.lead is not None],
         [
             _journey_row(id, r.id, r.lead.journeys[name], r.facts[name])
-            for r, name, id in changed_journeys
+            for r, name, id in w.journeys
             if r.lead is not None
         ],
-        [msgspec.structs.astuple(row) for row in transitions],
-        list(counts),
-        [as_json(c) for c in counts.values()],
+        [msgspec.structs.astuple(row) for row in w.transitions],
+        list(w.counts),
+        [as_json(c) for c in w.counts.values()],
+        message_rows(w.messages),
     )
+    return done is not None and (done[0], done[1]) == (len(w.claims), len(w.events))
+
+
+def _event_key(pair: tuple[LeadEvent, str | None]) -> tuple[str, str]:
+    return pair[0].source, pair[0].id
+
+
+def _event_row(e: LeadEvent, lead_id: str | None, epoch: int) -> tuple[Any, ...]:
+    return (
+        e.source, e.id, e.type, e.time, e.recorded_at, lead_id, e.deal, e.subject, as_json(e.data),
+        as_json(e.envelope) if e.envelope else None, epoch,
+    )  # fmt: skip
 
 
 def _lead_row(record: Record, lead: Lead, score: tuple[int, int]) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from services.contracts import postgres_log
 from services.contracts.bus import Subscription
 from services.contracts.events import TRANSITIONS_TOPIC, Message, message_headers
 from services.stage_service.lane import new_id
-from services.stage_service.relay import Relay
+from services.stage_service.relay import _SEQUENCER_LOCK, Relay
 from tests.integration.test_lane import START
 
 
@@ -137,6 +137,128 @@ async def test_a_broker_that_is_away_stops_no_stamping_and_catches_up(database_u
 
     await until(caught_up, 120)
     await relay.stop()
+    await connection.close()
+
+
+class SlowBroker(Broker):
+    """A bus that takes what it is given at once, but answers only when `answers` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.at_once = 0
+        self.overlapped = False
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """Take `messages`; two calls at once would leave their order to chance."""
+        self.overlapped |= self.at_once > 0
+        self.at_once += 1
+        self.taken += messages
+        try:
+            await self.answers.wait()
+        finally:
+            self.at_once -= 1
+
+
+async def caught_up_with(
+    connection: asyncpg.Connection, broker: Broker, relay: Relay, key: str
+) -> None:
+    """Publish messages until one was sent before the relay had its position from the log."""
+    while True:
+        sent = message(key)
+        await postgres_log.write(connection, [sent])
+        relay.wake()
+
+        async def taken(id: str = sent.id) -> bool:
+            return id in {m.id for m in broker.taken}
+
+        await until(taken)
+        if next(m for m in broker.taken if m.id == sent.id).position is None:
+            return
+
+
+async def test_a_relay_that_has_caught_up_sends_a_message_while_it_gets_its_position(
+    database_url: str,
+) -> None:
+    """The broker's slow answer holds up neither the log nor, once it came, what follows."""
+    broker = SlowBroker()
+    relay = Relay(database_url, broker)
+    relay.start()
+    connection = await asyncpg.connect(database_url)
+    await caught_up_with(connection, broker, relay, "a")
+    broker.answers.clear()
+    expected = order_of(broker.taken)
+
+    async def sending() -> bool:
+        return broker.at_once > 0
+
+    for _ in range(6):
+        each = message("a")
+        expected["a"].append(each.id)
+        await postgres_log.write(connection, [each])
+        relay.wake()
+        await until(sending)  # the first is on its way, without an answer: the others wait for it
+
+    async def none_waits() -> bool:
+        return await connection.fetchval("SELECT count(*) FROM bus.pending") == 0
+
+    await until(none_waits)
+    assert len(order_of(broker.taken)["a"]) < len(expected["a"])
+    broker.answers.set()
+
+    async def all_taken() -> bool:
+        return order_of(broker.taken) == expected
+
+    await until(all_taken)
+    await relay.stop()
+    assert not broker.overlapped
+    stored = await postgres_log.cursor(connection, "relay:kafka")
+    assert stored == len(expected["a"])  # and none is sent again after a restart
+    await connection.close()
+
+
+async def test_what_another_sequencer_stamped_meanwhile_is_sent_too(database_url: str) -> None:
+    """A sequencer that lost its session, and has it again, sends nothing past what it did not stamp."""
+    broker = SlowBroker()
+    relay = Relay(database_url, broker)
+    relay.start()
+    connection = await asyncpg.connect(database_url)
+    await caught_up_with(connection, broker, relay, "a")
+    expected = order_of(broker.taken)
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = $1",
+        _SEQUENCER_LOCK & 0xFFFFFFFF,
+    )
+    await connection.execute("SELECT pg_advisory_lock($1)", _SEQUENCER_LOCK)
+    broker.answers.clear()
+    for _ in range(5):
+        each = message("a")
+        expected["a"].append(each.id)
+        await postgres_log.write(connection, [each])
+        await postgres_log.stamp(connection)
+
+    async def sending() -> bool:
+        return broker.at_once > 0
+
+    await until(sending)
+    last = message("a")
+    expected["a"].append(last.id)
+    await postgres_log.write(connection, [last])
+    await connection.execute("SELECT pg_advisory_unlock($1)", _SEQUENCER_LOCK)
+
+    async def none_waits() -> bool:
+        return await connection.fetchval("SELECT count(*) FROM bus.pending") == 0
+
+    await until(none_waits)
+    broker.answers.set()
+
+    async def all_taken() -> bool:
+        return order_of(broker.taken) == expected
+
+    await until(all_taken)
+    await relay.stop()
+    assert not broker.overlapped
     await connection.close()
 
 
