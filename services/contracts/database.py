@@ -17,10 +17,16 @@ DATABASE_AWAY: tuple[type[BaseException], ...] = (
 """What asyncpg raises while the database cannot be used, by SQLSTATE class."""
 
 
-STEADY_PLANS = {"plan_cache_mode": "force_generic_plan"}
-"""Server settings of a pool whose statements take arrays: one plan for all lengths.
+STEADY_PLANS = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+"""Server settings of a pool whose statements find rows by key, from arrays: one plan, by index.
 
-Left alone, PostgreSQL plans a statement anew for each short array, which costs more than running it.
+Left alone, PostgreSQL plans a statement anew for each short array, which costs more than running it; and
+a plan made while the tables were small would read them whole at every batch until they are analysed.
 """
 
 
