@@ -20,10 +20,20 @@ async def _connected(database_url: str) -> AsyncGenerator[asyncpg.Connection[Any
         await connection.close()
 
 
-async def create(database_url: str, name: str, scopes: Sequence[str]) -> tuple[str, str]:
-    """Create a key and give (id, token); ValueError for an unknown scope."""
+async def create(
+    database_url: str,
+    name: str,
+    scopes: Sequence[str],
+    sources: Sequence[str] = (),
+    *,
+    rate: str | None = None,
+    event_rate: str | None = None,
+) -> tuple[str, str]:
+    """Create a key and give (id, token); ValueError for what `contracts.access.create_key` refuses."""
     async with _connected(database_url) as connection:
-        return await create_key(connection, name, scopes)
+        return await create_key(
+            connection, name, scopes, sources=sources, rate=rate, event_rate=event_rate
+        )
 
 
 async def listed(database_url: str) -> list[dict[str, Any]]:

@@ -126,6 +126,7 @@ def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> 
             configure_logs(settings.log_format, settings.log_level, "stage")
             application = create_app(settings)
             host, port, drain_s = settings.host, settings.port, settings.drain_s
+            trusted = settings.trusted_proxies
         else:
             from services.notifier.app import create_app as create_notifier
             from services.notifier.settings import NotifierSettings
@@ -134,6 +135,7 @@ def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> 
             configure_logs(wanted.log_format, wanted.log_level, "notifier")
             application = create_notifier(wanted)
             host, port, drain_s = wanted.notifier_host, wanted.notifier_port, wanted.drain_s
+            trusted = wanted.trusted_proxies
     except ValidationError as error:
         lines = [f"BATON_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
         fail("the settings are not right:\n  " + "\n  ".join(lines), 2)
@@ -143,7 +145,7 @@ def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> 
         fail(
             f"port {port} is taken by another program: set BATON_{'NOTIFIER_' * (service != 'stage')}PORT"
         )
-    serve_app(application, host, port, drain_s)
+    serve_app(application, host, port, drain_s, trusted)
 
 
 @app.command()
@@ -230,13 +232,24 @@ def send(
 def keys_create(
     name: Annotated[str, typer.Argument(help="whose key it is")],
     scope: Annotated[list[str], typer.Option(help="ingest, read, move or admin; repeat it")],
+    source: Annotated[
+        list[str] | None, typer.Option(help="ingest for this source only; repeat it")
+    ] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="requests, like '100/s burst 200', or off")
+    ] = None,
+    event_rate: Annotated[str | None, typer.Option(help="events, like 1000/s, or off")] = None,
     data: Data = DATA,
 ) -> None:
     """Create a key and show it, this once."""
     from services.baton import access
 
     try:
-        id, token = run(access.create(database_url(data), name, scope))
+        id, token = run(
+            access.create(
+                database_url(data), name, scope, source or [], rate=rate, event_rate=event_rate
+            )
+        )
     except ValueError as error:
         fail(str(error), 2)
     print(f"id   {id}\nkey  {token}\nIt is not shown again.")
@@ -249,7 +262,10 @@ def keys_list(data: Data = DATA) -> None:
 
     for key in run(access.listed(database_url(data))):
         state = "revoked" if key["revoked_at"] else "active"
-        print(f"{key['id']}  {state:8} {','.join(key['scopes']):24} {key['name']}")
+        bounds = [f"source={','.join(key['sources'])}"] if key["sources"] else []
+        bounds += [f"{n.replace('_', '-')}={key[n]}" for n in ("rate", "event_rate") if key[n]]
+        line = f"{key['id']}  {state:8} {','.join(key['scopes']):24} {key['name']}"
+        print("  ".join([line, *bounds]))
 
 
 @keys.command("revoke")

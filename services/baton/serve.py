@@ -40,15 +40,18 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(app: FastAPI, host: str, port: int, drain_s: float) -> None:
+def serve(app: FastAPI, host: str, port: int, drain_s: float, trusted_proxies: str = "") -> None:
     """Serve `app` until SIGTERM or SIGINT.
 
-    After the signal, ``/readyz`` answers 503 for `drain_s` seconds before the listening socket closes.
+    The client's address and scheme are taken from X-Forwarded-* only when it comes from
+    `trusted_proxies`: addresses and networks, comma-separated. After the signal, ``/readyz`` answers 503 for
+    `drain_s` seconds before the listening socket closes.
     Exits with a clear message when the port is taken.
     """
     config = uvicorn.Config(
         app, host=host, port=port, log_config=None, access_log=False, server_header=False,
         timeout_graceful_shutdown=GRACEFUL_S, lifespan="on", timeout_keep_alive=75,
+        proxy_headers=bool(trusted_proxies.strip()), forwarded_allow_ips=trusted_proxies,
     )  # fmt: skip
     server = _Server(config, app, drain_s)
     if os.environ.get("BATON_SUPERVISED"):

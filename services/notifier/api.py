@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.contracts.access import Principal
+from services.contracts.answers import OnceRoute, attempt_of
 from services.notifier import reads, store
 from services.notifier.access import House, allow, house
 from services.notifier.errors import ConflictError, NotFoundError, UnreadableError
@@ -25,7 +26,7 @@ Limit = Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)]
 # PostgreSQL's text cannot hold NUL: such a filter is refused here.
 Key = Annotated[str | None, Query(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
-router = APIRouter()
+router = APIRouter(route_class=OnceRoute)
 
 
 async def _alert(parts: House, id: UUID) -> dict[str, Any]:
@@ -64,7 +65,7 @@ async def get_alert(request: Request, _: Reader, id: UUID) -> dict[str, Any]:
 
 @router.post("/v1/alerts/{id}/ack")
 async def acknowledge(request: Request, principal: Mover, id: UUID) -> dict[str, Any]:
-    """Record that the alert was seen, by whom and when; again changes nothing."""
+    """Record that the alert was seen, by whom and when; what is still to be sent is not sent."""
     parts = house(request)
     await store.acknowledge(parts.pool, id, principal.name, parts.now())
     return await _alert(parts, id)
@@ -72,13 +73,18 @@ async def acknowledge(request: Request, principal: Mover, id: UUID) -> dict[str,
 
 @router.post("/v1/alerts/{id}/retry")
 async def retry(request: Request, _: Mover, id: UUID) -> dict[str, Any]:
-    """Begin anew on every channel that ended undelivered; 409 when there is none."""
+    """Begin anew on every channel that ended undelivered; 409 when there is none, or it was seen."""
     parts = house(request)
     alert = await _alert(parts, id)
-    if not await store.retry(parts.pool, id, parts.now(), parts.tries):
+    attempt = attempt_of(request)
+    if attempt is not None and attempt.done:
+        return alert
+    mark = attempt.mark_done if attempt is not None else None
+    if not await store.retry(parts.pool, id, parts.now(), parts.tries, mark):
         raise ConflictError(
-            "no channel of this alert ended undelivered", field="status", value=alert["status"],
-            remedy="What is pending is tried again by itself.",
+            "no channel of this alert ended undelivered, or it is acknowledged",
+            field="status", value=alert["status"],
+            remedy="What is pending is tried again by itself; what was seen is not sent again.",
         )  # fmt: skip
     parts.dispatcher.wake()
     return await _alert(parts, id)

@@ -17,6 +17,8 @@ from fastapi import FastAPI
 from services.contracts.access import Gatekeeper
 from services.contracts.bus import open_bus
 from services.contracts.database import STEADY_PLANS, nothing_to_reset
+from services.contracts.idempotency import Once
+from services.contracts.rates import RateLimits
 from services.notifier.access import House, answer_problems
 from services.notifier.api import router
 from services.notifier.channels import Channels
@@ -73,7 +75,11 @@ def create_app(
             pool, roster, settings.public_url, settings.delivery_tries, now, new_id,
             dispatcher.wake, channels.no_mail,
         )  # fmt: skip
-        parts = House(pool, Gatekeeper(pool), consumer, dispatcher, settings.delivery_tries, now)
+        rates = RateLimits(settings.rate_limit_requests, failures=settings.rate_limit_failures)
+        parts = House(
+            pool, Gatekeeper(pool, rates), consumer, dispatcher, settings.delivery_tries, now,
+            Once(pool, now, new_id, settings.idempotency_keep_s),
+        )  # fmt: skip
         app.state.house = parts
         consumer.start()
         dispatcher.start()

@@ -149,7 +149,10 @@ class Dispatcher:
         person = self._roster.team().by_id.get(claim.addressee_id or "")
         letter = Letter(str(claim.alert_id), claim.subject, claim.body)
         began = time.monotonic()
-        outcome = await self._channels.send(claim.channel, person, letter)
+        if claim.is_acknowledged:  # since an attempt of a process that died
+            outcome = Outcome("skipped", store.ACKNOWLEDGED)
+        else:
+            outcome = await self._channels.send(claim.channel, person, letter)
         seconds = time.monotonic() - began
         now = self._now()
         status, next_due_at = self._judge(claim, outcome, now)

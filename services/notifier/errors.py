@@ -1,44 +1,24 @@
-"""The named failures of the notifier; the docstring of each is its title over HTTP."""
+"""The named failures of the notifier, those it shares with the stage service first.
+
+The docstring of each is its title over HTTP.
+"""
 
 from __future__ import annotations
 
-from services.contracts.problems import BatonError
+from services.contracts.problems import (
+    BatonError,
+    ConflictError,
+    InvalidRequestError,
+    NotAllowedError,
+    NotAuthenticatedError,
+    NotFoundError,
+    UnavailableError,
+)
 
-
-class NotAuthenticatedError(BatonError):
-    """A valid API key is needed."""
-
-    code = "not-authenticated"
-
-
-class NotAllowedError(BatonError):
-    """The API key lacks the scope for this."""
-
-    code = "not-allowed"
-
-
-class NotFoundError(BatonError):
-    """There is no such thing."""
-
-    code = "not-found"
-
-
-class InvalidRequestError(BatonError):
-    """The request cannot be understood."""
-
-    code = "invalid-request"
-
-
-class ConflictError(BatonError):
-    """The request does not fit the present state."""
-
-    code = "conflict"
-
-
-class UnavailableError(BatonError):
-    """A part that Baton needs does not answer; send it again later."""
-
-    code = "unavailable"
+__all__ = [
+    "ConflictError", "InvalidRequestError", "NotAllowedError", "NotAuthenticatedError",
+    "NotFoundError", "UnavailableError", "UnreadableError",
+]  # fmt: skip
 
 
 class UnreadableError(BatonError):

@@ -31,12 +31,13 @@ SELECT created_at, 'message' AS kind, id, message_id, topic, reason,
 FROM notifier.dead_letters WHERE retried_at IS NULL
 """
 
-# A skipped delivery counts only when nothing else reached the person.
+# A skipped delivery counts only when nothing else reached the person, and nothing of an alert that was seen.
 _DEAD_DELIVERIES = """
 SELECT d.finished_at, 'delivery', d.id, NULL, NULL, d.reason, d.alert_id, a.lead_id, d.channel,
   d.attempt
 FROM notifier.deliveries d JOIN notifier.alerts a ON a.id = d.alert_id
-WHERE (d.status = 'dead' OR (d.status = 'skipped' AND a.status = 'dead_lettered'))
+WHERE a.status <> 'acknowledged'
+  AND (d.status = 'dead' OR (d.status = 'skipped' AND a.status = 'dead_lettered'))
 """
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.contracts.rates import FAILURES, quota_of
 
 
 class NotifierSettings(BaseSettings):
@@ -38,8 +40,27 @@ class NotifierSettings(BaseSettings):
     )
     delivery_timeout_s: float = Field(15, gt=0, description="seconds one attempt may take")
     pool_connections_max: int = Field(8, ge=2, description="connections to the database")
+    rate_limit_requests: str = Field(
+        "off",
+        description="requests a key, like '100/s burst 200'; a key's own rate takes its place",
+    )
+    rate_limit_failures: str = Field(
+        FAILURES, description="requests with a wrong key from one address, like '60/m burst 100'"
+    )
+    trusted_proxies: str = Field(
+        "", description="addresses and networks, comma-separated, whose X-Forwarded-For is believed"
+    )
+    idempotency_keep_s: float = Field(
+        86_400, gt=0, description="seconds that the answer to an Idempotency-Key is kept"
+    )
     drain_s: float = Field(
         0.0, ge=0, description="seconds that readiness fails before the service stops listening"
     )
     log_format: str = Field("auto", description="json, console, or auto: console on a terminal")
     log_level: str = Field("info", description="debug, info, warning or error")
+
+    @field_validator("rate_limit_requests", "rate_limit_failures")
+    @classmethod
+    def _is_rate(cls, text: str) -> str:
+        quota_of(text)
+        return text

@@ -6,7 +6,7 @@ inserted in one order of their keys, so that replicas wait for each other but ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -16,7 +16,11 @@ import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
 from services.contracts.events import Message
+from services.contracts.postgres_log import Executor
 from services.notifier.alerts import Alert
+
+ACKNOWLEDGED = "acknowledged"
+"""The reason of a delivery that was not sent because the alert had been seen."""
 
 _encode = msgspec.json.encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
@@ -42,6 +46,7 @@ class Claim(msgspec.Struct, frozen=True):
     addressee_id: str | None
     subject: str
     body: str
+    is_acknowledged: bool = False
 
 
 class Saved(msgspec.Struct):
@@ -92,7 +97,7 @@ claimed AS (
   UPDATE notifier.deliveries d SET status = 'claimed', claimed_until = $2
   FROM due WHERE d.id = due.id
   RETURNING d.id, d.alert_id, d.channel, d.attempt, d.last_attempt, d.claimed_until)
-SELECT c.*, a.addressee_id, a.subject, a.body
+SELECT c.*, a.status, a.addressee_id, a.subject, a.body
 FROM claimed c JOIN notifier.alerts a ON a.id = c.alert_id
 """
 
@@ -119,7 +124,13 @@ FROM (SELECT CASE WHEN count(*) FILTER (WHERE status IN ('pending', 'claimed')) 
 WHERE a.id = $1 AND a.status <> 'acknowledged' AND a.status <> s.status
 """
 
-_LOCK_ALERT = "SELECT id FROM notifier.alerts WHERE id = $1 FOR UPDATE"
+# Who has seen the alert need not be told again. A delivery under way is left to end.
+_CANCEL = """
+UPDATE notifier.deliveries SET status = 'skipped', finished_at = $2, reason = $3, latency_ms = 0
+WHERE alert_id = $1 AND status = 'pending'
+"""
+
+_LOCK_ALERT = "SELECT status FROM notifier.alerts WHERE id = $1 FOR UPDATE"
 
 _ACKNOWLEDGE = """
 UPDATE notifier.alerts SET status = 'acknowledged', acknowledged_at = $2, acknowledged_by = $3
@@ -131,6 +142,7 @@ _RETRY = """
 WITH ended AS (
   UPDATE notifier.deliveries SET status = 'failed'
   WHERE alert_id = $1 AND status IN ('dead', 'skipped')
+    AND NOT EXISTS (SELECT FROM notifier.alerts WHERE id = $1 AND status = 'acknowledged')
   RETURNING channel, attempt)
 INSERT INTO notifier.deliveries (alert_id, channel, attempt, last_attempt, status, due_at)
 SELECT $1, channel, max(attempt) + 1, max(attempt) + $3::int, 'pending', $2
@@ -240,6 +252,7 @@ async def claim(
         Claim(
             r["id"], r["alert_id"], r["channel"], r["attempt"], r["last_attempt"],
             r["claimed_until"], r["addressee_id"], r["subject"], r["body"],
+            r["status"] == ACKNOWLEDGED,
         )
         for r in rows
     ]  # fmt: skip
@@ -260,13 +273,13 @@ async def finish(
     """
     async with pool.acquire() as connection, connection.transaction():
         # Two channels of one alert may end at once: the alert's row makes them take turns.
-        await connection.execute(_LOCK_ALERT, claim.alert_id)
+        alert_status = await connection.fetchval(_LOCK_ALERT, claim.alert_id)
         finished = await connection.fetchval(
             _FINISH, claim.delivery_id, claim.claimed_until, status, now, reason, latency_ms
         )
         if finished is None:
             return False
-        if next_due_at is not None:
+        if next_due_at is not None and alert_status != ACKNOWLEDGED:
             await connection.execute(
                 _NEXT_ATTEMPT, claim.alert_id, claim.channel, claim.attempt + 1,
                 claim.last_attempt, next_due_at,
@@ -276,16 +289,30 @@ async def finish(
 
 
 async def acknowledge(pool: asyncpg.Pool[Any], id: UUID, by: str, now: datetime) -> None:
-    """Record that `by` has seen the alert; the first acknowledgement stays."""
-    await pool.execute(_ACKNOWLEDGE, id, now, by)
+    """Record that `by` has seen the alert; the first acknowledgement stays. What is pending is skipped."""
+    async with pool.acquire() as connection, connection.transaction():
+        # The alert first, as whoever finishes a delivery does.
+        await connection.execute(_ACKNOWLEDGE, id, now, by)
+        await connection.execute(_CANCEL, id, now, ACKNOWLEDGED)
 
 
-async def retry(pool: asyncpg.Pool[Any], id: UUID, now: datetime, tries: int) -> list[str]:
-    """Begin anew on every channel of the alert that ended undelivered; gives their labels."""
+async def retry(
+    pool: asyncpg.Pool[Any],
+    id: UUID,
+    now: datetime,
+    tries: int,
+    mark: Callable[[Executor], Awaitable[None]] | None = None,
+) -> list[str]:
+    """Begin anew on every channel of the alert that ended undelivered; gives their labels.
+
+    Nothing is sent once the alert is acknowledged. `mark` records in the same transaction that it was done.
+    """
     async with pool.acquire() as connection, connection.transaction():
         await connection.execute(_LOCK_ALERT, id)
         rows = await connection.fetch(_RETRY, id, now, tries)
         await connection.execute(_SETTLE, id)
+        if rows and mark is not None:
+            await mark(connection)
     return [r["channel"] for r in rows]
 
 

@@ -6,39 +6,50 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import httpx
 import structlog
+import uuid_utils.compat
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.types import Message, Receive, Scope, Send
 
 from services.contracts.access import Gatekeeper
+from services.contracts.answers import database_away, problem_response
 from services.contracts.bus import Bus
 from services.contracts.database import STEADY_PLANS, nothing_to_reset
-from services.contracts.team import load_team
+from services.contracts.idempotency import Once
+from services.contracts.rates import RateLimits
+from services.contracts.team import Team, load_team
 from services.stage_service import metrics
 from services.stage_service.api import health, moves, reads
-from services.stage_service.api.access import House, answer_problems
+from services.stage_service.api.access import STATUS, House, answer_problems
 from services.stage_service.api.events import OPENAPI, PATH, EventsEndpoint
 from services.stage_service.lane import Lane
 from services.stage_service.pages import pages_router
-from services.stage_service.playbook import parse_playbook
+from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.pulse import Pulse
 from services.stage_service.relay import Relay
 from services.stage_service.settings import StageSettings
 from services.stage_service.shelf import Shelf
 
 CONNECT_AGAIN_S = 0.1
+_NOT_YET = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
 _log = structlog.get_logger("baton.stage")
 
 
+def utc_now() -> datetime:
+    """Give the present moment."""
+    return datetime.now(UTC)
+
+
 def create_app(settings: StageSettings) -> StageApp:
-    """Build the stage service from `settings`.
+    """Build the stage service from `settings`. It starts while the database is away, and waits for it.
 
     Reads playbooks and roster at once: raises SourceError or OSError when they are not right.
     """
@@ -50,53 +61,12 @@ def create_app(settings: StageSettings) -> StageApp:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        pool = await _connected(settings)
-        shelf = Shelf()
-        await shelf.load(pool)
-        for playbook in playbooks:
-            await shelf.publish(pool, playbook)
-        bus: Bus | None = None
-        if settings.kafka_bootstrap_servers:
-            from services.contracts.kafka import KafkaBus
-
-            bus = await KafkaBus.open(settings.kafka_bootstrap_servers)
-        pulse = Pulse(settings.database_url)
-        relay = Relay(settings.database_url, bus, pulse.beat)
-        lane = Lane(pool, shelf, team, committed=relay.wake)
-        engine = create_async_engine(
-            settings.database_url.replace("postgresql://", "postgresql+asyncpg://", 1),
-            pool_size=5, pool_pre_ping=True,
-        )  # fmt: skip
-        notifier = httpx.AsyncClient(base_url=settings.notifier_url)
-        gatekeeper = Gatekeeper(pool)
-        house = House(
-            pool, engine, gatekeeper, lane, pulse, notifier,
-            settings.public_url or f"http://{settings.host}:{settings.port}",
-        )  # fmt: skip
-        app.state.house = house
-        app.state.events = EventsEndpoint(gatekeeper, lane)
-        pulse.start()
-        lane.start()
-        relay.start()
-        # What is loaded now stays: the collector need not look at it again at every batch.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(200_000, 20, 100)
-        _log.info("stage.started", playbooks=[f"{p.name} {p.version}" for p in
-                                              shelf.playbooks.values()])  # fmt: skip
+        opening = _Opening(cast("StageApp", app), settings, playbooks, team)
+        await opening.begin()
         try:
             yield
         finally:
-            house.stopping.set()
-            await lane.stop()
-            await relay.stop()
-            await pulse.stop()
-            if bus is not None:
-                await bus.close()
-            await notifier.aclose()
-            await engine.dispose()
-            pool.terminate()
-            _log.info("stage.stopped")
+            await opening.close()
 
     app = StageApp(
         title="Baton",
@@ -115,37 +85,146 @@ def create_app(settings: StageSettings) -> StageApp:
     return app
 
 
-async def _connected(settings: StageSettings) -> asyncpg.Pool[Any]:
-    """Connect, and wait for a database that is still starting or not yet migrated."""
-    told = ""
-    while True:
+class _Opening:
+    """Opens the house when the database is there; until then the app answers 503.
+
+    What fails for want of the database is tried again. Another failure at the start ends the start; later,
+    when the process listens already, it is told by readiness and tried again too.
+    """
+
+    def __init__(
+        self, app: StageApp, settings: StageSettings, playbooks: list[Playbook], team: Team
+    ) -> None:
+        self._app = app
+        self._settings = settings
+        self._playbooks = playbooks
+        self._team = team
+        self._parts = AsyncExitStack()
+        self._waiting: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Open at once, or begin to wait for the database."""
         try:
-            pool = await asyncpg.create_pool(
-                settings.database_url, min_size=3, max_size=settings.pool_connections_max,
-                timeout=5, command_timeout=30, reset=nothing_to_reset,
-                server_settings={"application_name": "baton-stage", **STEADY_PLANS},
-            )  # fmt: skip
-            try:
-                await pool.fetchval("SELECT max(epoch) FROM stage.playbook_versions")
-            except BaseException:
-                pool.terminate()
-                raise
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            if type(error).__name__ != told:
-                told = type(error).__name__
-                _log.warning("stage.waiting_for_database", reason=told)
+            await self._open()
+        except _NOT_YET as error:
+            self._tell(error)
+            self._waiting = asyncio.create_task(self._wait(), name="opening")
+
+    async def close(self) -> None:
+        """Stop waiting, and stop what was opened."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+            await asyncio.gather(self._waiting, return_exceptions=True)
+        await self._parts.aclose()
+        _log.info("stage.stopped")
+
+    async def _wait(self) -> None:
+        while True:
             await asyncio.sleep(CONNECT_AGAIN_S)
-        else:
-            return pool
+            try:
+                return await self._open()
+            except Exception as error:  # whatever it is, the process listens and says so
+                self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        away = isinstance(error, _NOT_YET)
+        reason = "the database does not answer, or is not migrated yet"
+        if not away:
+            reason = f"the service could not start: {type(error).__name__}"
+        if getattr(self._app.state, "closed_because", "") != reason:
+            self._app.state.closed_because = reason
+            if away:
+                _log.warning("stage.waiting_for_database", reason=type(error).__name__)
+            else:
+                _log.error("stage.cannot_start", exc_info=error)
+
+    async def _open(self) -> None:
+        async with AsyncExitStack() as parts:
+            house = await _house(self._settings, self._playbooks, self._team, parts)
+            self._app.state.events = EventsEndpoint(house.gatekeeper, house.lane)
+            self._app.state.house = house
+            self._app.is_open = True
+            # What is loaded now stays: the collector need not look at it again at every batch.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(200_000, 20, 100)
+            shown = [f"{p.name} {p.version}" for p in house.playbooks.values()]
+            _log.info("stage.started", playbooks=shown)
+            self._parts = parts.pop_all()
+
+
+async def _house(
+    settings: StageSettings, playbooks: list[Playbook], team: Team, parts: AsyncExitStack
+) -> House:
+    """Wire and start the parts; `parts` stops them, the last one started first."""
+    pool = await _connected(settings)
+    parts.callback(pool.terminate)
+    shelf = Shelf()
+    await shelf.load(pool)
+    for playbook in playbooks:
+        await shelf.publish(pool, playbook)
+    engine = create_async_engine(
+        settings.database_url.replace("postgresql://", "postgresql+asyncpg://", 1),
+        pool_size=5, pool_pre_ping=True,
+    )  # fmt: skip
+    parts.push_async_callback(engine.dispose)
+    notifier = await parts.enter_async_context(httpx.AsyncClient(base_url=settings.notifier_url))
+    bus: Bus | None = None
+    if settings.kafka_bootstrap_servers:
+        from services.contracts.kafka import KafkaBus
+
+        bus = await KafkaBus.open(settings.kafka_bootstrap_servers)
+        parts.push_async_callback(bus.close)
+    pulse = Pulse(settings.database_url)
+    relay = Relay(settings.database_url, bus, pulse.beat)
+    lane = Lane(pool, shelf, team, committed=relay.wake)
+    rates = RateLimits(
+        settings.rate_limit_requests, settings.rate_limit_events, settings.rate_limit_failures
+    )
+    house = House(
+        pool, engine, Gatekeeper(pool, rates), lane, pulse, notifier,
+        settings.public_url or f"http://{settings.host}:{settings.port}",
+        Once(pool, utc_now, uuid_utils.compat.uuid7, settings.idempotency_keep_s),
+    )  # fmt: skip
+    pulse.start()
+    parts.push_async_callback(pulse.stop)
+    relay.start()
+    parts.push_async_callback(relay.stop)
+    lane.start()
+    parts.push_async_callback(lane.stop)
+    parts.callback(house.stopping.set)
+    return house
+
+
+async def _connected(settings: StageSettings) -> asyncpg.Pool[Any]:
+    """Connect; raises one of `_NOT_YET` while the database is away or not migrated."""
+    pool = await asyncpg.create_pool(
+        settings.database_url, min_size=3, max_size=settings.pool_connections_max,
+        timeout=5, command_timeout=30, reset=nothing_to_reset,
+        server_settings={"application_name": "baton-stage", **STEADY_PLANS},
+    )  # fmt: skip
+    try:
+        await pool.fetchval("SELECT max(epoch) FROM stage.playbook_versions")
+        await pool.fetchval("SELECT count(sources) FROM access.keys WHERE false")
+    except BaseException:
+        pool.terminate()
+        raise
+    return pool
 
 
 class StageApp(FastAPI):
     """The application: the hot path goes straight to its endpoint, past the framework."""
 
+    is_open = False
+    """Set when the database was there and the parts run."""
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection (ASGI)."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
+        elif not self.is_open and scope["path"] not in health.WITHOUT_DATABASE:
+            away = problem_response(database_away(), STATUS)
+            await away(scope, receive, _measured(scope, send))
         elif scope["path"] == PATH and scope["method"] == "POST":
             await self.state.events(scope, receive, send)
         else:

@@ -1,38 +1,24 @@
-"""The named failures of the stage service; the docstring of each is its title over HTTP."""
+"""The named failures of the stage service, those it shares with the notifier first.
+
+The docstring of each is its title over HTTP.
+"""
 
 from __future__ import annotations
 
-from services.contracts.problems import BatonError
+from services.contracts.problems import (
+    BatonError,
+    ConflictError,
+    InvalidRequestError,
+    NotAllowedError,
+    NotAuthenticatedError,
+    NotFoundError,
+    UnavailableError,
+)
 
-
-class NotAuthenticatedError(BatonError):
-    """A valid API key is needed."""
-
-    code = "not-authenticated"
-
-
-class NotAllowedError(BatonError):
-    """The API key lacks the scope for this."""
-
-    code = "not-allowed"
-
-
-class NotFoundError(BatonError):
-    """There is no such thing."""
-
-    code = "not-found"
-
-
-class InvalidRequestError(BatonError):
-    """The request cannot be understood."""
-
-    code = "invalid-request"
-
-
-class ConflictError(BatonError):
-    """The request does not fit the present state."""
-
-    code = "conflict"
+__all__ = [
+    "ConflictError", "GateUnmetError", "InvalidRequestError", "NotAllowedError",
+    "NotAuthenticatedError", "NotFoundError", "OverloadedError", "TooLargeError", "UnavailableError",
+]  # fmt: skip
 
 
 class GateUnmetError(ConflictError):
@@ -51,9 +37,3 @@ class OverloadedError(BatonError):
     """Baton cannot take more at this moment; send it again later."""
 
     code = "overloaded"
-
-
-class UnavailableError(BatonError):
-    """A part that Baton needs does not answer; send it again later."""
-
-    code = "unavailable"

@@ -185,6 +185,31 @@ async def state_of(engine: AsyncEngine, lead_id: str) -> bytes | None:
         return await connection.scalar(select(leads.c.state).where(leads.c.id == lead_id))
 
 
+async def is_recorded(engine: AsyncEngine, source: str, id: str) -> bool:
+    """Tell whether the event (`source`, `id`) is stored."""
+    query = select(events.c.id).where(events.c.source == source, events.c.id == id)
+    async with engine.connect() as connection:
+        return await connection.scalar(query) is not None
+
+
+async def transitions_of_event(engine: AsyncEngine, source: str, id: str) -> Sequence[RowMapping]:
+    """Give the transitions that the event made when it was recorded, with their journey's key."""
+    query = (
+        select(transitions, journeys.c.key)
+        .join(journeys, journeys.c.id == transitions.c.journey_id)
+        .join(
+            events,
+            and_(events.c.lead_id == transitions.c.lead_id,
+                 events.c.source == transitions.c.event_source,
+                 events.c.id == transitions.c.event_id),
+        )
+        .where(events.c.source == source, events.c.id == id, transitions.c.kind == "transition")
+        .order_by(transitions.c.journey_id, transitions.c.sequence)
+    )  # fmt: skip
+    async with engine.connect() as connection:
+        return (await connection.execute(query)).mappings().all()
+
+
 _BOARD = text("""
 SELECT stage, journeys, latest FROM (
   SELECT stage, count(*) AS journeys FROM stage.journeys WHERE playbook = :playbook GROUP BY stage) c

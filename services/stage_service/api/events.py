@@ -16,18 +16,21 @@ import structlog
 from prometheus_client import Histogram
 
 from services.contracts import cloudevents
-from services.contracts.access import Gatekeeper, bearer
+from services.contracts.access import Gatekeeper, Principal, bearer, required
 from services.contracts.cloudevents import BATCHED, STRUCTURED, JsonDefectError, brief
 from services.contracts.database import DATABASE_AWAY
 from services.contracts.events import SOURCE, LeadEvent, lead_event, traceparent
-from services.contracts.problems import BatonError, Defect, problem, shown
-from services.stage_service.api.access import RETRY_AFTER_S, STATUS
-from services.stage_service.batch import Outcome
-from services.stage_service.errors import (
-    NotAllowedError,
-    NotAuthenticatedError,
-    UnavailableError,
+from services.contracts.problems import (
+    BatonError,
+    Defect,
+    answer_headers,
+    problem,
+    problem_of,
+    shown,
 )
+from services.stage_service.api.access import STATUS
+from services.stage_service.batch import Outcome
+from services.stage_service.errors import UnavailableError
 from services.stage_service.lane import Lane
 from services.stage_service.metrics import EVENTS, HTTP_SECONDS
 
@@ -52,14 +55,12 @@ class EventsEndpoint:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         began = time.perf_counter()
+        failure: BatonError | None = None
         try:
-            status, body = await self._answer(scope["headers"], receive)
+            status, body = await self._answer(scope, receive)
         except BatonError as error:
-            status = STATUS[type(error)]
-            body = problem(
-                status, error.code, (type(error).__doc__ or "").rstrip("."), error.reason,
-                field=error.field, value=error.value, remedy=error.remedy,
-            )  # fmt: skip
+            failure, status = error, STATUS[type(error)]
+            body = problem_of(error, status)
         except _GoneError:
             return
         except _TooLargeError:
@@ -74,10 +75,11 @@ class EventsEndpoint:
                 500, "internal", "Baton made a mistake", "The error is in Baton's log."
             )  # fmt: skip
         headers = [(b"content-type", b"application/json" if status == 200 else _PROBLEM)]
-        if status == 503:
-            headers.append((b"retry-after", b"%d" % RETRY_AFTER_S))
-        elif status == 401:
-            headers.append((b"www-authenticate", b'Bearer realm="baton"'))
+        if failure is not None:
+            headers += [
+                (name.encode(), value.encode())
+                for name, value in answer_headers(failure, status).items()
+            ]
         elif status == 413:
             headers.append((b"connection", b"close"))
         encoded = _encode(body)
@@ -88,9 +90,8 @@ class EventsEndpoint:
             self._seconds[status] = HTTP_SECONDS.labels("POST", PATH, str(status))
         self._seconds[status].observe(time.perf_counter() - began)
 
-    async def _answer(
-        self, headers: list[tuple[bytes, bytes]], receive: Receive
-    ) -> tuple[int, dict[str, Any]]:
+    async def _answer(self, scope: dict[str, Any], receive: Receive) -> tuple[int, dict[str, Any]]:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
         content_type = authorization = trace = encoding = b""
         binary = False
         for name, value in headers:
@@ -106,7 +107,7 @@ class EventsEndpoint:
                 encoding = value.strip().lower()
             elif name == b"content-length" and _is_too_large(value):
                 raise _TooLargeError
-        await self._admit(authorization.decode("latin-1"))
+        who = await self._admit(authorization.decode("latin-1"), scope)
         body = await _read(receive)
         if encoding not in (b"", b"identity"):
             return _refused(415, Defect(
@@ -115,48 +116,45 @@ class EventsEndpoint:
             ))  # fmt: skip
         media_type = content_type.partition(b";")[0].strip().lower()
         if media_type == BATCHED.encode():
-            return await self._batch(body, trace)
+            return await self._batch(body, trace, who)
         if media_type == STRUCTURED.encode():
-            return await self._one(_structured(body), trace)
+            return await self._one(_structured(body), trace, who)
         if binary and not media_type.startswith(b"application/cloudevents"):
-            return await self._one(cloudevents.from_binary(headers, body), trace)
+            return await self._one(cloudevents.from_binary(headers, body), trace, who)
         return _refused(415, Defect(
             "unsupported-media-type", "content-type", "not a CloudEvent over HTTP",
             f"Send {STRUCTURED}, {BATCHED}, or ce-* headers with any content type.",
             shown(content_type.decode("latin-1")),
         ))  # fmt: skip
 
-    async def _admit(self, authorization: str) -> None:
+    async def _admit(self, authorization: str, scope: dict[str, Any]) -> Principal:
         token = bearer(authorization, {})
-        try:
-            principal = (token and self._gatekeeper.cached(token)) or (
-                await self._gatekeeper.authenticate(token)
-            )
-        except DATABASE_AWAY:
-            raise UnavailableError(
-                "the database does not answer", remedy="Send the same events again."
-            ) from None
-        if principal is None:
-            raise NotAuthenticatedError(
-                "no valid API key was sent",
-                remedy="Send 'Authorization: Bearer <key>'; make a key with 'baton keys create'.",
-            )
-        if "ingest" not in principal.scopes and "admin" not in principal.scopes:
-            raise NotAllowedError(
-                f"the key {principal.name!r} has no scope 'ingest'",
-                remedy="Use a key with the scope 'ingest'.",
-            )
+        who = self._gatekeeper.cached(token) if token else None
+        if who is None:
+            client = scope.get("client")
+            try:
+                who = await self._gatekeeper.known(token, client[0] if client else None)
+            except DATABASE_AWAY:
+                raise UnavailableError(
+                    "the database does not answer", remedy="Send the same events again."
+                ) from None
+        self._gatekeeper.rates.admit(who)
+        required(who, "ingest")
+        return who
 
     async def _one(
-        self, attributes: dict[str, Any] | Defect, trace: bytes
+        self, attributes: dict[str, Any] | Defect, trace: bytes, who: Principal
     ) -> tuple[int, dict[str, Any]]:
         event = _lead_event(attributes, datetime.now(UTC), trace)
+        if who.sources is not None:
+            event = _of_its_source(event, who)
         if isinstance(event, Defect):
             EVENTS.labels("rejected").inc()
-            return _refused(400 if event.code == "invalid-json" else 422, event)
+            return _refused(_ALONE.get(event.code, 422), event)
+        self._gatekeeper.rates.admit_events(who, 1)
         return 200, {"results": await self._lane.submit([event])}
 
-    async def _batch(self, body: bytes, trace: bytes) -> tuple[int, dict[str, Any]]:
+    async def _batch(self, body: bytes, trace: bytes, who: Principal) -> tuple[int, dict[str, Any]]:
         try:
             items = cloudevents.decode_json(body)
         except JsonDefectError as error:
@@ -172,8 +170,11 @@ class EventsEndpoint:
                 "too-many-events", "body", f"{len(items)} events in one batch",
                 f"Send at most {BATCH_EVENTS_MAX} events a batch.",
             ))  # fmt: skip
+        self._gatekeeper.rates.admit_events(who, len(items))
         now = datetime.now(UTC)
         read = [_lead_event(item, now, trace) for item in items]
+        if who.sources is not None:
+            read = [_of_its_source(event, who) for event in read]
         kept = [event for event in read if not isinstance(event, Defect)]
         outcomes = iter(await self._lane.submit(kept))
         results = [
@@ -190,6 +191,8 @@ class EventsEndpoint:
 
 
 _PROBLEM = b"application/problem+json"
+_ALONE = {"invalid-json": 400, "source-not-allowed": 403}
+"""The status of a single event that was rejected, when it is not 422."""
 
 
 class _TooLargeError(Exception):
@@ -252,6 +255,18 @@ def _lead_event(item: Any, now: datetime, trace: bytes) -> LeadEvent | Defect:
     if trace and not isinstance(event, Defect) and event.traceparent is None:
         return msgspec.structs.replace(event, traceparent=traceparent(trace.decode("latin-1")))
     return event
+
+
+def _of_its_source(event: LeadEvent | Defect, who: Principal) -> LeadEvent | Defect:
+    """Give `event`, or why the key, which is bound to sources, may not send it."""
+    if isinstance(event, Defect) or who.may_ingest_for(event.source):
+        return event
+    return Defect(
+        "source-not-allowed", "source",
+        f"the key {who.name!r} may not send events of the source {brief(event.source)!r}",
+        "Send it with a key that is bound to this source, or to none: "
+        "'baton keys create NAME --scope ingest --source SOURCE'.", brief(event.source),
+    )  # fmt: skip
 
 
 def _rejected(item: Any, defect: Defect) -> Outcome:
@@ -323,6 +338,7 @@ OPENAPI: dict[str, Any] = {
         "413": {"description": "Over 1 MiB or 1,000 events", **_PROBLEM_ANSWER},
         "415": {"description": "Not a CloudEvent", **_PROBLEM_ANSWER},
         "422": {"description": "Not valid; `field` names the attribute", **_PROBLEM_ANSWER},
+        "429": {"description": "Over the key's rate; again after Retry-After", **_PROBLEM_ANSWER},
         "503": {"description": "Send it again after Retry-After", **_PROBLEM_ANSWER},
     },
 }

@@ -14,6 +14,8 @@ from services.stage_service.metrics import OUTBOX_PENDING, PUBLISHED_POSITION
 from services.stage_service.reads import last_position
 
 READY_WITHIN_S = 2.0
+WITHOUT_DATABASE = ("/livez", "/readyz")
+"""What answers before the database was there for the first time."""
 
 router = APIRouter(tags=["operations"])
 
@@ -27,14 +29,18 @@ async def livez() -> dict[str, str]:
 @router.get("/readyz", operation_id="readyz")
 async def readyz(request: Request) -> JSONResponse:
     """Tell whether requests can be served: not while stopping, nor without the database."""
+    if not request.app.is_open:
+        return _unready(request.app.state.closed_because)
     it = house(request)
     if it.stopping.is_set():
         return JSONResponse({"status": "stopping"}, 503)
     if await _pending(it) is None:
-        return JSONResponse(
-            {"status": "unavailable", "reason": "the database does not answer"}, 503
-        )
+        return _unready("the database does not answer")
     return JSONResponse({"status": "ok"})
+
+
+def _unready(reason: str) -> JSONResponse:
+    return JSONResponse({"status": "unavailable", "reason": reason}, 503)
 
 
 @router.get("/metrics", operation_id="metrics")

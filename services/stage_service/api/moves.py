@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.contracts.access import Principal
+from services.contracts.answers import OnceRoute, attempt_of
 from services.contracts.events import (
     DEAL_CHARACTERS_MAX,
     DEAL_KEY,
@@ -22,7 +23,7 @@ from services.contracts.yaml_source import nearest
 from services.stage_service import funnel
 from services.stage_service.api.access import House, allow, house
 from services.stage_service.api.reads import playbook_named, required_lead_id
-from services.stage_service.batch import LEAD_IDENTITY, Outcome
+from services.stage_service.batch import LEAD_IDENTITY, Brief, Outcome
 from services.stage_service.errors import (
     ConflictError,
     GateUnmetError,
@@ -31,10 +32,10 @@ from services.stage_service.errors import (
 )
 from services.stage_service.lane import new_id
 from services.stage_service.playbook import Playbook
-from services.stage_service.reads import state_of
+from services.stage_service.reads import is_recorded, state_of, transitions_of_event
 from services.stage_service.store import unpack_state
 
-router = APIRouter()
+router = APIRouter(route_class=OnceRoute)
 
 
 class MoveByHand(BaseModel):
@@ -64,9 +65,11 @@ async def move(
     request: Request, id: str, wish: MoveByHand, who: Annotated[Principal, Depends(allow("move"))]
 ) -> Any:
     """Move a journey to another stage by hand, backwards too."""
+    attempt = attempt_of(request)
     outcome = await move_by_hand(
-        house(request), who, id, wish.to, wish.reason, wish.playbook, wish.key, force=wish.force
-    )
+        house(request), who, id, wish.to, wish.reason, wish.playbook, wish.key, force=wish.force,
+        event_id=str(attempt.effect_id) if attempt else None,
+    )  # fmt: skip
     return msgspec.to_builtins(outcome)
 
 
@@ -80,12 +83,13 @@ async def move_by_hand(
     key: str = MAIN,
     *,
     force: bool = False,
+    event_id: str | None = None,
 ) -> Outcome:
     """Record that `who` moves a lead's journey to stage `to`, and give what happened.
 
-    Raises NotFoundError for an unknown lead, InvalidRequestError for an unknown stage, ConflictError
-    when the journey is in that stage already, GateUnmetError when the gate is not met and the move
-    is not forced.
+    With an `event_id` that is recorded already nothing more happens: the answer is that of the first time.
+    Raises NotFoundError for an unknown lead, InvalidRequestError for an unknown stage, ConflictError when
+    the journey is in that stage already, GateUnmetError when the gate is not met and the move is not forced.
     """
     chosen = playbook_named(house, playbook)
     if to not in chosen.stages:
@@ -101,9 +105,11 @@ async def move_by_hand(
     lead = unpack_state(state) if state is not None else None
     if lead is None:
         raise NotFoundError(f"there is no lead {lead_id!r}", field="id", value=lead_id)
+    if event_id is not None and await is_recorded(house.engine, SOURCE, event_id):
+        return await _as_recorded(house, lead, event_id, chosen, key, to)
     now = datetime.now(UTC)
     event = LeadEvent(
-        id=new_id(), source=SOURCE, type=MOVED_BY_HAND,
+        id=event_id or new_id(), source=SOURCE, type=MOVED_BY_HAND,
         # After everything known of the lead, also when a tool's clock runs ahead of ours.
         time=max(now, lead.last[0] + timedelta(microseconds=1)),
         recorded_at=now, subject=None, identities=((LEAD_IDENTITY, lead_id),), deal=key,
@@ -113,12 +119,36 @@ async def move_by_hand(
     )  # fmt: skip
     _refuse_what_would_not_move(chosen, lead, event, to)
     outcome = (await house.lane.submit([event]))[0]
+    if outcome.status == "duplicate":  # recorded by another attempt at the same request, meanwhile
+        return await _as_recorded(house, lead, event.id, chosen, key, to)
     if outcome.held:
-        raise GateUnmetError(
-            "the stage's gate was not met when the move was recorded; it waits",
-            extra={"missing": outcome.held[0].missing},
-        )
+        raise _held(outcome.held[0].missing)
     return outcome
+
+
+def _held(missing: list[str]) -> GateUnmetError:
+    return GateUnmetError(
+        "the stage's gate was not met when the move was recorded; it waits",
+        extra={"missing": missing},
+    )
+
+
+async def _as_recorded(
+    house: House, lead: funnel.Lead, event_id: str, playbook: Playbook, key: str, to: str
+) -> Outcome:
+    """Give the outcome of a recorded move again, as it was first told."""
+    rows = await transitions_of_event(house.engine, SOURCE, event_id)
+    if not rows:
+        journey = lead.journeys.get(funnel.journey_name(playbook.name, key))
+        raise _held(next((h.missing for h in journey.held if h.to == to), []) if journey else [])
+    briefs = [
+        Brief(
+            r["id"], r["kind"], r["sequence"], r["journey_id"], r["playbook"], r["key"],
+            r["from_stage"], r["to_stage"], r["rule"], r["explanation"],
+        )
+        for r in rows
+    ]  # fmt: skip
+    return Outcome(event_id, SOURCE, "applied", rows[0]["lead_id"], briefs)
 
 
 def _refuse_what_would_not_move(

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
-from services.contracts.problems import BatonError
+from services.contracts.problems import BatonError, answer_headers
 from services.stage_service.api.access import STATUS
 from services.stage_service.errors import (
     InvalidRequestError,
@@ -177,7 +177,9 @@ def error_page(request: Request, error: BatonError) -> Response:
     code = STATUS.get(type(error), 500)
     title = (type(error).__doc__ or "").rstrip(".") if code != 500 else "Something went wrong"
     template = "_error.html" if is_fragment(request) else "error.html"
-    return page(request, template, code, code=code, title=title, error=error, who=None)
+    answer = page(request, template, code, code=code, title=title, error=error, who=None)
+    answer.headers.update(answer_headers(error, code))
+    return answer
 
 
 def _to_login(request: Request) -> Response:
