@@ -112,7 +112,7 @@ class OnceRoute(APIRoute):
                 return await _answer_of(request, plain)
 
             answer = await cast("Once", request.app.state.house.once).answer(
-                who.id, key, fingerprint_of(request.method, target, who.id, body), act
+                who.id, key, fingerprint_of(request.method, target, who.id, body), act, _UNREAD
             )
             headers = {"content-type": answer.content_type}
             if answer.is_repeat:
@@ -137,6 +137,9 @@ async def _answer_of(
         response.status_code, response.headers.get("content-type", ""), bytes(response.body)
     )
 
+
+_UNREAD = (RequestValidationError, HTTPException)
+"""What the framework raises for a request that it cannot read."""
 
 _KEY_PARAMETER: dict[str, Any] = {
     "name": "Idempotency-Key",

@@ -159,11 +159,12 @@ class Once:
         key: str,
         fingerprint: bytes,
         act: Callable[[Attempt], Awaitable[Answer]],
+        harmless: tuple[type[Exception], ...] = (),
     ) -> Answer:
         """Give the first answer to the request of `who` with this `key`; `act` carries it out.
 
         A final answer (`Answer.is_final`) is stored. After another one, or when `act` raises, the next
-        repeat tries again. Raises KeyReusedError for another request with the same key, KeyInUseError
+        repeat tries again; after one of `harmless`, raised before anything happened, the key is free. Raises KeyReusedError for another request with the same key, KeyInUseError
         while the first is being carried out.
         """
         attempt = await self._claim(who, key, fingerprint)
@@ -171,6 +172,9 @@ class Once:
             return attempt
         try:
             answer = await act(attempt)
+        except harmless:
+            await self._end(_FORGOTTEN, attempt)
+            raise
         except Exception:
             await self._end(_RELEASED, attempt)
             raise

@@ -15,13 +15,15 @@ import msgspec
 import pytest
 from fastapi import FastAPI
 
-from services.contracts import access, postgres_log
+from services.contracts import access, postgres_log, problems
 from services.contracts.events import TRANSITIONED, TRANSITIONS_TOPIC, Message
 from services.contracts.problems import BatonError
 from services.notifier import errors
 from services.notifier.access import STATUS, House
 from services.notifier.app import create_app
 from services.notifier.settings import NotifierSettings
+from services.stage_service import errors as stage_errors
+from services.stage_service.api import access as stage_access
 
 TEAM = """
 people:
@@ -304,9 +306,46 @@ async def test_it_starts_and_stops_while_everything_is_away(tmp_path: Path) -> N
         assert (await client.get("/livez")).status_code == 200
 
 
-def test_every_error_has_a_status() -> None:
+@pytest.mark.parametrize(
+    ("statuses", "own"), [(STATUS, errors), (stage_access.STATUS, stage_errors)]
+)
+def test_every_error_has_a_status(statuses: dict[type[BatonError], int], own: Any) -> None:
+    """Of both services: what they share, and their own."""
     named = {
-        e for e in vars(errors).values()
+        e for module in (problems, own) for e in vars(module).values()
         if isinstance(e, type) and issubclass(e, BatonError) and e is not BatonError
     }  # fmt: skip
-    assert named == set(STATUS)
+    assert named == set(statuses)
+
+
+async def test_a_retry_whose_answer_was_lost_is_not_done_twice(served: Served) -> None:
+    """A retry carries no id: that it was done is recorded in its transaction (I12)."""
+    await served.publish(transition("ben", "ae"))
+    [alert] = await served.alerts(1, person="ben", status="dead_lettered")
+    path, key = f"/v1/alerts/{alert['id']}/retry", {"idempotency-key": '"again"'}
+    assert (await served.client.post(path, headers=key)).status_code == 200
+    [alert] = await served.alerts(1, person="ben", status="dead_lettered")
+    attempts = len(alert["deliveries"])
+    lost = await served.connection.execute(
+        "UPDATE access.idempotency_keys SET status = NULL, body = NULL, claimed_until = now() WHERE done"
+    )
+    assert lost == "UPDATE 1"
+    for repeated in (None, "true"):
+        answer = await served.client.post(path, headers=key)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers.get("idempotency-replayed") == repeated
+        assert len(answer.json()["deliveries"]) == attempts
+
+
+async def test_the_notifier_limits_too(database_url: str, tmp_path: Path) -> None:
+    """A key's own rate counts here as at the stage service, and so do wrong keys."""
+    connection = await asyncpg.connect(database_url)
+    _, token = await access.create_key(connection, "slow", ["read"], rate="1/h burst 2")
+    await connection.close()
+    app = create_app(settings(database_url, tmp_path, rate_limit_failures="1/h burst 2"))
+    async with serve(app, token) as client:
+        codes = [(await client.get("/v1/alerts")).status_code for _ in range(3)]
+        assert codes == [200, 200, 429]
+        client.headers["authorization"] = "Bearer bat_000000000000_wrong"
+        codes = [(await client.get("/v1/alerts")).status_code for _ in range(3)]
+        assert codes == [401, 401, 429]

@@ -378,6 +378,60 @@ async def test_acknowledging_twice_keeps_the_first(desk: Desk) -> None:
     assert datetime.fromisoformat(alert["acknowledged_at"]) == first
 
 
+async def test_acknowledging_cancels_what_is_pending(desk: Desk) -> None:
+    """Who has seen the alert is not told again, and it is no dead letter."""
+    await desk.consumer(ListBus([transition("ben")])).run_once()
+    [alert] = await desk.alerts()
+    await store.acknowledge(desk.pool, uuid.UUID(alert["id"]), "ana", desk.clock.now())
+    assert await desk.dispatcher.run_due() == 0
+    assert desk.wire.sent == []
+    [alert] = await desk.alerts()
+    assert {d["channel"]: (d["status"], d["reason"]) for d in alert["deliveries"]} == {
+        "inbox": ("delivered", None), "email": ("skipped", "acknowledged"),
+    }  # fmt: skip
+    assert alert["deliveries"][-1]["finished_at"]
+    assert await desk.dead_letters() == []
+    id = uuid.UUID(alert["id"])
+    assert await store.retry(desk.pool, id, desk.clock.now(), PATIENCE.tries) == []
+
+
+async def test_acknowledged_while_it_is_sent_it_is_not_tried_again(desk: Desk) -> None:
+    """The attempt under way ends as it ends; nothing follows it."""
+    await desk.consumer(ListBus([transition("ben")])).run_once()
+    [alert] = await desk.alerts()
+    desk.wire.gate.clear()
+    desk.wire.outcomes = [Outcome("failed", "busy")]
+    sending = asyncio.create_task(desk.dispatcher.run_due())
+    while not await desk.pool.fetchval(
+        "SELECT count(*) FROM notifier.deliveries WHERE status = 'claimed'"
+    ):
+        pass
+    await store.acknowledge(desk.pool, uuid.UUID(alert["id"]), "ana", desk.clock.now())
+    desk.wire.gate.set()
+    assert await sending == 1
+    desk.clock.pass_(3600)
+    assert await desk.dispatcher.run_due() == 0
+    [alert] = await desk.alerts()
+    assert alert["status"] == "acknowledged"
+    assert [d["status"] for d in alert["deliveries"] if d["channel"] == "email"] == ["failed"]
+
+
+async def test_acknowledged_after_a_process_died_it_is_not_sent_again(desk: Desk) -> None:
+    """A claim that ran out is skipped, not sent."""
+    await desk.consumer(ListBus([transition("ben")])).run_once()
+    [alert] = await desk.alerts()
+    now = desk.clock.now()
+    await store.claim(desk.pool, now, now + timedelta(seconds=30), 10)  # and the process is gone
+    await store.acknowledge(desk.pool, uuid.UUID(alert["id"]), "ana", now)
+    desk.clock.pass_(30)
+    assert await desk.dispatcher.run_due() == 1
+    assert desk.wire.sent == []
+    [alert] = await desk.alerts()
+    assert [(d["status"], d["reason"]) for d in alert["deliveries"] if d["channel"] == "email"] == [
+        ("skipped", "acknowledged")
+    ]
+
+
 async def test_stopping_finishes_what_is_held(desk: Desk) -> None:
     await desk.consumer(ListBus([transition("ben")])).run_once()
     desk.wire.gate.clear()
