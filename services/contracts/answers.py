@@ -85,13 +85,18 @@ def attempt_of(request: Request) -> Attempt | None:
 class OnceRoute(APIRoute):
     """A route that honours ``Idempotency-Key`` on POST; without the header it is any other route.
 
-    The route asks `attempt_of` for the id that its effect must carry.
+    The route asks `attempt_of` for the id that its effect must carry. One that knows its callers by
+    something else than an API key overrides `claimant`.
     """
 
     def __init__(self, *args: Any, **named: Any) -> None:
         super().__init__(*args, **named)
         if "POST" in (self.methods or ()):
             self.openapi_extra = {"parameters": [_KEY_PARAMETER], **(self.openapi_extra or {})}
+
+    async def claimant(self, request: Request) -> str:
+        """Give whose key the request's is; raises what the caller is refused with."""
+        return (await admitted(request)).id
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Give the route's way from a request to its response."""
@@ -103,7 +108,7 @@ class OnceRoute(APIRoute):
                 key = key_of(request.headers.getlist("idempotency-key"))
             if key is None:
                 return await plain(request)
-            who = await admitted(request)
+            who = await self.claimant(request)
             target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
             body = await request.body()
 
@@ -112,7 +117,7 @@ class OnceRoute(APIRoute):
                 return await _answer_of(request, plain)
 
             answer = await cast("Once", request.app.state.house.once).answer(
-                who.id, key, fingerprint_of(request.method, target, who.id, body), act, _UNREAD
+                who, key, fingerprint_of(request.method, target, who, body), act, _UNREAD
             )
             headers = {"content-type": answer.content_type}
             if answer.is_repeat:

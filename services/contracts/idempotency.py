@@ -164,8 +164,9 @@ class Once:
         """Give the first answer to the request of `who` with this `key`; `act` carries it out.
 
         A final answer (`Answer.is_final`) is stored. After another one, or when `act` raises, the next
-        repeat tries again; after one of `harmless`, raised before anything happened, the key is free. Raises KeyReusedError for another request with the same key, KeyInUseError
-        while the first is being carried out.
+        repeat tries again; after one of `harmless`, raised before anything happened, the key is free.
+        Raises KeyReusedError for another request with the same key, KeyInUseError while the first is being
+        carried out.
         """
         attempt = await self._claim(who, key, fingerprint)
         if isinstance(attempt, Answer):

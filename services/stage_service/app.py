@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.types import Message, Receive, Scope, Send
 
 from services.contracts.access import Gatekeeper
-from services.contracts.answers import database_away, problem_response
+from services.contracts.answers import database_away
 from services.contracts.bus import Bus
 from services.contracts.database import STEADY_PLANS, nothing_to_reset
 from services.contracts.idempotency import Once
@@ -28,7 +28,7 @@ from services.contracts.rates import RateLimits
 from services.contracts.team import Team, load_team
 from services.stage_service import metrics
 from services.stage_service.api import health, moves, reads
-from services.stage_service.api.access import STATUS, House, answer_problems
+from services.stage_service.api.access import House, answer_problems, problem_response
 from services.stage_service.api.events import OPENAPI, PATH, EventsEndpoint
 from services.stage_service.lane import Lane
 from services.stage_service.pages import pages_router
@@ -223,7 +223,7 @@ class StageApp(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
         elif not self.is_open and scope["path"] not in health.WITHOUT_DATABASE:
-            away = problem_response(database_away(), STATUS)
+            away = problem_response(database_away())
             await away(scope, receive, _measured(scope, send))
         elif scope["path"] == PATH and scope["method"] == "POST":
             await self.state.events(scope, receive, send)

@@ -14,6 +14,7 @@ import typer.main
 from prometheus_client import Counter, Gauge, Histogram
 
 from services.baton.cli import app
+from services.contracts import rates
 from services.notifier import metrics as notifier_metrics
 from services.notifier.settings import NotifierSettings
 from services.stage_service import metrics as stage_metrics
@@ -120,7 +121,7 @@ def test_every_command_is_named() -> None:
 def test_every_metric_is_in_the_runbook() -> None:
     """Somebody who is woken by a metric finds it there."""
     names: set[str] = set()
-    for module in (stage_metrics, notifier_metrics):
+    for module in (stage_metrics, notifier_metrics, rates):
         for value in vars(module).values():
             if isinstance(value, Counter | Gauge | Histogram):
                 for metric in value.describe():

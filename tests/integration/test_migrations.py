@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from services.baton.migrations import current_revision, newest_revision
+from services.contracts.access import Gatekeeper
 from services.stage_service.tables import bus_metadata, metadata
 from tests.integration.test_lane import walk, wired
 
@@ -51,6 +52,27 @@ async def test_the_newest_on_a_database_with_rows(bare_database_url: str) -> Non
     async with wired(bare_database_url) as it:
         assert await it.transitions() == before
         assert {o.status for o in await it.lane.submit(walk())} == {"duplicate"}
+
+
+async def test_keys_made_before_they_could_be_bound_go_on(bare_database_url: str) -> None:
+    """They are bound to nothing, and the version before can still make its own."""
+    migrate(bare_database_url, "0003")
+    connection = await asyncpg.connect(bare_database_url)
+    insert = (
+        "INSERT INTO access.keys (id, name, kind, hash, scopes) "
+        "VALUES ($1, 'old', 'key', sha256('secret'), '{admin,ingest}')"
+    )
+    try:
+        await connection.execute(insert, "before")
+        migrate(bare_database_url)
+        await connection.execute(insert, "after")
+        for id in ("before", "after"):
+            who = await Gatekeeper(connection).authenticate(f"bat_{id}_secret")
+            assert who is not None
+            assert (who.sources, who.rate, who.event_rate) == (None, None, None)
+            assert who.may_ingest_for("/anything")
+    finally:
+        await connection.close()
 
 
 async def test_again_changes_nothing(database_url: str) -> None:

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +197,34 @@ def _command(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode().rstrip("\0").split("\0")
     except OSError:
         return []
+
+
+@contextlib.contextmanager
+def serving_process(database_url: str, log: Path, **settings: str) -> Iterator[httpx.Client]:
+    """Run `baton serve stage` and give a client of it as soon as it listens; `settings` without BATON_."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("BATON_", "KAFKA_"))}
+    port = str(free_port())
+    environment |= {"BATON_DATABASE_URL": database_url, "BATON_PORT": port}
+    environment |= {f"BATON_{name.upper()}": value for name, value in settings.items()}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [Path(sys.executable).parent / "baton", "serve", "stage"],
+            cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+
+        def listens() -> bool:
+            assert process.poll() is None, log.read_text()
+            try:
+                return client.get("/livez").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        try:
+            until(listens, "the stage service listens")
+            yield client
+        finally:
+            process.send_signal(signal.SIGTERM)
+            ended = process.wait(20)
+    assert ended in (0, -signal.SIGTERM)  # the server passes its signal on
+    assert "Traceback" not in log.read_text()

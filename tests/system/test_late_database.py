@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import pytest
 
 from services.baton.embedded import EmbeddedPostgres
 from tests.integration.stage import STRUCTURED
-from tests.system.running import ROOT, free_port, lead_event, until
+from tests.system.running import ROOT, lead_event, serving_process, until
 
 
 @pytest.fixture
@@ -32,43 +31,17 @@ def late() -> Iterator[EmbeddedPostgres]:
 
 
 @pytest.fixture
-def environment(late: EmbeddedPostgres) -> dict[str, str]:
-    """What `baton` is told."""
-    ours = {k: v for k, v in os.environ.items() if not k.startswith(("BATON_", "KAFKA_"))}
-    return ours | {"BATON_DATABASE_URL": late.url(), "BATON_PORT": str(free_port())}
-
-
-@pytest.fixture
-def client(environment: dict[str, str], tmp_path: Path) -> Iterator[httpx.Client]:
+def client(late: EmbeddedPostgres, tmp_path: Path) -> Iterator[httpx.Client]:
     """A client of a stage service whose database is away."""
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [Path(sys.executable).parent / "baton", "serve", "stage"],
-            cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    with httpx.Client(base_url=f"http://127.0.0.1:{environment['BATON_PORT']}") as it:
-
-        def listens() -> bool:
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            try:
-                return it.get("/livez").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        try:
-            until(listens, "the stage service listens")
-            yield it
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(20) in (0, -signal.SIGTERM)  # the server passes its signal on
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    with serving_process(late.url(), tmp_path / "log") as it:
+        yield it
 
 
-def baton(environment: dict[str, str], *arguments: str) -> str:
+def baton(database_url: str, *arguments: str) -> str:
     """Run a command and give what it prints."""
     return subprocess.run(
-        [Path(sys.executable).parent / "baton", *arguments], cwd=ROOT, env=environment, check=True,
-        capture_output=True, text=True,
+        [Path(sys.executable).parent / "baton", *arguments], cwd=ROOT, check=True,
+        capture_output=True, text=True, env=os.environ | {"BATON_DATABASE_URL": database_url},
     ).stdout  # fmt: skip
 
 
@@ -88,23 +61,23 @@ def assert_waits(client: httpx.Client) -> None:
 
 
 def test_it_listens_before_its_database_is_there(
-    late: EmbeddedPostgres, environment: dict[str, str], client: httpx.Client
+    late: EmbeddedPostgres, client: httpx.Client
 ) -> None:
     """Without a server, with an empty database, then with a migrated one."""
     assert_waits(client)
     late.start()
     late.ensure_database()
     assert_waits(client)
-    baton(environment, "migrate")
+    baton(late.url(), "migrate")
     until(lambda: client.get("/readyz").status_code == 200, "the stage service is ready")
-    made = baton(environment, "keys", "create", "late", "--scope", "ingest", "--source", "/test")
+    made = baton(late.url(), "keys", "create", "late", "--scope", "ingest", "--source", "/test")
     key = next(line.split()[1] for line in made.splitlines() if line.startswith("key"))
     answer = client.post(
         "/v1/events", json=lead_event("e-1", "page.viewed", "ada@example.com"),
         headers={"authorization": f"Bearer {key}", "content-type": STRUCTURED},
     )  # fmt: skip
     assert answer.status_code == 200, answer.text
-    assert "source=/test" in baton(environment, "keys", "list")
+    assert "source=/test" in baton(late.url(), "keys", "list")
 
 
 def test_it_stops_while_it_waits(client: httpx.Client) -> None:

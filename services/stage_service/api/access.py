@@ -9,6 +9,7 @@ from typing import Any, cast
 import asyncpg
 import httpx
 from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -23,7 +24,9 @@ from services.stage_service.lane import Lane
 from services.stage_service.playbook import Playbook
 from services.stage_service.pulse import Pulse
 
-__all__ = ["STATUS", "House", "allow", "answer_problems", "house", "token_of"]
+__all__ = [
+    "STATUS", "House", "allow", "answer_problems", "house", "problem_response", "token_of",
+]  # fmt: skip
 
 STATUS: dict[type[BatonError], int] = problems.STATUS | {
     GateUnmetError: 409,
@@ -62,6 +65,11 @@ class House:
 def house(request: Request) -> House:
     """Give the wired parts of the app that serves `request`."""
     return cast("House", request.app.state.house)
+
+
+def problem_response(error: BatonError) -> JSONResponse:
+    """Answer `error` as problem+json with the status of its type."""
+    return answers.problem_response(error, STATUS)
 
 
 def answer_problems(app: FastAPI) -> None:
