@@ -173,6 +173,20 @@ async def test_a_login_link_works_once_and_is_no_key(stage: Stage) -> None:
         assert await access.redeem_login(stage.connection, wrong) is None
 
 
+@pytest.mark.parametrize(("public_url", "secure"), [("https://baton.example", True), (None, False)])
+async def test_the_session_is_secure_where_people_use_tls(
+    database_url: str, public_url: str | None, secure: bool
+) -> None:
+    """Also when the proxy with TLS is not one that is believed."""
+    async with running_stage(database_url, public_url=public_url) as stage:
+        _, login = await access.create_key(
+            stage.connection, "ada", ["read"], kind="login", lifetime_s=60
+        )
+        answer = await stage.client.post("/login", data={"token": login})
+    assert answer.status_code == 303
+    assert ("; secure" in answer.headers["set-cookie"].lower()) is secure
+
+
 async def _session(stage: Stage, *scopes: str) -> str:
     _, token = await access.create_key(
         stage.connection, "ada", scopes, kind="session", lifetime_s=60

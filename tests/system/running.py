@@ -199,32 +199,46 @@ def _command(pid: int) -> list[str]:
         return []
 
 
-@contextlib.contextmanager
-def serving_process(database_url: str, log: Path, **settings: str) -> Iterator[httpx.Client]:
-    """Run `baton serve stage` and give a client of it as soon as it listens; `settings` without BATON_."""
+def stage_process(
+    database_url: str, log: Path, **settings: str
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Run `baton serve stage` until it listens and give (the process, its URL); `settings` without BATON_."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("BATON_", "KAFKA_"))}
     port = str(free_port())
     environment |= {"BATON_DATABASE_URL": database_url, "BATON_PORT": port}
     environment |= {f"BATON_{name.upper()}": value for name, value in settings.items()}
-    with log.open("wb") as out:
+    with log.open("ab") as out:
         process = subprocess.Popen(
             [Path(sys.executable).parent / "baton", "serve", "stage"],
             cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+    url = f"http://127.0.0.1:{port}"
 
-        def listens() -> bool:
-            assert process.poll() is None, log.read_text()
-            try:
-                return client.get("/livez").status_code == 200
-            except httpx.TransportError:
-                return False
-
+    def listens() -> bool:
+        assert process.poll() is None, log.read_text()
         try:
-            until(listens, "the stage service listens")
+            return httpx.get(f"{url}/livez").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        until(listens, "the stage service listens")
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return process, url
+
+
+@contextlib.contextmanager
+def serving_process(database_url: str, log: Path, **settings: str) -> Iterator[httpx.Client]:
+    """Give a client of a `stage_process`, and stop that after."""
+    process, url = stage_process(database_url, log, **settings)
+    try:
+        with httpx.Client(base_url=url) as client:
             yield client
-        finally:
-            process.send_signal(signal.SIGTERM)
-            ended = process.wait(20)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        ended = process.wait(20)
     assert ended in (0, -signal.SIGTERM)  # the server passes its signal on
     assert "Traceback" not in log.read_text()

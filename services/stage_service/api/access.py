@@ -17,7 +17,7 @@ from services.contracts import answers, problems
 from services.contracts.access import Gatekeeper
 from services.contracts.answers import allow, token_of
 from services.contracts.idempotency import Once
-from services.contracts.problems import BatonError
+from services.contracts.problems import RETRY_AFTER_S, BatonError
 from services.contracts.team import Team
 from services.stage_service.errors import GateUnmetError, OverloadedError, TooLargeError
 from services.stage_service.lane import Lane
@@ -25,7 +25,7 @@ from services.stage_service.playbook import Playbook
 from services.stage_service.pulse import Pulse
 
 __all__ = [
-    "STATUS", "House", "allow", "answer_problems", "house", "problem_response", "token_of",
+    "RETRY_AFTER_S", "STATUS", "House", "allow", "answer_problems", "house", "problem_response", "token_of",
 ]  # fmt: skip
 
 STATUS: dict[type[BatonError], int] = problems.STATUS | {

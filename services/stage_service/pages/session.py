@@ -54,9 +54,11 @@ async def login(request: Request) -> Response:
     if session is None:
         return _login(request, next, 403, failed=True)
     answer = RedirectResponse(next, 303, {"cache-control": "no-store"})
+    # Behind a proxy with TLS that was not named to us, the public address tells.
+    secure = request.url.scheme == "https" or house(request).public_url.startswith("https:")
     answer.set_cookie(
         SESSION_COOKIE, session, max_age=SESSION_DAYS * 86_400, path="/", httponly=True,
-        samesite="strict", secure=request.url.scheme == "https",
+        samesite="strict", secure=secure,
     )  # fmt: skip
     return answer
 
