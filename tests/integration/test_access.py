@@ -173,6 +173,23 @@ async def test_a_login_link_works_once_and_is_no_key(stage: Stage) -> None:
         assert await access.redeem_login(stage.connection, wrong) is None
 
 
+async def test_who_guesses_login_links_has_to_wait(database_url: str) -> None:
+    """Wrong one-time tokens are counted like wrong keys."""
+    async with running_stage(database_url, rate_limit_failures="1/h burst 2") as stage:
+        codes = [
+            (await stage.client.post("/login", data={"token": f"bat_{n}_x"})).status_code
+            for n in range(3)
+        ]
+        assert codes == [403, 403, 429]
+        _, login = await access.create_key(
+            stage.connection, "ada", ["read"], kind="login", lifetime_s=60
+        )
+        answer = await stage.client.post("/login", data={"token": login})
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) > 0
+        assert "text/html" in answer.headers["content-type"]
+
+
 @pytest.mark.parametrize(("public_url", "secure"), [("https://baton.example", True), (None, False)])
 async def test_the_session_is_secure_where_people_use_tls(
     database_url: str, public_url: str | None, secure: bool

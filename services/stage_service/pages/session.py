@@ -50,8 +50,12 @@ async def login(request: Request) -> Response:
     next = own_path(form.get("next"))
     # Whole links are welcome too.
     token = form.get("token", "").strip().rpartition("#")[2]
+    address = request.client.host if request.client else None
+    rates = house(request).gatekeeper.rates
+    rates.may_try(address)
     session = await redeem_login(house(request).pool, token)
     if session is None:
+        rates.failed(address)
         return _login(request, next, 403, failed=True)
     answer = RedirectResponse(next, 303, {"cache-control": "no-store"})
     # Behind a proxy with TLS that was not named to us, the public address tells.
