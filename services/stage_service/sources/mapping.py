@@ -1,0 +1,256 @@
+"""From a delivery to lead events: read, split, map. Pure: the same delivery gives the same events.
+
+What cannot be mapped is told as a Defect beside the events that can; the caller keeps the delivery whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from itertools import islice
+from typing import Any, cast
+
+import msgspec
+
+from services.contracts import cloudevents
+from services.contracts.cloudevents import CloudEvent, brief
+from services.contracts.events import LeadEvent, lead_event, rfc3339
+from services.contracts.problems import Defect, shown
+from services.stage_service.sources.bodies import UnreadableError, read_body
+from services.stage_service.sources.conversions import corrected, read_time
+from services.stage_service.sources.functions import text_of
+from services.stage_service.sources.source import EventMapping, Source, TimeOf
+
+ITEMS_MAX = 4000
+"""Segment sends up to 4,000 events in one delivery."""
+ID_CHARACTERS_MAX = 512
+_RESERVED = frozenset(("email", "phone", "external_ids", "anonymous_id", "deal"))
+_REMEDY = "Mend the source file, then replay the delivery from quarantine."
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """What arrived: the body as it was signed, and what expressions may ask of the request."""
+
+    body: bytes
+    received_at: datetime
+    content_type: str = ""
+    headers: dict[str, str] = {}
+    """Names in lower case; without what authenticates."""
+    query: dict[str, str] = {}
+
+
+class Mapped(msgspec.Struct):
+    """What became of a delivery's items."""
+
+    events: list[LeadEvent] = []
+    defects: list[tuple[int, Defect]] = []
+    """Per item that could not be mapped: its place in the delivery (from 0), and why."""
+    ignored: int = 0
+
+    def shown(self) -> dict[str, Any]:
+        """Give it as people, golden files and the API read it."""
+        return {
+            "events": [shown_event(event) for event in self.events],
+            "quarantined": [{"item": index, **defect.body()} for index, defect in self.defects],
+            "ignored": self.ignored,
+        }
+
+
+def shown_event(event: LeadEvent) -> dict[str, Any]:
+    """Give a mapped event as people read it."""
+    return {
+        "id": event.id, "source": event.source, "type": event.type, "time": rfc3339(event.time),
+        "deal": event.deal, "identities": [f"{kind}={value}" for kind, value in event.identities],
+        "data": event.data,
+    }  # fmt: skip
+
+
+def read_delivery(source: Source, delivery: Delivery) -> Any | Defect:
+    """Decode the body of `delivery` as `source` says."""
+    try:
+        return read_body(source.read, delivery.body, delivery.content_type)
+    except UnreadableError as error:
+        return Defect("unreadable-delivery", "body", str(error), _REMEDY)
+
+
+def map_delivery(source: Source, delivery: Delivery) -> Mapped:
+    """Read and map `delivery`."""
+    mapped = Mapped([], [], 0)
+    payload = read_delivery(source, delivery)
+    if isinstance(payload, Defect):
+        mapped.defects.append((0, payload))
+        return mapped
+    scope: dict[str, Any] = {
+        "delivery": payload, "headers": delivery.headers, "query": delivery.query,
+    }  # fmt: skip
+    if "body_hash" in source.roots:
+        scope["body_hash"] = hashlib.sha256(delivery.body).hexdigest()
+    items = _items(source, payload)
+    if items is None:
+        mapped.defects.append((0, Defect(
+            "no-items", "body", "the delivery has none of the items that 'split' names", _REMEDY
+        )))  # fmt: skip
+        return mapped
+    if len(items) > ITEMS_MAX:
+        mapped.defects.append((ITEMS_MAX, Defect(
+            "too-many-items", "body", f"more than {ITEMS_MAX} items in one delivery",
+            "Set a smaller batch size at the vendor.",
+        )))  # fmt: skip
+        del items[ITEMS_MAX:]
+    for index, (item, key, parent) in enumerate(items):
+        scope["item"] = item
+        scope["key"] = key
+        scope["parent"] = parent
+        scope["index"] = index
+        event = _map_item(source, scope, delivery.received_at)
+        if event is None:
+            mapped.ignored += 1
+        elif isinstance(event, Defect):
+            mapped.defects.append((index, event))
+        else:
+            mapped.events.append(event)
+    return mapped
+
+
+def _items(source: Source, payload: Any) -> list[tuple[Any, str | None, Any]] | None:
+    """Give the items of the first split that finds some, or an empty list; None when none does."""
+    for split in source.split:
+        items = list(islice(_walk(payload, split.steps, 0, None, None), ITEMS_MAX + 1))
+        if items:
+            return items
+        holders = _walk(payload, split.steps[:-1], 0, None, None)
+        if split.steps[-1:] == ("[]",) and any(value == [] for value, _, _ in holders):
+            return []
+    return None
+
+
+def _walk(
+    value: Any, steps: tuple[str, ...], at: int, key: str | None, parent: Any
+) -> Iterator[tuple[Any, str | None, Any]]:
+    """Give (item, key, parent) of every item that `steps` lead to from `value`.
+
+    A single value where ``[]`` wants a list counts as a list of one, as XML and some vendors write it.
+    """
+    while at < len(steps):
+        step = steps[at]
+        at += 1
+        if step == "[]":
+            if value is None:
+                return
+            listed = cast("list[Any]", value) if isinstance(value, list) else [value]
+            for each in listed:
+                yield from _walk(each, steps, at, key, parent)
+            return
+        if not isinstance(value, dict):
+            return
+        known = cast("dict[str, Any]", value)
+        if step == "{}":
+            for name, each in known.items():
+                yield from _walk(each, steps, at, name, known)
+            return
+        if step not in known:
+            return
+        parent = known
+        value = known[step]
+    yield value, key, parent
+
+
+def _map_item(
+    source: Source, scope: Mapping[str, Any], received_at: datetime
+) -> LeadEvent | Defect | None:
+    """Map one item by the first mapping that wants it; None when that ignores it."""
+    for mapping in source.events:
+        if mapping.when is None or mapping.when.evaluate(scope) is True:
+            return None if mapping.ignore else _map_event(source, mapping, scope, received_at)
+    reasons = [
+        f"line {mapping.line}: {problem}"
+        for mapping in source.events
+        if mapping.when is not None and (problem := mapping.when.problem(scope))
+    ]
+    detail = f" ({'; '.join(reasons)})" if reasons else ""
+    return Defect(
+        "no-mapping", "events", f"no mapping of the source file wants this item{detail}", _REMEDY,
+        brief(scope["item"]),
+    )  # fmt: skip
+
+
+def _map_event(
+    source: Source, mapping: EventMapping, scope: Mapping[str, Any], received_at: datetime
+) -> LeadEvent | Defect:
+    id = mapping.id.render(scope) if mapping.id is not None else None
+    if not id:
+        absent = mapping.id.absent(scope) if mapping.id is not None else None
+        why = f": {absent} has no value" if absent else ""
+        return Defect(
+            "no-id", "id", f"the mapping of line {mapping.line} gives no id{why}", _REMEDY
+        )
+    if len(id) > ID_CHARACTERS_MAX:
+        id = "sha256:" + hashlib.sha256(id.encode("utf-8", "surrogatepass")).hexdigest()
+    type_ = mapping.type.render(scope) if mapping.type is not None else None
+    if not type_:
+        return Defect(
+            "no-type", "type", f"the mapping of line {mapping.line} gives no type", _REMEDY
+        )
+    if type_.startswith("baton."):
+        return Defect(
+            "reserved", "type", f"{type_!r} is reserved for events that Baton records itself",
+            _REMEDY, type_,
+        )  # fmt: skip
+    time = _time(mapping.time, scope, received_at)
+    if isinstance(time, Defect):
+        return time
+    checked = cloudevents.check({
+        "specversion": "1.0", "id": id, "source": source.event_source, "type": type_,
+        "data": _data(mapping, scope),
+    })  # fmt: skip
+    if isinstance(checked, Defect):
+        return checked
+    if time is not None:
+        checked = CloudEvent(
+            checked.id, checked.source, checked.type, time, None, checked.data, None, None,
+            checked.extensions, None,
+        )  # fmt: skip
+    return lead_event(checked, received_at)
+
+
+def _time(
+    rule: TimeOf | None, scope: Mapping[str, Any], received_at: datetime
+) -> datetime | Defect | None:
+    if rule is None:
+        return None
+    value = rule.value.value(scope)
+    if value is None:
+        return None
+    time = read_time(value, rule.format)
+    if time is None:
+        return Defect(
+            "unreadable-time", "time", f"not a time written as {rule.format!r}", _REMEDY,
+            shown(text_of(value) or brief(value)),
+        )  # fmt: skip
+    if rule.sent_at is not None:
+        sent_at = read_time(rule.sent_at.value(scope), "rfc3339")
+        return corrected(time, sent_at, received_at)
+    return time
+
+
+def _data(mapping: EventMapping, scope: Mapping[str, Any]) -> dict[str, Any]:
+    """Put together what the event says: identities, and attributes from the general to the named."""
+    data: dict[str, Any] = {}
+    for expression in mapping.attributes_from:
+        found = expression.evaluate(scope)
+        if isinstance(found, dict):
+            known = cast("dict[str, Any]", found).items()
+            data |= {n: v for n, v in known if n not in _RESERVED and v is not None}
+    for name, choice in mapping.members:
+        value = choice.value(scope)
+        if value is not None:
+            data[name] = value
+    ids = {
+        system: value
+        for system, choice in mapping.external_ids
+        if (value := choice.value(scope)) is not None
+    }
+    if ids:
+        data["external_ids"] = ids
+    return data
