@@ -20,7 +20,7 @@ endif
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help up test test-full check bench fmt screenshots sync kafka clean
+.PHONY: help up test test-full check bench fmt screenshots sync kafka clients clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## "; print "\nBaton carries a sales lead from hand to hand.\n" } \
@@ -54,6 +54,10 @@ screenshots: .venv/.synced ## take the pictures of the pages for the documentati
 
 kafka: ## fetch Apache Kafka for the tests (needs Java 17 and Maven; 45 MB, once)
 	@python3 deploy/kafka/kafka.py fetch
+
+clients: ## fetch Segment's and RudderStack's Node.js clients for the tests (needs npm)
+	@mkdir -p .cache/clients && cp tests/system/clients/package.json .cache/clients/
+	@npm install --prefix .cache/clients --ignore-scripts --no-package-lock --no-audit --no-fund --silent
 
 sync: .venv/.synced ## install everything from uv.lock
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import sys
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated
 
 import typer
+
+from services.baton import cli_quarantine, cli_sources
+from services.baton.command import (
+    DATA,
+    NOTIFIER_URL,
+    STAGE_URL,
+    Data,
+    NotifierUrl,
+    Url,
+    api_key,
+    database_url,
+    fail,
+    run,
+)
 
 app = typer.Typer(
     name="baton", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -24,64 +35,8 @@ for name, group in (
     ("keys", keys), ("playbook", playbook), ("events", events), ("dead-letters", dead_letters)
 ):  # fmt: skip
     app.add_typer(group, name=name)
-
-DATA = Path(".baton")
-Data = Annotated[Path, typer.Option("--data", help="directory of `baton up`")]
-Url = Annotated[str, typer.Option("--url", envvar="BATON_URL", help="the stage service")]
-NotifierUrl = Annotated[
-    str, typer.Option("--notifier-url", envvar="BATON_NOTIFIER_URL", help="the notifier")
-]
-STAGE_URL = "http://127.0.0.1:8080"
-NOTIFIER_URL = "http://127.0.0.1:8081"
-
-T = TypeVar("T")
-
-
-def fail(reason: str, code: int = 1) -> NoReturn:
-    """Print `reason` to stderr and exit with `code`."""
-    print(reason, file=sys.stderr)
-    raise typer.Exit(code)
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work`; a service or database that does not answer ends with one clear line."""
-    import asyncpg
-    import httpx
-
-    try:
-        return asyncio.run(work)
-    except httpx.HTTPError as error:
-        fail(f"Baton does not answer: {error}. Is `baton up` running?")
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        fail(f"the database cannot be used: {error}")
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def api_key(data: Path) -> str:
-    """Give the key to use: ``BATON_API_KEY``, else the one `baton up` wrote."""
-    key = os.environ.get("BATON_API_KEY")
-    path = data / "api-key"
-    if key:
-        return key
-    if not path.exists():
-        fail(f"no API key: set BATON_API_KEY, or start `baton up` first (it writes {path})")
-    return path.read_text().strip()
-
-
-def database_url(data: Path) -> str:
-    """Give the database to use: ``BATON_DATABASE_URL``, else the running `baton up`'s."""
-    url = os.environ.get("BATON_DATABASE_URL")
-    if url:
-        return url
-    from services.baton.embedded import EmbeddedError, EmbeddedPostgres
-
-    if not (data / "postgres").exists():
-        fail("no database: set BATON_DATABASE_URL, or start `baton up` first")
-    try:
-        return EmbeddedPostgres(data).url()
-    except EmbeddedError as error:
-        fail(str(error))
+app.add_typer(cli_sources.app, name="sources")
+app.add_typer(cli_quarantine.app, name="quarantine")
 
 
 @app.command()
@@ -114,6 +69,7 @@ def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> 
     from services.baton.serve import serve as serve_app
     from services.contracts.logs import configure_logs
     from services.contracts.yaml_source import SourceError
+    from services.stage_service.encryption import EncryptionError
 
     if service not in ("stage", "notifier"):
         fail(f"unknown service {service!r}: stage or notifier", 2)
@@ -139,7 +95,7 @@ def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> 
     except ValidationError as error:
         lines = [f"BATON_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
         fail("the settings are not right:\n  " + "\n  ".join(lines), 2)
-    except (SourceError, OSError) as error:
+    except (SourceError, OSError, EncryptionError) as error:
         fail(str(error), 2)
     if port_taken(host, port):
         fail(

@@ -16,3 +16,5 @@ MIGRATIONS = _find("migrations")
 """The Alembic revisions."""
 PLAYBOOKS = _find("playbooks")
 """The playbook and the roster that come with Baton."""
+SOURCES = _find("sources")
+"""The source files that come with Baton."""

@@ -14,8 +14,9 @@ from pathlib import Path
 from rich.console import Console
 
 from services.baton.embedded import EmbeddedError, EmbeddedPostgres
+from services.baton.encryption_key import ensure_key_file, key_file
 from services.baton.migrations import migrate, newest_revision
-from services.baton.places import PLAYBOOKS
+from services.baton.places import PLAYBOOKS, SOURCES
 from services.baton.ports import port_taken
 from services.contracts.access import LOGIN_MINUTES, SCOPES, create_key
 
@@ -142,6 +143,7 @@ class System:
         database_url = os.environ.get("BATON_DATABASE_URL")
         schema = self.data / "schema"
         started_early = False
+        ensure_key_file(self.data)
         if not database_url:
             try:
                 self._postgres = EmbeddedPostgres(self.data)
@@ -185,7 +187,10 @@ class System:
         defaults = {
             "BATON_PLAYBOOK_FILES": f'["{PLAYBOOKS / "sales.yaml"}"]',
             "BATON_TEAM_FILE": str(PLAYBOOKS / "team.yaml"),
+            "BATON_SOURCES_DIR": str(SOURCES),
         }
+        if "BATON_ENCRYPTION_KEY" not in environment:
+            defaults["BATON_ENCRYPTION_KEY_FILE"] = str(key_file(self.data))
         return {
             **defaults,
             **environment,
