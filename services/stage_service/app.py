@@ -27,9 +27,17 @@ from services.contracts.idempotency import Once
 from services.contracts.rates import RateLimits
 from services.contracts.team import Team, load_team
 from services.stage_service import metrics
-from services.stage_service.api import health, moves, reads
+from services.stage_service.api import health, moves, quarantine, reads
 from services.stage_service.api.access import House, answer_problems, problem_response
 from services.stage_service.api.events import OPENAPI, PATH, EventsEndpoint
+from services.stage_service.api.segment import CALLS, SegmentEndpoint
+from services.stage_service.api.segment import PATHS as SEGMENT
+from services.stage_service.api.segment import openapi as segment_openapi
+from services.stage_service.api.webhooks import OPENAPI as WEBHOOKS_OPENAPI
+from services.stage_service.api.webhooks import PREFIX as WEBHOOKS
+from services.stage_service.api.webhooks import WebhooksEndpoint
+from services.stage_service.encryption import read_cipher
+from services.stage_service.intake import Intake
 from services.stage_service.lane import Lane
 from services.stage_service.pages import pages_router
 from services.stage_service.playbook import Playbook, parse_playbook
@@ -37,6 +45,8 @@ from services.stage_service.pulse import Pulse
 from services.stage_service.relay import Relay
 from services.stage_service.settings import StageSettings
 from services.stage_service.shelf import Shelf
+from services.stage_service.source_secrets import SourceSecrets, given_secrets
+from services.stage_service.sources.book import SourceBook
 
 CONNECT_AGAIN_S = 0.1
 _NOT_YET = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -51,17 +61,23 @@ def utc_now() -> datetime:
 def create_app(settings: StageSettings) -> StageApp:
     """Build the stage service from `settings`. It starts while the database is away, and waits for it.
 
-    Reads playbooks and roster at once: raises SourceError or OSError when they are not right.
+    Reads playbooks, roster and secrets at once: raises SourceError, OSError or EncryptionError
+    when they are not right. A source file that is not right only stops its own source.
     """
     playbooks = [
         parse_playbook(path.read_text(encoding="utf-8"), str(path))
         for path in settings.playbook_files
     ]
     team = load_team(settings.team_file)
+    key = settings.encryption_key
+    cipher = read_cipher(key.get_secret_value() if key else None, settings.encryption_key_file)
+    secrets = given_secrets(settings.source_secrets)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        opening = _Opening(cast("StageApp", app), settings, playbooks, team)
+        opening = _Opening(
+            cast("StageApp", app), settings, playbooks, team, SourceSecrets(secrets, cipher)
+        )
         await opening.begin()
         try:
             yield
@@ -79,6 +95,7 @@ def create_app(settings: StageSettings) -> StageApp:
     app.include_router(health.router)
     app.include_router(reads.router)
     app.include_router(moves.router)
+    app.include_router(quarantine.router)
     app.include_router(pages_router())
     answer_problems(app)
     _describe_events(app)
@@ -93,9 +110,15 @@ class _Opening:
     """
 
     def __init__(
-        self, app: StageApp, settings: StageSettings, playbooks: list[Playbook], team: Team
+        self,
+        app: StageApp,
+        settings: StageSettings,
+        playbooks: list[Playbook],
+        team: Team,
+        secrets: SourceSecrets,
     ) -> None:
         self._app = app
+        self._secrets = secrets
         self._settings = settings
         self._playbooks = playbooks
         self._team = team
@@ -141,7 +164,17 @@ class _Opening:
     async def _open(self) -> None:
         async with AsyncExitStack() as parts:
             house = await _house(self._settings, self._playbooks, self._team, parts)
+            intake = Intake(
+                house.pool, house.gatekeeper, house.lane, SourceBook(self._settings.sources_dir),
+                self._secrets,
+            )  # fmt: skip
+            await intake.start()
+            parts.push_async_callback(intake.stop)
+            public_url = self._settings.public_url
+            self._app.state.intake = intake
             self._app.state.events = EventsEndpoint(house.gatekeeper, house.lane)
+            self._app.state.webhooks = WebhooksEndpoint(intake, public_url)
+            self._app.state.segment = SegmentEndpoint(intake, public_url)
             self._app.state.house = house
             self._app.is_open = True
             # What is loaded now stays: the collector need not look at it again at every batch.
@@ -206,6 +239,7 @@ async def _connected(settings: StageSettings) -> asyncpg.Pool[Any]:
     try:
         await pool.fetchval("SELECT max(epoch) FROM stage.playbook_versions")
         await pool.fetchval("SELECT count(sources) FROM access.keys WHERE false")
+        await pool.fetchval("SELECT count(*) FROM stage.source_secrets WHERE false")
     except BaseException:
         pool.terminate()
         raise
@@ -227,6 +261,10 @@ class StageApp(FastAPI):
             await away(scope, receive, _measured(scope, send))
         elif scope["path"] == PATH and scope["method"] == "POST":
             await self.state.events(scope, receive, send)
+        elif scope["path"].startswith(WEBHOOKS):
+            await self.state.webhooks(scope, receive, send)
+        elif scope["path"] in SEGMENT:
+            await self.state.segment(scope, receive, send)
         else:
             await super().__call__(scope, receive, _measured(scope, send))
 
@@ -252,6 +290,9 @@ def _describe_events(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = generate()
         document["paths"].setdefault(PATH, {})["post"] = OPENAPI
+        document["paths"].setdefault("/webhooks/{source}", {})["post"] = WEBHOOKS_OPENAPI
+        for call in sorted(set(CALLS.values())):
+            document["paths"].setdefault(f"/v1/{call}", {})["post"] = segment_openapi(call)
         components = document.setdefault("components", {})
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}]

@@ -10,6 +10,11 @@ from services.stage_service.batch import Outcome
 from services.stage_service.store import TransitionRow
 
 EVENTS = Counter("baton_events_received_total", "Lead events by result", ["result"])
+DELIVERIES = Counter(
+    "baton_source_deliveries_total",
+    "Deliveries of sources: accepted, quarantined, handshake, or why they were refused",
+    ["source", "result"],
+)
 TRANSITIONS = Counter(
     "baton_transitions_total", "Recorded transitions", ["kind", "from_stage", "to_stage"]
 )

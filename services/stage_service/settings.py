@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.contracts.rates import FAILURES, quota_of
@@ -31,6 +31,16 @@ class StageSettings(BaseSettings):
         [Path("playbooks/sales.yaml")], description="playbooks published at start, as JSON list"
     )
     team_file: Path = Field(Path("playbooks/team.yaml"), description="the roster")
+    sources_dir: Path = Field(Path("sources"), description="the source files")
+    source_secrets: dict[str, SecretStr | list[SecretStr]] = Field(
+        {}, description="secrets of sources, as a JSON object of source to secret or secrets"
+    )
+    encryption_key: SecretStr | None = Field(
+        None, description="32 bytes in base64; several, comma-separated: the first seals"
+    )
+    encryption_key_file: Path | None = Field(
+        None, description="a file with such keys, one a line, for the secrets of sources at rest"
+    )
     pool_connections_max: int = Field(10, description="connections of the lane and the loops")
     rate_limit_requests: str = Field(
         "off",

@@ -146,6 +146,36 @@ rotations = Table(
     schema="stage",
 )
 
+quarantine = Table(
+    "quarantine",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("source", Text, nullable=False),
+    _moment("received_at"),
+    _moment("last_received_at"),
+    Column("times", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("body_hash", LargeBinary, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("headers", JSONB, nullable=False),
+    Column("query", JSONB, nullable=False),
+    Column("reasons", JSONB, nullable=False),
+    Column("status", Text, nullable=False),
+    _moment("closed_at", nullable=True),
+    Column("closed_by", Text),
+    schema="stage",
+)
+
+source_secrets = Table(
+    "source_secrets",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("ciphertext", LargeBinary, nullable=False),
+    _moment("created_at"),
+    schema="stage",
+)
+
 outbox = Table(
     "outbox",
     bus_metadata,

@@ -129,6 +129,7 @@ def _settings(database_url: str, settings: dict[str, Any]) -> StageSettings:
     files = {
         "playbook_files": [ROOT / "playbooks" / "sales.yaml"],
         "team_file": ROOT / "playbooks" / "team.yaml",
+        "sources_dir": ROOT / "sources",
         "notifier_url": "http://127.0.0.1:9",  # nobody listens there
     }
     return StageSettings(_env_file=None, database_url=database_url, **(files | settings))

@@ -20,6 +20,7 @@ from services.baton.embedded import EmbeddedPostgres
 from services.contracts import access
 from services.contracts.access import CACHE_S, SCOPES, SESSION_COOKIE
 from services.contracts.logs import configure_logs
+from services.stage_service.api.segment import CALLS
 from tests.integration.stage import STRUCTURED, Stage, fresh_database, running_stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -40,6 +41,13 @@ ROUTES: dict[tuple[str, str], str | None] = {
     ("get", "/v1/funnel"): "read",
     ("get", "/v1/funnel/durations"): "read",
     ("get", "/v1/playbooks"): "read",
+    ("post", "/webhooks/{source}"): "ingest",
+    **{("post", f"/v1/{call}"): "ingest" for call in sorted(set(CALLS.values()))},
+    ("get", "/v1/quarantine"): "admin",
+    ("get", "/v1/quarantine/{id}"): "admin",
+    ("post", "/v1/quarantine/replay"): "admin",
+    ("post", "/v1/quarantine/{id}/replay"): "admin",
+    ("post", "/v1/quarantine/{id}/discard"): "admin",
 }
 """Every route and the scope it asks for. A route that is missing here fails the test below."""
 
@@ -71,7 +79,7 @@ async def ask(stage: Stage, method: str, path: str, **headers: str) -> httpx.Res
     elif method == "post":
         content = json.dumps({"to": "nurture", "reason": "why"}).encode()
         sent["content-type"] = "application/json"
-    url = path.replace("{id}", NOBODY)
+    url = path.replace("{id}", NOBODY).replace("{source}", "generic")
     if path.endswith("/stream"):
         url += "?after=-1"  # answered 422 to whoever may ask: the stream itself has no end
     transport = httpx.ASGITransport(stage.app, raise_app_exceptions=False)

@@ -7,7 +7,6 @@ than the rules. What is answered 200 is committed. Its OpenAPI description is in
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -29,19 +28,25 @@ from services.contracts.problems import (
     shown,
 )
 from services.stage_service.api.access import STATUS
+from services.stage_service.api.request_body import (
+    BODY_BYTES_MAX,
+    GoneError,
+    Receive,
+    Send,
+    TooLargeError,
+    is_too_large,
+    read_body,
+    unpacked,
+)
 from services.stage_service.batch import Outcome
 from services.stage_service.errors import UnavailableError
 from services.stage_service.lane import Lane
 from services.stage_service.metrics import EVENTS, HTTP_SECONDS
 
 PATH = "/v1/events"
-BODY_BYTES_MAX = 1024 * 1024
 BATCH_EVENTS_MAX = 1000
 _log = structlog.get_logger("baton.http")
 _encode = msgspec.json.Encoder().encode
-
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class EventsEndpoint:
@@ -61,9 +66,9 @@ class EventsEndpoint:
         except BatonError as error:
             failure, status = error, STATUS[type(error)]
             body = problem_of(error, status)
-        except _GoneError:
+        except GoneError:
             return
-        except _TooLargeError:
+        except TooLargeError:
             status, body = 413, problem(
                 413, "too-large", "The request is over a limit",
                 f"the body is larger than {BODY_BYTES_MAX} bytes", field="body",
@@ -104,16 +109,16 @@ class EventsEndpoint:
             elif name == b"traceparent":
                 trace = value
             elif name == b"content-encoding":
-                encoding = value.strip().lower()
-            elif name == b"content-length" and _is_too_large(value):
-                raise _TooLargeError
+                encoding = value
+            elif name == b"content-length" and is_too_large(value):
+                raise TooLargeError
         who = await self._admit(authorization.decode("latin-1"), scope)
-        body = await _read(receive)
-        if encoding not in (b"", b"identity"):
-            return _refused(415, Defect(
-                "unsupported-encoding", "content-encoding", "a compressed body is not read here",
-                "Send the body as it is.", shown(encoding.decode("latin-1")),
-            ))  # fmt: skip
+        body = await read_body(receive)
+        if encoding:
+            plain = unpacked(body, encoding)
+            if isinstance(plain, Defect):
+                return _refused(415 if plain.code == "unsupported-encoding" else 400, plain)
+            body = plain
         media_type = content_type.partition(b";")[0].strip().lower()
         if media_type == BATCHED.encode():
             return await self._batch(body, trace, who)
@@ -193,36 +198,6 @@ class EventsEndpoint:
 _PROBLEM = b"application/problem+json"
 _ALONE = {"invalid-json": 400, "source-not-allowed": 403}
 """The status of a single event that was rejected, when it is not 422."""
-
-
-class _TooLargeError(Exception):
-    """The body is over the limit; the rest of it is not read."""
-
-
-class _GoneError(Exception):
-    """The sender went away before the body was complete; nobody is left to answer."""
-
-
-def _is_too_large(content_length: bytes) -> bool:
-    digits = content_length.lstrip(b"0")
-    return digits.isdigit() and (len(digits) > 18 or int(digits) > BODY_BYTES_MAX)
-
-
-async def _read(receive: Receive) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _GoneError
-        chunk: bytes = message.get("body", b"")
-        size += len(chunk)
-        if size > BODY_BYTES_MAX:
-            raise _TooLargeError
-        chunks.append(chunk)
-        more = message.get("more_body", False)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _structured(body: bytes) -> dict[str, Any] | Defect:
@@ -335,7 +310,10 @@ OPENAPI: dict[str, Any] = {
         "400": {"description": "Not JSON", **_PROBLEM_ANSWER},
         "401": {"description": "No valid key", **_PROBLEM_ANSWER},
         "403": {"description": "The key lacks the scope `ingest`", **_PROBLEM_ANSWER},
-        "413": {"description": "Over 1 MiB or 1,000 events", **_PROBLEM_ANSWER},
+        "413": {
+            "description": "Over 1 MiB, packed or unpacked, or 1,000 events",
+            **_PROBLEM_ANSWER,
+        },
         "415": {"description": "Not a CloudEvent", **_PROBLEM_ANSWER},
         "422": {"description": "Not valid; `field` names the attribute", **_PROBLEM_ANSWER},
         "429": {"description": "Over the key's rate; again after Retry-After", **_PROBLEM_ANSWER},

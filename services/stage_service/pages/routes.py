@@ -22,7 +22,7 @@ from services.stage_service.api.access import House, allow, house, token_of
 from services.stage_service.api.moves import move_by_hand
 from services.stage_service.api.reads import playbook_named, required_lead_id
 from services.stage_service.errors import NotFoundError, UnavailableError
-from services.stage_service.pages import session
+from services.stage_service.pages import quarantine_pages, session
 from services.stage_service.pages.alert_view import NotifierAwayError, ask
 from services.stage_service.pages.lead_view import score_explained, steps, story
 from services.stage_service.pages.rendering import (
@@ -59,6 +59,7 @@ def pages_router() -> APIRouter:
     whole = APIRouter(route_class=PageRoute, include_in_schema=False)
     whole.include_router(session.router)
     whole.include_router(router)
+    whole.include_router(quarantine_pages.router)
     whole.include_router(_nowhere)
     return whole
 

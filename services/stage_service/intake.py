@@ -1,0 +1,259 @@
+"""A delivery's way from its HTTP request to the commit, whatever the route: is it authentic, what does it
+say, apply it, keep what cannot be mapped. Nothing is accepted that is not committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qsl
+
+import asyncpg
+import msgspec
+import structlog
+
+from services.contracts.access import Gatekeeper, Principal, required
+from services.contracts.database import DATABASE_AWAY
+from services.contracts.problems import (
+    ConflictError,
+    NotAllowedError,
+    NotAuthenticatedError,
+    UnavailableError,
+)
+from services.stage_service import quarantine
+from services.stage_service.batch import Outcome
+from services.stage_service.lane import ANSWER_WITHIN_S, Lane
+from services.stage_service.metrics import DELIVERIES
+from services.stage_service.source_secrets import SourceSecrets
+from services.stage_service.sources.book import SourceBook
+from services.stage_service.sources.mapping import Delivery, Mapped, map_delivery
+from services.stage_service.sources.signatures import FIELDS_MAX, Key, Request, api_key, refusal
+from services.stage_service.sources.source import Source
+
+REFRESH_S = 2.0
+"""How old sources and stored secrets may be."""
+_log = structlog.get_logger("baton.sources")
+
+_WHY = {
+    "no-secret": "no secret is set for this source",
+    "missing": "the request is not signed as this source signs, or lacks its credentials",
+    "expired": "the time of the signature is too far from now",
+    "mismatch": "the signature or secret is not the right one",
+}
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What became of an accepted delivery."""
+
+    outcomes: list[Outcome]
+    quarantined: int
+    ignored: int
+
+    def counts(self) -> dict[str, Any]:
+        """Give the counts as they are answered."""
+        applied = sum(1 for o in self.outcomes if o.status == "applied")
+        return {
+            "success": True,
+            "applied": applied,
+            "duplicate": len(self.outcomes) - applied,
+            "quarantined": self.quarantined,
+            "ignored": self.ignored,
+        }
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """What a quarantined delivery becomes now."""
+
+    id: str
+    source: str
+    dry_run: bool
+    status: str
+    mapped: dict[str, Any]
+    results: list[Outcome]
+
+
+def may_ingest(who: Principal, source: str) -> None:
+    """Raise NotAllowedError unless `who` may ingest for the source file `source`."""
+    required(who, "ingest")
+    if not who.may_ingest_for(source):
+        raise NotAllowedError(
+            f"the key {who.name!r} is bound to other sources than {source!r}",
+            remedy="Use a key of this source, or one that is bound to none.",
+        )
+
+
+class Intake:
+    """Takes the deliveries of all sources. `start` it, `stop` it."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool[Any],
+        gatekeeper: Gatekeeper,
+        lane: Lane,
+        book: SourceBook,
+        secrets: SourceSecrets,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._pool = pool
+        self._gatekeeper = gatekeeper
+        self._lane = lane
+        self._now = now
+        self._task: asyncio.Task[None] | None = None
+        self._told: set[str] = set()
+        self.book = book
+        self.secrets = secrets
+
+    async def start(self) -> None:
+        """Read sources and secrets, and keep them fresh."""
+        self.book.refresh()
+        await self.secrets.refresh(self._pool)
+        self._task = asyncio.create_task(self._refresh(), name="intake")
+
+    async def stop(self) -> None:
+        """Stop looking for changes."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _refresh(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_S)
+            try:
+                self.book.refresh()
+                async with asyncio.timeout(REFRESH_S):
+                    await self.secrets.refresh(self._pool)
+            except DATABASE_AWAY as error:
+                _log.debug("intake.not_refreshed", reason=type(error).__name__)
+            except Exception as error:  # whatever it is, the next look may succeed
+                _log.error("intake.not_refreshed", exc_info=error)
+
+    async def admit(self, source: Source, request: Request) -> Principal | None:
+        """Give whose key it is, None when it is signed; its body is looked at no further.
+
+        Raises NotAuthenticatedError unless `request` is authentic, NotAllowedError, RateLimitedError.
+        """
+        reason = refusal(source.verify, request, self.secrets.of(source.name), self._now())
+        if reason is None:
+            return None
+        if any(isinstance(method, Key) for method in source.verify) and api_key(request):
+            who = await self.admit_key(request)
+            may_ingest(who, source.name)
+            return who
+        DELIVERIES.labels(source.name, reason).inc()
+        if reason == "no-secret" and source.name not in self._told:
+            self._told.add(source.name)
+            _log.warning("source.no_secret", source=source.name)
+        raise NotAuthenticatedError(
+            f"{source.name}: {_WHY[reason]}",
+            remedy="Set the source's secret with 'baton sources secret set'; see docs/sources.md.",
+        )
+
+    async def admit_key(self, request: Request) -> Principal:
+        """Give whose API key `request` shows, and count it.
+
+        Raises NotAuthenticatedError, RateLimitedError, UnavailableError.
+        """
+        token = api_key(request)
+        who = self._gatekeeper.cached(token) if token else None
+        if who is None:
+            try:
+                async with asyncio.timeout(ANSWER_WITHIN_S):
+                    who = await self._gatekeeper.known(token, request.address)
+            except DATABASE_AWAY:
+                raise UnavailableError(
+                    "the database does not answer", remedy="Send the same events again."
+                ) from None
+        self._gatekeeper.rates.admit(who)
+        return who
+
+    def delivery(self, source: Source, request: Request, *, whole: bool = False) -> Delivery:
+        """Make the delivery of `request`; headers and query only when somebody will look at them."""
+        wants = source.roots
+        content_type = request.only(b"content-type") or b""
+        return Delivery(
+            request.body,
+            self._now(),
+            content_type.decode("latin-1"),
+            {n.decode("latin-1"): v.decode("latin-1") for n, v in request.headers}
+            if whole or "headers" in wants
+            else {},
+            _query(request.query) if whole or "query" in wants else {},
+        )
+
+    async def accept(
+        self, source: Source, request: Request, who: Principal | None = None
+    ) -> Receipt:
+        """Map and apply an authentic delivery; keep it whole when something in it cannot be mapped.
+
+        `who` is whose key it came with. Raises OverloadedError, UnavailableError, RateLimitedError.
+        """
+        delivery = self.delivery(source, request)
+        mapped = map_delivery(source, delivery)
+        if who is not None:
+            self._gatekeeper.rates.admit_events(who, len(mapped.events) + len(mapped.defects))
+        if mapped.defects:
+            await self._keep(source, request, delivery.received_at, mapped)
+        outcomes = await self._lane.submit(mapped.events)
+        DELIVERIES.labels(source.name, "quarantined" if mapped.defects else "accepted").inc()
+        return Receipt(outcomes, len(mapped.defects), mapped.ignored)
+
+    async def replay(self, id: str, by: str, *, dry_run: bool) -> Replay | None:
+        """Map a quarantined delivery by its source file as it is now, and apply it unless it is a dry run.
+
+        What was applied before is a duplicate. The delivery leaves quarantine when nothing in it is amiss
+        any more. None when there is no such delivery; raises ConflictError when it is not open.
+        """
+        found = await quarantine.find_kept(self._pool, id)
+        if found is None:
+            return None
+        kept, delivery = found
+        source = self.book.sources.get(kept.source)
+        if kept.status != "open" or source is None:
+            raise ConflictError(
+                f"the delivery is {kept.status} already"
+                if kept.status != "open"
+                else f"there is no usable file of the source {kept.source!r}",
+                remedy="See GET /v1/quarantine for the open ones, and 'baton sources list'.",
+            )
+        mapped = map_delivery(source, delivery)
+        outcomes: list[Outcome] = []
+        status = kept.status
+        if not dry_run:
+            outcomes = await self._lane.submit(mapped.events)
+            if mapped.defects:
+                await quarantine.update_reasons(self._pool, id, mapped.defects)
+            else:
+                await quarantine.close(self._pool, id, "replayed", by, self._now())
+                status = "replayed"
+        return Replay(id, kept.source, dry_run, status, mapped.shown(), outcomes)
+
+    async def _keep(
+        self, source: Source, request: Request, received_at: datetime, mapped: Mapped
+    ) -> None:
+        whole = msgspec.structs.replace(
+            self.delivery(source, request, whole=True), received_at=received_at
+        )
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                id = await quarantine.keep(self._pool, source.name, whole, mapped.defects)
+        except DATABASE_AWAY:
+            raise UnavailableError(
+                "the database does not answer", remedy="Send the same delivery again."
+            ) from None
+        first = mapped.defects[0][1]
+        _log.info(
+            "delivery.quarantined", source=source.name, id=id, code=first.code, field=first.field,
+            items=len(mapped.defects),
+        )  # fmt: skip
+
+
+def _query(query: bytes) -> dict[str, str]:
+    with contextlib.suppress(ValueError):
+        return dict(
+            parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=FIELDS_MAX)
+        )
+    return {}
