@@ -42,9 +42,21 @@ async def wrk(
 
     Raises RuntimeError when a request was refused or broken: such a round measures nothing.
     """
+    arguments = (key, prefix, str(stored), str(abs(hash(prefix)) % 10**6))
+    return await _wrk(url, _SCRIPT, arguments, seconds, connections)
+
+
+async def wrk_prepared(url: str, file: Path, *, seconds: float, connections: int) -> Load:
+    """Post the requests in `file` (see ``prepared.lua``) to the service at `url`; as `wrk`."""
+    return await _wrk(url, _SCRIPT.with_name("prepared.lua"), (str(file),), seconds, connections)
+
+
+async def _wrk(
+    url: str, script: Path, arguments: tuple[str, ...], seconds: float, connections: int
+) -> Load:
     process = await asyncio.create_subprocess_exec(
         "wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "5s",
-        "-s", str(_SCRIPT), url, "--", key, prefix, str(stored), str(abs(hash(prefix)) % 10**6),
+        "-s", str(script), url, "--", *arguments,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     output, _ = await process.communicate()

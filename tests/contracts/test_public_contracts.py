@@ -143,7 +143,9 @@ def test_the_command_line_keeps_what_it_published() -> None:
 @pytest.mark.parametrize("name", sorted(schemas()))
 def test_schemas_keep_what_they_published(name: str) -> None:
     compare = (
-        refused_writers if name in ("playbook.schema.json", "team.schema.json") else broken_readers
+        refused_writers
+        if name in ("playbook.schema.json", "team.schema.json", "source.schema.json")
+        else broken_readers
     )
     assert compare(published(name), schemas()[name]) == []
 
@@ -168,6 +170,14 @@ def test_the_event_schemas_are_those_of_the_code() -> None:
 def test_the_files_that_come_with_baton_fit_their_schema(file: str, schema: str) -> None:
     value = YAML(typ="safe").load((ROOT / "playbooks" / file).read_text())
     checker = jsonschema.Draft202012Validator(schemas()[f"{schema}.schema.json"])
+    checker.check_schema(checker.schema)
+    assert [e.message for e in checker.iter_errors(value)] == []
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "sources").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_source_files_fit_their_schema(file: Path) -> None:
+    value = YAML(typ="safe").load(file.read_text())
+    checker = jsonschema.Draft202012Validator(schemas()["source.schema.json"])
     checker.check_schema(checker.schema)
     assert [e.message for e in checker.iter_errors(value)] == []
 
