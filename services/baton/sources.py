@@ -82,7 +82,7 @@ def print_list(directory: Path, stored: dict[str, int] | None, console: Console)
 
     `stored` is how many secrets the database holds by source, None when there is no database.
     """
-    table = Table("source", "title", "evidence", "verified by", "address", "secrets")
+    table = Table("source", "title", "written after", "verified by", "secrets")
     given = source_secrets.given_secrets({})
     problems: list[str] = []
     for path in sorted(directory.glob("*.yaml")):
@@ -94,10 +94,11 @@ def print_list(directory: Path, stored: dict[str, int] | None, console: Console)
         methods = ", ".join(dict.fromkeys(type(m).__name__.lower() for m in source.verify))
         secrets = len(given.get(source.name, ())) + (stored or {}).get(source.name, 0)
         table.add_row(
-            source.name, source.title, source.evidence, methods, f"/webhooks/{source.name}",
+            source.name, source.title, source.evidence, methods,
             str(secrets) if stored is not None else f"{secrets} (environment)",
         )  # fmt: skip
     console.print(table)
+    console.print("Each is posted to /webhooks/{source}.", markup=False)
     for problem in problems:
         console.print(problem, markup=False, style="red", soft_wrap=True)
     return not problems

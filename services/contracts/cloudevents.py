@@ -39,7 +39,7 @@ CORE = frozenset(
 _EXTENSION_NAME = re.compile(r"[a-z0-9]{1,64}")
 _MEDIA_TYPE = re.compile(r"[!#$%&'*+.^_`|~\w-]+/[!#$%&'*+.^_`|~\w-]+(\s*;.*)?", re.ASCII)
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:\S+")
-_URI_REFERENCE = re.compile(r"[^\s<>\"{}|\\^`\x00-\x1f\x7f]+")
+URI_REFERENCE = re.compile(r"[^\s<>\"{}|\\^`\x00-\x1f\x7f]+")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 # What the specification's type String excludes (3.1), beyond which any character may stand in a value.
 _NOT_TEXT = re.compile(
@@ -248,7 +248,7 @@ def check(attributes: Mapping[str, Any]) -> CloudEvent | Defect:
     for value in (id, source, type_):
         if isinstance(value, Defect):
             return value
-    if not _URI_REFERENCE.fullmatch(cast("str", source)):
+    if not URI_REFERENCE.fullmatch(cast("str", source)):
         return _invalid("source", "not a URI reference (RFC 3986)", "Give a URI or path.", source)
     optional = _check_optional(attributes)
     if isinstance(optional, Defect):

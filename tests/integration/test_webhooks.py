@@ -447,3 +447,19 @@ async def test_a_key_that_is_bound_to_a_source_says_which_it_is(stage: Stage) ->
     assert limited.status_code == 429
     assert limited.headers["retry-after"].isdigit()
     assert {"code", "message"} <= set(limited.json())
+
+
+async def test_the_public_address_is_what_hubspot_signs(module_database: str) -> None:
+    """Behind a proxy the service sees another host; what was signed for it is not signed for us."""
+    public = "https://leads.example.com"
+    async with running_stage(
+        module_database, source_secrets={"hubspot": SECRET}, public_url=public
+    ) as stage:
+        body = json.dumps([CREATED | {"eventId": 900}]).encode()
+        right = signed(body, url=f"{public}/webhooks/hubspot")
+        assert (await deliver(stage, body, right)).status_code == 200
+        assert (await deliver(stage, body, signed(body))).status_code == 401
+    async with running_stage(
+        module_database, source_secrets={"hubspot": SECRET}, public_url="http://127.0.0.1:8080"
+    ) as stage:
+        assert (await deliver(stage, body, signed(body))).status_code == 200

@@ -60,6 +60,7 @@ def mapped(it: Source, payload: Any, **fields: Any) -> dict[str, Any]:
         ("events:\n  - {type: a.b, id: '{item.id}', attributes: {n: {from: item.x, as: integer}}}\n",
          7, 69, "unknown conversion 'integer'"),
         ("events:\n  - {when: item.a, ignore: true, type: a}\n", 7, 40, "beside 'ignore'"),
+        (EVENT + "source: baton\n", 8, 9, "cannot be the source"),
         (EVENT + "answer: {status: 404}\n", 8, 18, "status is 404"),
         ("events:\n  - type: a.b\n    id: '{item.l.map(e, lower(e))}'\n", 8, 31, "called once"),
         ("events:\n  - type: a.b\n    id: '{item.l.map(item, item)}'\n", 8, 22, "has a meaning here"),

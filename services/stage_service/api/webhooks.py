@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import msgspec
 import structlog
@@ -38,6 +38,7 @@ from services.stage_service.sources.source import Handshake, Source
 PREFIX = "/webhooks/"
 ROUTE = "/webhooks/{source}"
 ECHO_CHARACTERS_MAX = 1024
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _log = structlog.get_logger("baton.http")
 _encode = msgspec.json.Encoder().encode
 _JSON = b"application/json"
@@ -94,7 +95,9 @@ class DeliveryEndpoint:
 
     def __init__(self, intake: Intake, public_url: str | None) -> None:
         self._intake = intake
-        self._public_url = (public_url or "").rstrip("/").encode()
+        # An address of this machine is nobody's public one: then the request says by what it was reached.
+        is_public = urlsplit(public_url or "").hostname not in (None, *LOOPBACK)
+        self._public_url = (public_url or "").rstrip("/").encode() if is_public else b""
         self._seconds: dict[tuple[str, int], Histogram] = {}
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:

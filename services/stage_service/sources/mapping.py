@@ -26,6 +26,7 @@ ITEMS_MAX = 4000
 """Segment sends up to 4,000 events in one delivery."""
 ID_CHARACTERS_MAX = 512
 _RESERVED = frozenset(("email", "phone", "external_ids", "anonymous_id", "deal"))
+_encode = msgspec.json.Encoder().encode
 _REMEDY = "Mend the source file, then replay the delivery from quarantine."
 
 
@@ -171,7 +172,7 @@ def _map_item(
     detail = f" ({'; '.join(reasons)})" if reasons else ""
     return Defect(
         "no-mapping", "events", f"no mapping of the source file wants this item{detail}", _REMEDY,
-        brief(scope["item"]),
+        shown(_encode(scope["item"]).decode()),
     )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from services.contracts.cloudevents import URI_REFERENCE
+from services.contracts.events import SOURCE
 from services.contracts.yaml_source import Node, SourceError, read_yaml
 from services.stage_service.sources.bodies import READERS
 from services.stage_service.sources.conversions import CONVERSIONS, TIME_FORMATS
@@ -77,7 +79,7 @@ class _SourceFile:
             name=name,
             title=top["title"].text() if "title" in top else name,
             evidence=self._evidence(top.get("evidence")),
-            event_source=top["source"].text() if "source" in top else f"/sources/{name}",
+            event_source=self._event_source(top.get("source"), name),
             verify=verify,
             read=tuple(n.one_of(READERS, "format", "json") for n in _items(top, "read")),
             split=tuple(self._split(n) for n in _items(top, "split")) or (Split(()),),
@@ -98,6 +100,17 @@ class _SourceFile:
         if node is not None and not _NAME.fullmatch(name):
             node.refuse(f"{name!r} is not a name", "Use lower-case letters, digits and - .")
         return name
+
+    def _event_source(self, node: Node | None, name: str) -> str:
+        if node is None:
+            return f"/sources/{name}"
+        source = node.text()
+        if source == SOURCE or not URI_REFERENCE.fullmatch(source):
+            node.refuse(
+                f"{source!r} cannot be the source of its events",
+                f"Write a path or URI of its own, such as /sources/{name}.",
+            )
+        return source
 
     def _evidence(self, node: Node | None) -> Any:
         if node is None:
