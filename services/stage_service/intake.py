@@ -30,7 +30,14 @@ from services.stage_service.metrics import DELIVERIES
 from services.stage_service.source_secrets import SourceSecrets
 from services.stage_service.sources.book import SourceBook
 from services.stage_service.sources.mapping import Delivery, Mapped, map_delivery
-from services.stage_service.sources.signatures import FIELDS_MAX, Key, Request, api_key, refusal
+from services.stage_service.sources.signatures import (
+    FIELDS_MAX,
+    Key,
+    Request,
+    api_key,
+    credentials_of,
+    refusal,
+)
 from services.stage_service.sources.source import Source
 
 REFRESH_S = 2.0
@@ -234,8 +241,13 @@ class Intake:
     async def _keep(
         self, source: Source, request: Request, received_at: datetime, mapped: Mapped
     ) -> None:
+        whole = self.delivery(source, request, whole=True)
+        secret = credentials_of(source.verify)
         whole = msgspec.structs.replace(
-            self.delivery(source, request, whole=True), received_at=received_at
+            whole,
+            received_at=received_at,
+            headers={n: v for n, v in whole.headers.items() if n not in secret},
+            query={n: v for n, v in whole.query.items() if n not in secret},
         )
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):

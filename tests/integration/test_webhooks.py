@@ -463,3 +463,30 @@ async def test_the_public_address_is_what_hubspot_signs(module_database: str) ->
         module_database, source_secrets={"hubspot": SECRET}, public_url="http://127.0.0.1:8080"
     ) as stage:
         assert (await deliver(stage, body, signed(body))).status_code == 200
+
+
+async def test_what_authenticates_is_not_kept(module_database: str, tmp_path: Path) -> None:
+    """Neither in quarantine, whatever the header or field is called, nor in the answer."""
+    canary = "canary-token-0123456789"
+    (tmp_path / "odd.yaml").write_text(
+        "name: odd\ntitle: X\nevidence: real samples\nread: json\n"
+        "verify: [{token: {query: k}}, {token: {header: X-Odd}}, {token: path}]\n"
+        "events:\n  - {type: a.b, id: '{item.id}'}\n"
+    )
+    async with running_stage(
+        module_database, sources_dir=tmp_path, source_secrets={"odd": canary}
+    ) as stage:
+        for number, (path, headers) in enumerate((
+            (f"/webhooks/odd?k={canary}&list=7", {}), ("/webhooks/odd", {"x-odd": canary}),
+            (f"/webhooks/odd/{canary}", {}),
+        )):  # fmt: skip
+            answer = await stage.client.post(path, json={"n": number}, headers=headers)
+            assert answer.status_code == 200, answer.text
+            assert canary not in answer.text
+        rows = await stage.connection.fetch(
+            "SELECT * FROM stage.quarantine WHERE source = 'odd' ORDER BY id"
+        )
+        assert len(rows) == 3
+        assert canary not in str([dict(row) for row in rows])
+        assert json.loads(rows[0]["query"]) == {"list": "7"}
+        assert canary not in (await stage.client.get("/metrics")).text

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,10 @@ def real_samples() -> Iterator[tuple[Path, Path]]:
 
 def mapped(source: Path, sample: Path) -> dict[str, Any]:
     """What the sample becomes, through JSON."""
-    return map_delivery(load_source(source), read_sample(sample, {})).shown()
+    result = map_delivery(load_source(source), read_sample(sample, {})).shown()
+    for quarantined in result["quarantined"]:  # not anew with every line that is added to the file
+        quarantined["reason"] = re.sub(r"\bline \d+", "line N", quarantined["reason"])
+    return result
 
 
 def told(sample: Path, result: dict[str, Any]) -> dict[str, Any]:

@@ -319,6 +319,17 @@ def bearer_token(authorization: bytes | None) -> bytes | None:
     return token.strip() if scheme.lower() == b"bearer" else None
 
 
+def credentials_of(methods: Iterable[Method]) -> frozenset[str]:
+    """Give the names of the headers and fields that carry what authenticates by `methods`."""
+    names = {b"authorization"}
+    for method in methods:
+        if isinstance(method, Hmac | Stripe):
+            names.add(method.header)
+        elif isinstance(method, Token):
+            names.add(method.name)
+    return frozenset(name.decode() for name in names)
+
+
 def api_key(request: Request) -> str | None:
     """Give the Baton API key that `request` shows: the bearer, or the user name of basic."""
     authorization = request.only(b"authorization")
