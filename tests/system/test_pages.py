@@ -26,7 +26,7 @@ from tests.system.running import RunningBaton, free_port, lead_event, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
-PAGES = ("/", "/funnel", "/leads", "/alerts")
+PAGES = ("/", "/funnel", "/leads", "/alerts", "/quarantine")
 
 
 class Running(RunningBaton):
@@ -433,3 +433,19 @@ async def _look_while_the_notifier_is_away(database_url: str) -> None:
             assert "alerts are not shown" in lead.text
             refused = await client.post(f"/alerts/{uuid.uuid4()}/ack")
             assert refused.status_code == 503
+
+
+def test_a_delivery_leaves_quarantine_by_two_clicks(running: Running, page: Page) -> None:
+    """It is seen with its reason, tried, and discarded; a narrow screen holds it."""
+    with running.client() as client:
+        answer = client.post("/webhooks/generic", json={"odd": "w" * 300, "email": "q@corp.example"})
+        assert answer.json()["quarantined"] == 1
+    page.set_viewport_size({"width": 360, "height": 800})
+    page.goto("/quarantine")
+    page.get_by_role("link", name="generic").first.click()
+    expect(page.get_by_text("gives no type").first).to_be_visible()
+    page.get_by_role("button", name="Try the source file as it is now").click()
+    expect(page.get_by_text("1 items still amiss")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.get_by_role("button", name="Discard").click()
+    expect(page.get_by_text("Discarded by")).to_be_visible()
