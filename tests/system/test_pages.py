@@ -438,7 +438,9 @@ async def _look_while_the_notifier_is_away(database_url: str) -> None:
 def test_a_delivery_leaves_quarantine_by_two_clicks(running: Running, page: Page) -> None:
     """It is seen with its reason, tried, and discarded; a narrow screen holds it."""
     with running.client() as client:
-        answer = client.post("/webhooks/generic", json={"odd": "w" * 300, "email": "q@corp.example"})
+        answer = client.post(
+            "/webhooks/generic", json={"odd": "w" * 300, "email": "q@corp.example"}
+        )
         assert answer.json()["quarantined"] == 1
     page.set_viewport_size({"width": 360, "height": 800})
     page.goto("/quarantine")
