@@ -71,7 +71,8 @@ def baton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBaton]:
     )
     running.start()
     yield running
-    running.stop()
+    if running.process is not None:
+        running.stop()
 
 
 def stored(baton: RunningBaton, sql: str, *values: Any) -> Any:
@@ -153,6 +154,7 @@ class Sender:
         self._baton = baton
         self._client = httpx.Client(timeout=10)
         self.again = 0
+        self.is_given_up = False
 
     def close(self) -> None:
         """Close its connections."""
@@ -165,6 +167,7 @@ class Sender:
             try:
                 answer = self._client.post(self._baton.url + path, headers=headers, content=body)
             except httpx.HTTPError:
+                assert not self.is_given_up, "Baton did not come back"
                 self.again += 1
                 time.sleep(0.05)
                 continue
@@ -185,9 +188,13 @@ def deliver(baton: RunningBaton, source: str, send: Callable[[Sender], None]) ->
     before = stored(baton, sql, source)
 
     def stop() -> None:
-        until(lambda: stored(baton, sql, source) >= before + STOP_AFTER, "some events", 60)
-        baton.stop()
-        baton.start()
+        try:
+            until(lambda: stored(baton, sql, source) >= before + STOP_AFTER, "some events", 60)
+            baton.stop()
+            baton.start()
+        except BaseException:
+            sender.is_given_up = True
+            raise
 
     with contextlib.closing(sender):
         asyncio.run(_beside(lambda: send(sender), stop))
