@@ -279,6 +279,23 @@ def check(attributes: Mapping[str, Any]) -> CloudEvent | Defect:
     )  # fmt: skip
 
 
+def mapped_event(
+    id: str, source: str, type: str, time: datetime | None, data: dict[str, Any]
+) -> CloudEvent | Defect:
+    """Make the event that a delivery was mapped to; gives the first Defect as `check` does.
+
+    `source` is a URI reference already: it comes from a source file, not from a sender.
+    """
+    for value, name in ((id, "id"), (type, "type")):
+        text = _text(value, name)
+        if isinstance(text, Defect):
+            return text
+    found = unkeepable(data, "data")
+    if found:
+        return Defect("unkeepable-value", found[0], found[1], "Correct or remove the value.")
+    return CloudEvent(id, source, type, time, None, data, None, None, {}, None)
+
+
 def _check_optional(
     attributes: Mapping[str, Any],
 ) -> tuple[datetime | None, str | None, str | None, str | None] | Defect:

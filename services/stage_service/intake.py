@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 import asyncpg
 import msgspec
 import structlog
+from prometheus_client import Counter
 
 from services.contracts.access import Gatekeeper, Principal, required
 from services.contracts.database import DATABASE_AWAY
@@ -111,6 +112,7 @@ class Intake:
         self._now = now
         self._task: asyncio.Task[None] | None = None
         self._told: set[str] = set()
+        self._counters: dict[tuple[str, str], Counter] = {}
         self.book = book
         self.secrets = secrets
 
@@ -205,8 +207,14 @@ class Intake:
         if mapped.defects:
             await self._keep(source, request, delivery.received_at, mapped)
         outcomes = await self._lane.submit(mapped.events)
-        DELIVERIES.labels(source.name, "quarantined" if mapped.defects else "accepted").inc()
+        self._count(source.name, "quarantined" if mapped.defects else "accepted")
         return Receipt(outcomes, len(mapped.defects), mapped.ignored)
+
+    def _count(self, source: str, result: str) -> None:
+        counter = self._counters.get((source, result))
+        if counter is None:
+            counter = self._counters[source, result] = DELIVERIES.labels(source, result)
+        counter.inc()
 
     async def replay(self, id: str, by: str, *, dry_run: bool) -> Replay | None:
         """Map a quarantined delivery by its source file as it is now, and apply it unless it is a dry run.

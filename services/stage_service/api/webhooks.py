@@ -148,11 +148,13 @@ class DeliveryEndpoint:
     async def read(self, scope: dict[str, Any], receive: Receive) -> Request | Reply:
         """Read the request whole and unpacked, or refuse it."""
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        length = header(headers, b"content-length")
-        if length and is_too_large(length):
-            raise TooLargeError
+        encoding = b""
+        for name, value in headers:
+            if name == b"content-encoding":
+                encoding = value
+            elif name == b"content-length" and is_too_large(value):
+                raise TooLargeError
         body = await read_body(receive)
-        encoding = header(headers, b"content-encoding")
         if encoding:
             plain = unpacked(body, encoding)
             if isinstance(plain, Defect):

@@ -13,8 +13,7 @@ from typing import Any, cast
 
 import msgspec
 
-from services.contracts import cloudevents
-from services.contracts.cloudevents import CloudEvent, brief
+from services.contracts.cloudevents import brief, mapped_event
 from services.contracts.events import LeadEvent, lead_event, rfc3339
 from services.contracts.problems import Defect, shown
 from services.stage_service.sources.bodies import UnreadableError, read_body
@@ -201,17 +200,9 @@ def _map_event(
     time = _time(mapping.time, scope, received_at)
     if isinstance(time, Defect):
         return time
-    checked = cloudevents.check({
-        "specversion": "1.0", "id": id, "source": source.event_source, "type": type_,
-        "data": _data(mapping, scope),
-    })  # fmt: skip
+    checked = mapped_event(id, source.event_source, type_, time, _data(mapping, scope))
     if isinstance(checked, Defect):
         return checked
-    if time is not None:
-        checked = CloudEvent(
-            checked.id, checked.source, checked.type, time, None, checked.data, None, None,
-            checked.extensions, None,
-        )  # fmt: skip
     return lead_event(checked, received_at)
 
 
