@@ -304,6 +304,23 @@ def test_a_delivery_without_items_is_not_lost(payload: Any) -> None:
     assert mapped(it, payload)["quarantined"][0]["code"] == "no-items"
 
 
+def test_an_element_without_items_does_not_vanish_beside_others() -> None:
+    it = source("split: delivery[].ids[]\nevents:\n  - {type: a.b, id: '{item}-{outer.n}'}\n")
+    result = mapped(it, [{"ids": [1, 2], "n": "x"}, {"id": 3}, {}, {"ids": []}, {"ids": None}])
+    assert [e["id"] for e in result["events"]] == ["1-x", "2-x"]
+    assert [(q["item"], q["code"]) for q in result["quarantined"]] == [
+        (2, "no-items"), (3, "no-items"),
+    ]  # fmt: skip
+
+
+def test_all_values_of_lists_are_taken_one_by_one() -> None:
+    it = source(
+        "events:\n  - {type: a.b, id: '{item.id}', attributes: {n: {all: [item.a, item.b, item.c]}}}\n"
+    )
+    event = mapped(it, {"id": 1, "a": 5, "b": [6, None, 5, {"x": 1}, ""]})["events"][0]
+    assert event["data"]["n"] == [5, 6, {"x": 1}]
+
+
 def test_keys_and_parents_of_nested_items() -> None:
     it = source(
         "split: delivery{}[]\nevents:\n"

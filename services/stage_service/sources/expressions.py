@@ -21,7 +21,7 @@ from cel_expr_python.ext import ext_strings  # pyright: ignore[reportMissingType
 
 from services.stage_service.sources.functions import FUNCTIONS, look_up
 
-ROOTS = ("item", "delivery", "parent", "key", "index", "headers", "query", "body_hash")
+ROOTS = ("item", "delivery", "parent", "outer", "key", "index", "headers", "query", "body_hash")
 """What an expression may name; see docs/sources.md."""
 EXPRESSION_CHARACTERS_MAX = 4000
 OPERANDS_MAX = 32

@@ -26,7 +26,12 @@ ITEMS_MAX = 4000
 ID_CHARACTERS_MAX = 512
 _RESERVED = frozenset(("email", "phone", "external_ids", "anonymous_id", "deal"))
 _encode = msgspec.json.Encoder().encode
+_DEAD_END = object()
 _REMEDY = "Mend the source file, then replay the delivery from quarantine."
+
+Place = tuple[Any, str | None, Any, Any]
+"""An item, the name of the member it is under (after ``{}``), what holds its list, and the element of the
+list around that one."""
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -98,10 +103,17 @@ def map_delivery(source: Source, delivery: Delivery) -> Mapped:
             "Set a smaller batch size at the vendor.",
         )))  # fmt: skip
         del items[ITEMS_MAX:]
-    for index, (item, key, parent) in enumerate(items):
+    for index, (item, key, parent, outer) in enumerate(items):
+        if item is _DEAD_END:
+            mapped.defects.append((index, Defect(
+                "no-items", "body", "an element of a list has none of the items that 'split' names",
+                _REMEDY,
+            )))  # fmt: skip
+            continue
         scope["item"] = item
         scope["key"] = key
         scope["parent"] = parent
+        scope["outer"] = outer
         scope["index"] = index
         event = _map_item(source, scope, delivery.received_at)
         if event is None:
@@ -113,47 +125,53 @@ def map_delivery(source: Source, delivery: Delivery) -> Mapped:
     return mapped
 
 
-def _items(source: Source, payload: Any) -> list[tuple[Any, str | None, Any]] | None:
+def _items(source: Source, payload: Any) -> list[Place] | None:
     """Give the items of the first split that finds some, or an empty list; None when none does."""
     for split in source.split:
-        items = list(islice(_walk(payload, split.steps, 0, None, None), ITEMS_MAX + 1))
-        if items:
+        items = list(islice(_walk(payload, split.steps), ITEMS_MAX + 1))
+        if any(item is not _DEAD_END for item, *_ in items):
             return items
-        holders = _walk(payload, split.steps[:-1], 0, None, None)
-        if split.steps[-1:] == ("[]",) and any(value == [] for value, _, _ in holders):
+        holders = _walk(payload, split.steps[:-1])
+        if split.steps[-1:] == ("[]",) and any(value == [] for value, *_ in holders):
             return []
     return None
 
 
 def _walk(
-    value: Any, steps: tuple[str, ...], at: int, key: str | None, parent: Any
-) -> Iterator[tuple[Any, str | None, Any]]:
-    """Give (item, key, parent) of every item that `steps` lead to from `value`.
+    value: Any,
+    steps: tuple[str, ...],
+    at: int = 0,
+    key: str | None = None,
+    parent: Any = None,
+    outer: Any = None,
+    element: Any = None,
+) -> Iterator[Place]:
+    """Give the place of every item that `steps` lead to from `value`; `element` is where we are in.
 
-    A single value where ``[]`` wants a list counts as a list of one, as XML and some vendors write it.
+    A single value where ``[]`` wants a list counts as a list of one, as XML and some vendors write it. A
+    list's element that is not empty and in which a step leads nowhere is a `_DEAD_END`: nothing of a
+    delivery is lost silently.
     """
     while at < len(steps):
         step = steps[at]
         at += 1
-        if step == "[]":
-            if value is None:
-                return
+        if step == "[]" and value is not None:
             listed = cast("list[Any]", value) if isinstance(value, list) else [value]
             for each in listed:
-                yield from _walk(each, steps, at, key, parent)
+                yield from _walk(each, steps, at, key, parent, element, each)
             return
-        if not isinstance(value, dict):
-            return
-        known = cast("dict[str, Any]", value)
+        known = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
         if step == "{}":
             for name, each in known.items():
-                yield from _walk(each, steps, at, name, known)
+                yield from _walk(each, steps, at, name, known, outer, element)
             return
         if step not in known:
+            if element:
+                yield _DEAD_END, key, parent, outer
             return
         parent = known
         value = known[step]
-    yield value, key, parent
+    yield value, key, parent, outer if value is element else element
 
 
 def _map_item(

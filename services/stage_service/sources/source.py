@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -23,7 +23,7 @@ class Choice(msgspec.Struct, frozen=True):
     alternatives: tuple[Expression, ...]
     convert: Callable[[Any], Any] | None = None
     every: bool = False
-    """All that are there, as a list, instead of the first."""
+    """All that are there, those of lists one by one, as a list, instead of the first."""
 
     def value(self, scope: Mapping[str, Any]) -> Any:
         """Give the value in `scope`, None when no alternative has one."""
@@ -39,8 +39,9 @@ class Choice(msgspec.Struct, frozen=True):
         found: list[Any] = []
         for expression in self.alternatives:
             value = expression.evaluate(scope)
-            if value is not None and value != "" and value not in found:
-                found.append(value)
+            for each in cast("list[Any]", value) if isinstance(value, list) else [value]:
+                if each is not None and each != "" and each not in found:
+                    found.append(each)
         return found if len(found) > 1 else found[0] if found else None
 
 
