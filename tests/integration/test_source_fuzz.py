@@ -15,11 +15,10 @@ import msgspec
 import pytest
 
 from services.baton.embedded import EmbeddedPostgres
-from services.baton.sources import read_sample
 from services.stage_service.sources.book import SourceBook
 from services.stage_service.sources.mapping import Delivery, map_delivery
 from tests.integration.stage import Stage, fresh_database, running_stage
-from tests.unit.test_sources_golden import SOURCES, fixtures, real_samples
+from tests.unit.test_sources_golden import SOURCES, delivery_of, fixtures, real_samples
 
 QUICK, LONG = 300, 10_000
 OVER_HTTP = 150
@@ -32,7 +31,7 @@ ODD: list[Any] = [
 def samples(source: Path) -> list[Delivery]:
     """The samples of a source, ours and the real ones."""
     pairs = [*fixtures(), *real_samples()]
-    return [read_sample(sample, {}) for each, sample in pairs if each == source]
+    return [delivery_of(source, sample) for each, sample in pairs if each == source]
 
 
 def mutated(delivery: Delivery, chance: random.Random) -> bytes:

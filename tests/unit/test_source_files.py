@@ -99,6 +99,7 @@ def test_the_example_of_the_documentation_works() -> None:
 ITEM = {
     "a": {"b": 1, "c-d": [{"v": 7}]}, "x": "a", "n": 5, "z": None, "s": "A.b",
     "list": [{"t": "text"}, {"t": "email", "v": "q@e.x", "f": {"id": "k"}}, "scalar", None],
+    "numbered": {"0": {"k": "a", "v": 1}, "1": {"k": "b", "v": 2}, "2": "scalar"},
 }  # fmt: skip
 
 
@@ -127,6 +128,7 @@ ITEM = {
         ("item.list.exists(i, has(i.f) && i.f.id == 'k')", True),
         ("find(item.list, 'f.id', 'k').v", "q@e.x"),
         ("find(item.nope, 'f', 'k').v", None),
+        ("find(item.numbered, 'k', 'b').v", 2),
         ("coalesce(item.nope, '', item.x)", "a"),
         ("lower(item.s) + '!'", "a.b!"),
         ("slug('Demo  Requested (Ümlaut)!')", "demo_requested_umlaut"),

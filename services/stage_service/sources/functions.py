@@ -62,8 +62,13 @@ def _coalesce(*values: Any) -> Any:
 
 
 def _find(items: Any, key: Any, wanted: Any) -> Any:
-    """Give the first object of a list whose `key` (a name, or names joined by dots) is `wanted`."""
+    """Give the first object of a list whose `key` (a name, or names joined by dots) is `wanted`.
+
+    Of an object its members are looked through: numbered form fields (``answers[0][key]``) make one.
+    """
     steps = str(key).split(".")
+    if isinstance(items, dict):
+        items = list(cast("dict[str, Any]", items).values())
     for each in cast("Iterable[Any]", items) if isinstance(items, list) else ():
         if look_up(each, steps) == wanted:
             return each
