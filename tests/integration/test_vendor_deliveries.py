@@ -1,4 +1,4 @@
-"""The shipped sources over HTTP, as their vendors do it: signatures, tokens, verification requests, answers."""
+"""The shipped sources over HTTP as their vendors do it: signatures, tokens, questions, answers."""
 
 from __future__ import annotations
 
