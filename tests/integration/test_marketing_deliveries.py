@@ -1,4 +1,4 @@
-"""The shipped sources over HTTP as their vendors do it: signatures, tokens, questions, answers."""
+"""The marketing tools over HTTP as they post: signatures, tokens, questions before, answers."""
 
 from __future__ import annotations
 
