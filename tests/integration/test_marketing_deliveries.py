@@ -152,3 +152,36 @@ async def test_change_events_show_a_bearer(stage: Stage) -> None:
     answer = await send(stage, "/webhooks/salesforce-cdc", body, headers)
     assert answer.json()["applied"] == 4, answer.text
     assert (await send(stage, "/webhooks/salesforce-cdc", body)).status_code == 401
+
+
+WAY = (
+    ("customerio", "email-clicked.json"), ("mailchimp", "subscribe.form"), ("mautic", "forms.json"),
+    ("marketo", "mql.json"), ("activecampaign", "deal-add.form"),
+    ("activecampaign", "deal-proposal.form"), ("activecampaign", "deal-won.form"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [WAY, WAY[::-1]], ids=["in order", "last first"])
+async def test_what_five_tools_tell_is_one_lead_on_its_way_to_won(
+    database_url: str, order: tuple[tuple[str, str], ...]
+) -> None:
+    secrets = {name: [SECRET] for name in SOURCES}
+    async with running_stage(database_url, source_secrets=secrets) as stage:
+        for name, case in order:
+            body = (FIXTURES / name / case).read_bytes().rstrip(b"\n")
+            headers = {"customerio": customerio, "mautic": mautic}.get(name, lambda _: {})(body)
+            answer = await send(stage, f"/webhooks/{name}/{SECRET}", body, headers)
+            assert answer.json()["quarantined"] == 0, answer.text
+        [lead] = (await stage.client.get("/v1/leads")).json()["items"]
+        assert lead["email"] == "ada@example.com"
+        assert {"customerio", "mailchimp", "mautic", "marketo", "activecampaign"} <= set(
+            lead["external_ids"]
+        )
+        timeline = (await stage.client.get(f"/v1/leads/{lead['id']}/timeline")).json()["items"]
+        moves = [
+            (each["journey"]["key"], each["to"])
+            for each in timeline
+            if "to" in each and not each["replaced_by"]
+        ]
+        # The deal's own journey begins with what is known of its lead: a score of 60 and more.
+        assert moves == [("main", "mql"), ("5", "mql"), ("5", "proposal"), ("5", "closed_won")]
