@@ -184,7 +184,9 @@ def _plain(value: Any) -> Any:
     if isinstance(found, list):
         return [_plain(each) for each in cast("list[Any]", found)]
     if isinstance(found, dict):
-        return {name: _plain(each) for name, each in cast("dict[Any, Any]", found).items()}
+        # CEL's maps have another order each time; the same delivery is to give the same bytes.
+        members = sorted(cast("dict[Any, Any]", found).items(), key=lambda member: str(member[0]))
+        return {name: _plain(each) for name, each in members}
     return found
 
 
