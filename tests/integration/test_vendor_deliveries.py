@@ -237,3 +237,31 @@ def test_a_captured_request_of_stripes_library(shared_data: Path) -> None:
     assert judged(301) == "expired"
     assert judged(-301) == "expired"
     assert judged(0, "test") == "mismatch"
+
+
+WAY = (
+    ("typeform", "demo-request", "mql"), ("calendly", "booked", "sql"), ("stripe", "customer", None),
+    ("stripe", "quote-sent", "proposal"), ("docusign", "contract-without-a-deal", "closing"),
+    ("stripe", "first-invoice-paid", "closed_won"), ("stripe", "first-invoice-paid-its-twin", None),
+    ("stripe", "renewal-paid", None),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [WAY, WAY[::-1]], ids=["in order", "last first"])
+async def test_a_form_a_calendar_a_contract_and_a_payment_are_one_lead(
+    database_url: str, order: tuple[tuple[str, str, str | None], ...]
+) -> None:
+    """From first touch to won by what four tools tell, in whatever order it arrives."""
+    secrets = {name: [secret] for name, secret in SECRETS.items()}
+    async with running_stage(database_url, source_secrets=secrets) as stage:
+        for name, case, _ in order:
+            body = (FIXTURES / name / f"{case}.json").read_bytes()
+            headers = SIGNERS[name](body, SECRETS[name], int(time.time()))
+            answer = await deliver(stage, name, body, headers)
+            assert answer.json()["quarantined"] == 0, answer.text
+        [lead] = (await stage.client.get("/v1/leads")).json()["items"]
+        assert (lead["name"], lead["company"]) == ("Ada Example", "Example Ltd")
+        assert lead["external_ids"].keys() == {"typeform", "calendly", "stripe", "docusign"}
+        timeline = (await stage.client.get(f"/v1/leads/{lead['id']}/timeline")).json()["items"]
+        stages = [each["to"] for each in timeline if "to" in each and not each["replaced_by"]]
+        assert stages == [stage_key for _, _, stage_key in WAY if stage_key]
