@@ -30,9 +30,11 @@ app = typer.Typer(
 keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 playbook = typer.Typer(no_args_is_help=True, help="Playbooks: validate, show.")
 events = typer.Typer(no_args_is_help=True, help="Lead events: send.")
+leads = typer.Typer(no_args_is_help=True, help="Leads that are one person: merge, unmerge.")
 dead_letters = typer.Typer(no_args_is_help=True, help="What could not be delivered: list, retry.")
 for name, group in (
-    ("keys", keys), ("playbook", playbook), ("events", events), ("dead-letters", dead_letters)
+    ("keys", keys), ("playbook", playbook), ("events", events), ("leads", leads),
+    ("dead-letters", dead_letters)
 ):  # fmt: skip
     app.add_typer(group, name=name)
 app.add_typer(cli_sources.app, name="sources")
@@ -262,6 +264,42 @@ def playbook_show(
         draw(file, format)
     except (SourceError, OSError, ValueError) as error:
         fail(str(error), 2)
+
+
+Reason = Annotated[str, typer.Option("--reason", help="shown in the timeline")]
+
+
+@leads.command("merge")
+def leads_merge(
+    lead: Annotated[str, typer.Argument(help="id of a lead")],
+    other: Annotated[str, typer.Argument(help="id of the other; the older of both survives")],
+    reason: Reason,
+    data: Data = DATA,
+    url: Url = STAGE_URL,
+) -> None:
+    """Say that two leads are one person."""
+    _regroup(url, data, "merge", lead, other, reason)
+
+
+@leads.command("unmerge")
+def leads_unmerge(
+    lead: Annotated[str, typer.Argument(help="id of the lead that survived")],
+    merged: Annotated[str, typer.Argument(help="id of the lead that was merged into it")],
+    reason: Reason,
+    data: Data = DATA,
+    url: Url = STAGE_URL,
+) -> None:
+    """Undo a merge: both get back what was theirs, and no event merges them again."""
+    _regroup(url, data, "unmerge", lead, merged, reason)
+
+
+def _regroup(url: str, data: Path, deed: str, lead: str, other: str, reason: str) -> None:
+    from services.baton.leads import regroup
+
+    try:
+        print(run(regroup(url, api_key(data), deed, lead, other, reason)))
+    except ValueError as error:
+        fail(str(error))
 
 
 @dead_letters.command("list")

@@ -50,6 +50,9 @@ async def _transitions(client: httpx.AsyncClient, url: str) -> None:
 
 
 def _show_transition(item: dict[str, Any]) -> None:
+    if "lead" not in item:
+        _show_merge(item)
+        return
     lead = item["lead"]
     owner = (item["responsible"]["owner"] or {}).get("name", "nobody")
     text = Text(_clock(item["recorded_at"]), "dim")
@@ -57,6 +60,17 @@ def _show_transition(item: dict[str, Any]) -> None:
     text.append(f"  {item['from']} > {item['to']}", "green" if not item["replaces"] else "yellow")
     text.append(f"  {item['responsible']['role']}: {owner}", "cyan")
     text.append(f"\n          {item['explanation']}", "dim")
+    _console.print(text, soft_wrap=True)
+
+
+def _show_merge(item: dict[str, Any]) -> None:
+    if item.get("lead_id") != item.get("survivor"):  # told in the order of both leads: show it once
+        return
+    text = Text(_clock(item["recorded_at"]), "dim")
+    text.append(f"  {item['survivor']}", "bold")
+    parted = item["type"] == "baton.lead.unmerged.v1"
+    text.append("  parted from " if parted else "  merged with ", "magenta")
+    text.append(f"{item['merged']}\n          {item['reason']}", "dim")
     _console.print(text, soft_wrap=True)
 
 

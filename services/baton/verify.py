@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from services.baton.verify_merges import check_merges
 from services.contracts.events import MOVED_BY_HAND, TRANSITIONS_TOPIC
 from services.stage_service import funnel, store
 from services.stage_service.funnel import Lead, Move
@@ -35,6 +36,7 @@ class Report:
     pending: int = 0
     alerts: int = 0
     alerts_waiting: int = 0
+    merges: int = 0
     findings: list[str] = field(default_factory=list[str])
 
     def found(self, finding: str) -> None:
@@ -47,7 +49,8 @@ class Report:
         yield (
             f"{self.events} events of {self.leads} leads folded again; {self.transitions} records, "
             f"{self.published} published, {self.pending} waiting for the relay; "
-            f"{self.alerts} alerts, {self.alerts_waiting} waiting for the notifier"
+            f"{self.alerts} alerts, {self.alerts_waiting} waiting for the notifier; "
+            f"{self.merges} merges"
         )
         yield from (f"WRONG: {finding}" for finding in self.findings)
         yield "clean" if not self.findings else f"{len(self.findings)} findings"
@@ -67,6 +70,7 @@ async def verify_database(database_url: str) -> Report:
             await _orphans(connection, report)
             await _bus(connection, report)
             await _alerts(connection, report)
+            report.merges = await check_merges(connection, report.found)
             async for ids in _lead_ids(connection):
                 await _leads(connection, shelf, ids, report)
     finally:
@@ -78,7 +82,8 @@ async def _lead_ids(connection: Connection) -> AsyncIterator[list[str]]:
     last = "00000000-0000-0000-0000-000000000000"
     while True:
         rows = await connection.fetch(
-            "SELECT id::text FROM stage.leads WHERE id > $1::uuid ORDER BY id LIMIT $2",
+            """SELECT id::text FROM stage.leads WHERE id > $1::uuid AND merged_into IS NULL
+               ORDER BY id LIMIT $2""",
             last, LEADS_A_TIME,
         )  # fmt: skip
         if not rows:
@@ -193,8 +198,10 @@ async def _orphans(connection: Connection, report: Report) -> None:
         if count:
             report.found(f"{count} rows of stage.{table} belong to no lead")
     count = await connection.fetchval(
-        "SELECT count(*) FROM stage.transitions t WHERE NOT EXISTS "
-        "(SELECT FROM stage.journeys j WHERE j.id = t.journey_id)"
+        """SELECT count(*) FROM stage.transitions t WHERE NOT EXISTS
+             (SELECT FROM stage.journeys j WHERE j.id = t.journey_id)
+             AND t.replaced_by IS NULL AND t.kind <> 'retraction' AND NOT EXISTS
+             (SELECT FROM stage.leads l WHERE l.id = t.lead_id AND l.merged_into IS NOT NULL)"""
     )
     if count:
         report.found(f"{count} transitions belong to no journey")

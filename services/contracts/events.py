@@ -27,10 +27,17 @@ SOURCE = "baton"
 """The ``source`` of events that Baton itself records or publishes."""
 MOVED_BY_HAND = "baton.lead.moved"
 """The lead event that records a move by hand; only Baton's own API makes it."""
+MERGED_BY_HAND = "baton.lead.merged"
+"""The lead event that records a merge by hand."""
+UNMERGED_BY_HAND = "baton.lead.unmerged"
+"""The lead event that records that a merge was undone."""
+LEAD_MERGED = "baton.lead.merged.v1"
+LEAD_UNMERGED = "baton.lead.unmerged.v1"
 
 EMAIL_CHARACTERS_MAX = 254
 IDENTITY_CHARACTERS_MAX = 256
 EXTERNAL_IDS_MAX = 16
+PHONE_CHARACTERS_MAX = 64
 DEAL_CHARACTERS_MAX = 128
 TIME_MIN = datetime(1970, 1, 1, tzinfo=UTC)
 TIME_AHEAD_MAX = timedelta(days=366)
@@ -55,7 +62,8 @@ class LeadEvent(msgspec.Struct, frozen=True, gc=False):
     """One fact about a lead, told by a source.
 
     `place` orders events: (`time` or the moment it was recorded, `source`, `id`). `identities` are
-    (kind, normalised value), strongest first; empty: nobody can be found, the event is kept alone.
+    (kind, value) as they were sent, strongest first; empty: nobody can be found, the event is kept
+    alone. What of them names a person is for the identity policy to say, later.
     """
 
     id: str
@@ -79,9 +87,10 @@ class LeadEvent(msgspec.Struct, frozen=True, gc=False):
 def lead_event(event: CloudEvent, recorded_at: datetime) -> LeadEvent | Defect:
     """Read what `event` says about a lead.
 
-    ``data.email`` is trimmed and lower-cased, ``data.external_ids`` is an object of system to id,
-    ``data.anonymous_id`` a string, ``data.deal`` the journey's key. Anything else in ``data`` is an
-    attribute. Data that is not an object is kept but says nothing about a lead.
+    ``data.email`` is trimmed and lower-cased, ``data.external_ids`` is an object of system to id (or to
+    a list of ids), ``data.phone`` an identity and an attribute, ``data.anonymous_id`` a string,
+    ``data.deal`` the journey's key. Anything else in ``data`` is an attribute. Data that is not an
+    object is kept but says nothing about a lead.
     """
     time = event.time or recorded_at
     if time < TIME_MIN or time > recorded_at + TIME_AHEAD_MAX:
@@ -154,7 +163,11 @@ def _too_long(field: str, most: int, value: object) -> Defect:
 
 
 def identities_of(data: dict[str, Any]) -> tuple[tuple[str, str], ...] | Defect:
-    """Read the identities in `data`: (kind, normalised value), strongest first."""
+    """Read the identities in `data`: (kind, value), strongest first.
+
+    Kinds are ``email`` (trimmed, lower-cased), ``external:{system}``, ``phone`` (as written) and
+    ``anonymous``.
+    """
     found: list[tuple[str, str]] = []
     email = data.get("email")
     if email is not None and email != "":
@@ -164,36 +177,56 @@ def identities_of(data: dict[str, Any]) -> tuple[tuple[str, str], ...] | Defect:
         found.append(("email", normal))
     externals = data.get("external_ids")
     if externals is not None:
-        if not isinstance(externals, dict):
-            return Defect(
-                "wrong-type", "data.external_ids", "must be an object of system to id",
-                'Write it as {"hubspot": "123"}.', shown(externals),
-            )  # fmt: skip
-        items = cast("dict[str, Any]", externals)
-        if len(items) > EXTERNAL_IDS_MAX:
-            return Defect(
-                "too-many", "data.external_ids", f"more than {EXTERNAL_IDS_MAX} ids", "Send fewer."
-            )
-        for system in sorted(items):
-            value = _identity(items[system], f"data.external_ids.{shown(system)}")
-            if isinstance(value, Defect):
-                return value
-            if len(system) > IDENTITY_CHARACTERS_MAX:
-                return _too_long("data.external_ids", IDENTITY_CHARACTERS_MAX, system)
-            if not system.strip() or not system.isprintable():
-                return Defect(
-                    "control-character", "data.external_ids",
-                    "a system's name is blank, or contains a control character", "Clean the name.",
-                    shown(system),
-                )  # fmt: skip
-            if value:
-                found.append((f"external:{system}", value))
+        defect = _externals(externals, found)
+        if defect is not None:
+            return defect
+    phone = data.get("phone")
+    if (
+        phone is not None
+    ):  # never refused: a phone that cannot be read is an attribute like any other
+        if isinstance(phone, int) and not isinstance(phone, bool):
+            phone = str(phone)
+        if isinstance(phone, str) and phone.strip() and len(phone) <= PHONE_CHARACTERS_MAX:
+            found.append(("phone", phone.strip()))
     anonymous = _identity(data.get("anonymous_id"), "data.anonymous_id")
     if isinstance(anonymous, Defect):
         return anonymous
     if anonymous:
         found.append(("anonymous", anonymous))
     return tuple(found)
+
+
+def _externals(externals: Any, found: list[tuple[str, str]]) -> Defect | None:
+    """Read ``data.external_ids`` into `found`; a system may have one id or a list, newest first."""
+    if not isinstance(externals, dict):
+        return Defect(
+            "wrong-type", "data.external_ids", "must be an object of system to id",
+            'Write it as {"hubspot": "123"}.', shown(externals),
+        )  # fmt: skip
+    items = cast("dict[str, Any]", externals)
+    ids = sum(len(cast("list[Any]", v)) if isinstance(v, list) else 1 for v in items.values())
+    if ids > EXTERNAL_IDS_MAX:
+        return Defect(
+            "too-many", "data.external_ids", f"more than {EXTERNAL_IDS_MAX} ids", "Send fewer."
+        )
+    for system in sorted(items):
+        if len(system) > IDENTITY_CHARACTERS_MAX:
+            return _too_long("data.external_ids", IDENTITY_CHARACTERS_MAX, system)
+        if not system.strip() or not system.isprintable():
+            return Defect(
+                "control-character", "data.external_ids",
+                "a system's name is blank, or contains a control character", "Clean the name.",
+                shown(system),
+            )  # fmt: skip
+        several = items[system]
+        values = cast("list[Any]", several) if isinstance(several, list) else [several]
+        for each in values:
+            value = _identity(each, f"data.external_ids.{shown(system)}")
+            if isinstance(value, Defect):
+                return value
+            if value and (identity := (f"external:{system}", value)) not in found:
+                found.append(identity)
+    return None
 
 
 def _identity(value: Any, field: str) -> str | Defect | None:
@@ -340,6 +373,40 @@ class StageTransitioned(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     alerts: list[AlertWish] = []
     skipped: list[str] = []
     replaces: list[str] = []
+
+
+class LeadMerged(msgspec.Struct, frozen=True):
+    """``baton.lead.merged.v1``: two leads turned out to be one person.
+
+    Told once in the order of each of the two (`lead_id`), with the same `merge_id`. From here on the
+    journeys of `merged` have ended; what they add to the history of `survivor` follows as corrections.
+    """
+
+    merge_id: str
+    lead_id: str
+    survivor: str
+    merged: str
+    reason: str
+    identities: list[str]
+    cause: Cause
+    occurred_at: datetime
+    recorded_at: datetime
+
+
+class LeadUnmerged(msgspec.Struct, frozen=True):
+    """``baton.lead.unmerged.v1``: a merge was undone by hand; told in the order of each lead.
+
+    The journeys of `merged` stand again where they stood when it was merged; corrections follow.
+    """
+
+    merge_id: str
+    lead_id: str
+    survivor: str
+    merged: str
+    reason: str
+    cause: Cause
+    occurred_at: datetime
+    recorded_at: datetime
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

@@ -27,7 +27,7 @@ from services.contracts.idempotency import Once
 from services.contracts.rates import RateLimits
 from services.contracts.team import Team, load_team
 from services.stage_service import metrics
-from services.stage_service.api import health, moves, quarantine, reads
+from services.stage_service.api import health, merges, moves, quarantine, reads
 from services.stage_service.api.access import House, answer_problems, problem_response
 from services.stage_service.api.events import OPENAPI, PATH, EventsEndpoint
 from services.stage_service.api.segment import CALLS, SegmentEndpoint
@@ -96,6 +96,7 @@ def create_app(settings: StageSettings) -> StageApp:
     app.include_router(reads.router)
     app.include_router(moves.router)
     app.include_router(quarantine.router)
+    app.include_router(merges.router)
     app.include_router(pages_router())
     answer_problems(app)
     _describe_events(app)
@@ -210,7 +211,7 @@ async def _house(
         parts.push_async_callback(bus.close)
     pulse = Pulse(settings.database_url)
     relay = Relay(settings.database_url, bus, pulse.beat)
-    lane = Lane(pool, shelf, team, committed=relay.wake)
+    lane = Lane(pool, shelf, team, committed=relay.wake, policy=settings.identity_policy)
     rates = RateLimits(
         settings.rate_limit_requests, settings.rate_limit_events, settings.rate_limit_failures
     )

@@ -1,8 +1,9 @@
 """One batch of lead events inside one transaction: gather, decide, record.
 
 `Batch.apply` is the way of an event from the lane to the commit. It looks up the events (a repeat
-changes nothing), finds or makes their leads, locks those in id order, folds, and writes events, states,
-transitions and the outbox. It never commits: the lane owns the transaction.
+changes nothing), finds or makes their leads, locks those in id order, merges those that turned out to be
+one person, folds, and writes events, states, transitions and the outbox. It never commits: the lane owns
+the transaction.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ from typing import Any
 
 import msgspec
 
-from services.contracts.events import CLAIMED_TIME, LeadEvent
+from services.contracts.events import UNMERGED_BY_HAND, LeadEvent
 from services.contracts.team import Person, Team
 from services.stage_service import funnel, store
+from services.stage_service.corrections import Corrections, change_by
 from services.stage_service.funnel import Lead, Move, Score
-from services.stage_service.journal import Journal, Revision, journey_id, revise, share_replaced
+from services.stage_service.identities import LEAD_IDENTITY, Policy, keys_of
+from services.stage_service.journal import Journal, journey_id
+from services.stage_service.merging import Change
 from services.stage_service.playbook import Playbook
+from services.stage_service.regrouping import Regrouping
 from services.stage_service.routing import choose, eligible
 from services.stage_service.shelf import Shelf
 from services.stage_service.store import Connection, Facts, Past, Record, TransitionRow
-
-LEAD_IDENTITY = "lead"
-"""The identity kind of events that Baton's own API makes for a lead it knows by id."""
 
 
 class RacedError(Exception):
@@ -80,20 +82,22 @@ class Batch:
         team: Team,
         recorded_at: datetime,
         new_id: Callable[[], str],
+        policy: Policy,
     ) -> None:
         self._connection = connection
         self._shelf = shelf
         self._team = team
-        self._new_id = new_id
+        self._policy = policy
         self._journal = Journal(recorded_at, self._assign, new_id)
+        self._corrections = Corrections(self._journal, shelf, self._tell)
+        self.regrouping = Regrouping(connection, shelf, self._journal, policy, new_id)
         self._counts: dict[str, dict[str, int]] = {}
         self._records: dict[str, Record] = {}
-        self._claims: dict[tuple[str, str], str] = {}
+        self._changes: dict[str, Change] = {}
         self._epoch = shelf.epoch
         """Stored with the events and folded under: one batch, one epoch, whatever is published now."""
         self._before: dict[str, Lead | None] = {}
         self._changed: dict[tuple[str, str], Record] = {}
-        self._shifted: dict[str, tuple[str, datetime]] = {}
         self._outcomes: dict[tuple[str, str], Outcome] = {}
         self.moved: list[TransitionRow] = []
         self.unevaluated: list[tuple[str, str]] = []
@@ -108,6 +112,10 @@ class Batch:
         for event, lead_id in fresh:
             if lead_id is not None:
                 by_lead.setdefault(lead_id, []).append(event)
+        changes = await self.regrouping.apply(self._records, by_lead)
+        if changes is None:
+            raise RacedError
+        self._changes = changes
         moves, late = self._fold(by_lead)
         histories = await self._refold(by_lead, late) if late else {}
         await self._lock_rotations(moves, histories)
@@ -123,18 +131,22 @@ class Batch:
         unique: dict[tuple[str, str], LeadEvent] = {}
         for event in events:  # of two with the same key the first counts
             unique.setdefault((event.source, event.id), event)
-        identities = sorted({
-            i for e in unique.values() for i in e.identities if i[0] != LEAD_IDENTITY
-        })  # fmt: skip
-        by_id = sorted({
-            e.identities[0][1] for e in unique.values()
-            if e.identities and e.identities[0][0] == LEAD_IDENTITY
-        })  # fmt: skip
-        found = await store.look_up(self._connection, list(unique), identities, by_id)
+        keyed = {key: keys_of(e.identities, e.data, self._policy) for key, e in unique.items()}
+        named = {k for keys, _ in keyed.values() for k in keys}
+        by_id = {value for kind, value in named if kind == LEAD_IDENTITY}
+        by_id.update(str(e.data["lead"]) for e in unique.values() if e.type == UNMERGED_BY_HAND)
+        found = await store.look_up(
+            self._connection, list(unique), sorted(k for k in named if k[0] != LEAD_IDENTITY),
+            sorted(by_id),
+        )  # fmt: skip
         self._records = found.records
         if found.epoch > self._shelf.epoch:
             await self._shelf.load(self._connection)
         self._epoch = self._shelf.epoch
+        regrouping = self.regrouping
+        await regrouping.look(
+            (keys for key, (keys, _) in keyed.items() if key not in found.recorded), found.owned
+        )
         answers: list[Outcome] = []
         fresh: list[tuple[LeadEvent, str | None]] = []
         for event in events:
@@ -145,39 +157,23 @@ class Batch:
             elif key in found.recorded:
                 answers.append(Outcome(event.id, event.source, "duplicate", found.recorded[key]))
             else:
-                lead_id, warning = self._find_lead(event, found.owned)
-                if CLAIMED_TIME in event.envelope:
-                    said = (
-                        f"time {event.envelope[CLAIMED_TIME]} is ahead of now: held to the arrival"
-                    )
-                    warning = f"{warning}; {said}" if warning else said
+                keys, warnings = keyed[key]
+                lead_id, said = regrouping.lead_of(event, keys)
+                warning = "; ".join([*warnings, *said]) or None
                 outcome = Outcome(event.id, event.source, "applied", lead_id, warning=warning)
                 outcome.transitions, outcome.held = [], []
                 self._outcomes[key] = outcome
                 answers.append(outcome)
                 fresh.append((event, lead_id))
-        return answers, fresh
-
-    def _find_lead(
-        self,
-        event: LeadEvent,
-        owned: dict[tuple[str, str], str],
-    ) -> tuple[str | None, str | None]:
-        """Give the lead of `event` (strongest identity first), new when nobody has any of them."""
-        if not event.identities:
-            return None, "no email, external_ids or anonymous_id in data: kept, about no lead"
-        if event.identities[0][0] == LEAD_IDENTITY:
-            return event.identities[0][1], None
-        found = [owned[i] for i in event.identities if i in owned]
-        lead_id = found[0] if found else self._new_id()
-        if not found:
+        if found.stale - regrouping.parted:
+            raise RacedError
+        for lead_id in regrouping.new:
             self._records[lead_id] = Record(lead_id, None, {}, is_new=True)
-        for identity in event.identities:
-            if identity not in owned:
-                owned[identity] = self._claims[identity] = lead_id
-        others = set(found) - {lead_id}
-        warning = f"its identities also belong to {len(others)} other lead(s)" if others else None
-        return lead_id, warning
+        if regrouping.moves_events:
+            fresh = [(event, lead_id and regrouping.root(lead_id)) for event, lead_id in fresh]
+            for outcome in answers:
+                outcome.lead_id = outcome.lead_id and regrouping.root(outcome.lead_id)
+        return answers, fresh
 
     def _fold(
         self, by_lead: dict[str, list[LeadEvent]]
@@ -193,6 +189,12 @@ class Batch:
             record = self._records.setdefault(lead_id, Record(lead_id, None, {}))
             self._before[lead_id] = record.lead
             events.sort(key=_place)
+            change = self._changes.get(lead_id)
+            if change is not None:
+                late[lead_id] = change.last
+                for event in events:
+                    self._outcome(event).late = event.place < change.last
+                continue
             if record.lead is not None and events[0].place < record.lead.last:
                 late[lead_id] = record.lead.last
                 for event in events:
@@ -299,7 +301,7 @@ class Batch:
         trace = event.traceparent if event else None
         row = self._journal.transition(record, self._playbook(move), move, trace)
         if event is not None:
-            self._tell(self._outcome(event), row, move)
+            self._tell(event, row, move)
 
     def _revise(
         self,
@@ -309,85 +311,26 @@ class Batch:
         past_by_journey: dict[str, list[Past]],
         last: tuple[Any, ...],
     ) -> None:
-        """Record what late events change in each journey's history (I7)."""
-        assert record.lead is not None  # noqa: S101
-        late = next(e for e in causes.values() if e.place < last)
-        for name in record.lead.journeys:
-            mine = [m for m in moves if m.journey == name]
-            past = past_by_journey.get(journey_id(record.id, name), [])
-            revision = revise(
-                past, mine,
-                lambda m: (m.event_source, m.event_id) in causes
-                and causes[m.event_source, m.event_id].place > last,
-            )  # fmt: skip
-            for old, move in revision.shifted:
-                self._shifted[old.id] = (journey_id(record.id, name), move.visit_entered_at)
-            if revision.replaced:
-                self._correct(record, name, revision, late)
-            for move in revision.appended:
-                self._transition(record, move, causes, late)
+        """Record what late events, a merge or a parting change in the lead's history (I7)."""
+        change = self._changes.get(record.id)
+        if change is None:
+            change = change_by(next(e for e in causes.values() if e.place < last))
 
-    def _correct(self, record: Record, name: str, revision: Revision, late: LeadEvent) -> None:
-        """Record the corrections of a journey; only the last that still holds now may alert."""
-        outcome = self._outcome(late)
-        replaced = revision.replaced
-        before = replaced[-1].role
-        if not revision.corrections:
-            move, playbook = self._nothing_happened(record, name, revision, late)
-            row = self._journal.retraction(
-                record, playbook, move, [r.id for r in replaced], late.traceparent,
-                alert=move.role != before and not revision.appended,
-            )  # fmt: skip
-            self._tell(outcome, row, move)
-            return
-        shares = share_replaced(revision.corrections, replaced)
-        for index, (move, share) in enumerate(zip(revision.corrections, shares, strict=True)):
-            is_present = index == len(revision.corrections) - 1 and not revision.appended
-            corrected = msgspec.structs.replace(
-                move,
-                explanation=f"{move.explanation} Corrected: an event of "
-                f"{late.time:%Y-%m-%d %H:%M} UTC ({late.type}) arrived late.",
-            )
-            row = self._journal.correction(
-                record, self._playbook(move), corrected, share, is_present=is_present,
-                alert=is_present and move.role != before, trace=late.traceparent,
-            )  # fmt: skip
-            self._tell(outcome, row, corrected)
+        def is_new(move: Move) -> bool:
+            event = causes.get((move.event_source, move.event_id))
+            return event is not None and event.place > last
 
-    def _nothing_happened(
-        self, record: Record, name: str, revision: Revision, late: LeadEvent
-    ) -> tuple[Move, Playbook]:
-        """Make the record that takes back what was replaced, and the playbook it is told under.
-
-        It starts and ends in the stage that holds: where the next move starts, or the journey stands.
-        """
-        assert record.lead is not None  # noqa: S101
-        journey = record.lead.journeys[name]
-        replaced = revision.replaced
-        key = revision.appended[0].from_stage if revision.appended else journey.stage
-        versions = [journey.version, *(m.version for m in revision.appended[:1]),
-                    *(r.playbook_version for r in reversed(replaced))]  # fmt: skip
-        playbook = next(
-            p for v in versions if key in (p := self._shelf.version(journey.playbook, v)).stages
-        )
-        stage = playbook.stages[key]
-        at = replaced[0].occurred_at
-        gone = ", ".join(f"{r.from_stage} to {r.to_stage}" for r in replaced)
-        move = Move(
-            name, journey.playbook, playbook.version, journey.key, key, key, at, at, late.source,
-            late.id, late.type, None, None, stage.responsible[0], replaced[-1].role, [],
-            funnel.score_of(record.lead, playbook, record.lead.last[0]),
-            f"Still in {stage.title}: an event of {late.time:%Y-%m-%d %H:%M} UTC ({late.type}) "
-            f"arrived late and takes back {gone}.",
-            {"retracted": [r.id for r in replaced]},
-        )  # fmt: skip
-        return move, playbook
+        before = self._before[record.id]
+        for move in self._corrections.revise(
+            record, before, moves, past_by_journey, is_new, change
+        ):
+            self._transition(record, move, causes, change.cause)
 
     def _outcome(self, event: LeadEvent) -> Outcome:
         return self._outcomes[event.source, event.id]
 
-    def _tell(self, outcome: Outcome, row: TransitionRow, move: Move) -> None:
-        outcome.transitions.append(Brief(
+    def _tell(self, event: LeadEvent, row: TransitionRow, move: Move) -> None:
+        self._outcome(event).transitions.append(Brief(
             row.id, row.kind, row.sequence, row.journey_id, row.playbook, move.key, row.from_stage,
             row.to_stage, row.rule, row.explanation,
             [old for old, (_, new) in self._journal.written.replaced.items() if new == row.id],
@@ -411,12 +354,14 @@ class Batch:
         written = self._journal.written
         self.moved = written.rows
         records = [r for id, r in self._records.items() if id in self._before]
-        if self._shifted:
-            await store.shift_visits(self._connection, self._shifted)
+        if self._corrections.ended:
+            await store.end_journeys(self._connection, self._corrections.ended)
+        if self._corrections.shifted:
+            await store.shift_visits(self._connection, self._corrections.shifted)
         if written.replaced:
             await store.replace_transitions(self._connection, written.replaced)
         everything = store.Written(
-            self._claims, fresh, self._epoch, records, {r.id: self._score(r) for r in records},
+            self.regrouping.claims, fresh, self._epoch, records, {r.id: self._score(r) for r in records},
             [(r, name, journey_id(r.id, name)) for (_, name), r in self._changed.items()],
             written.rows, self._counts, written.messages,
         )  # fmt: skip

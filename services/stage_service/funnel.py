@@ -18,7 +18,10 @@ import msgspec
 from services.contracts.events import (
     ENVELOPE_MEMBERS,
     MAIN,
+    MERGED_BY_HAND,
     MOVED_BY_HAND,
+    SOURCE,
+    UNMERGED_BY_HAND,
     LeadEvent,
     Score,
     Touch,
@@ -33,6 +36,7 @@ NAME_CHARACTERS_MAX = 128
 REASON_CHARACTERS_MAX = 500
 _encode = msgspec.json.Encoder().encode
 _RESERVED = ENVELOPE_MEMBERS | {"reason"}
+_REGROUPED = (MERGED_BY_HAND, UNMERGED_BY_HAND)
 _PLACEHOLDER = re.compile(r"\{([a-z_.]+)\}")
 
 
@@ -129,11 +133,12 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
 
     The event's place must not be before `lead.last`.
     """
-    by_hand = event.type == MOVED_BY_HAND and event.source == "baton"
+    by_hand = event.type == MOVED_BY_HAND and event.source == SOURCE
     data = event.data
     facts = {} if by_hand else _facts(data)
-    if lead is None:
-        lead = Lead(None, {}, {}, {}, [], {}, event.time, event.place)
+    lead = lead or Lead(None, {}, {}, {}, [], {}, event.time, event.place)
+    if event.type in _REGROUPED and event.source == SOURCE:  # says whose events these are: no more
+        return Folded(msgspec.structs.replace(lead, last=event.place), [], [])
     email, external_ids = _named(lead, event)
     moves: list[Move] = []
     unevaluated: list[tuple[str, str]] = []
@@ -350,11 +355,15 @@ def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 def _named(lead: Lead, event: LeadEvent) -> tuple[str | None, dict[str, str]]:
     email, external_ids = lead.email, lead.external_ids
+    told: set[str] = set()
     for kind, value in event.identities:
         if kind == "email":
             email = value
         elif kind.startswith("external:"):
             system = kind[9:]
+            if system in told:  # of several ids of one system the first is the newest
+                continue
+            told.add(system)
             if external_ids.get(system) != value:
                 external_ids = {**external_ids, system: value}
     return email, external_ids

@@ -76,11 +76,18 @@ class Revision(msgspec.Struct):
     """Records that hold, but whose visit began at another time than recorded."""
 
 
-def revise(past: Sequence[Past], moves: Sequence[Move], is_new: Callable[[Move], bool]) -> Revision:
+def revise(
+    past: Sequence[Past],
+    moves: Sequence[Move],
+    is_new: Callable[[Move], bool],
+    *,
+    regrouped: bool = False,
+) -> Revision:
     """Compare the `past` records of a journey with its re-folded `moves`.
 
     `is_new` tells whether a move's event is newer than all that was folded before: such moves are
-    ordinary transitions, the other new ones correct history.
+    ordinary transitions, the other new ones correct history; where nothing is replaced they are
+    ordinary too, unless the lead was `regrouped`: then they were told before, of another lead.
     """
     kept = 0
     agreed = 0
@@ -98,7 +105,7 @@ def revise(past: Sequence[Past], moves: Sequence[Move], is_new: Callable[[Move],
         kept = len(past)
     rest = list(moves[agreed:])
     replaced = list(past[kept:])
-    if not replaced:
+    if not replaced and not regrouped:
         return Revision([], [], rest, shifted)
     return Revision(
         replaced,
@@ -122,7 +129,7 @@ class Journal:
 
     def __init__(self, recorded_at: datetime, assign: Assign, new_id: Callable[[], str]) -> None:
         self.written = Written([], {}, [])
-        self._recorded_at = recorded_at
+        self.recorded_at = recorded_at
         self._assign = assign
         self._new_id = new_id
 
@@ -209,7 +216,7 @@ class Journal:
         row = TransitionRow(
             journey, facts.sequence, id, record.id, kind, move.playbook, move.version,
             move.from_stage, move.to_stage, move.visit_entered_at, move.occurred_at,
-            self._recorded_at, move.event_source, move.event_id, move.event_type, move.rule,
+            self.recorded_at, move.event_source, move.event_id, move.event_type, move.rule,
             move.actor, move.role, owner.id if owner else None, handoff, move.skipped,
             move.explanation, as_json(move.why), replaces,
         )  # fmt: skip
@@ -224,7 +231,7 @@ class Journal:
             from_=move.from_stage,
             to=move.to_stage,
             occurred_at=move.occurred_at,
-            recorded_at=self._recorded_at,
+            recorded_at=self.recorded_at,
             cause=Cause(move.event_id, move.event_source, move.event_type, move.rule, move.actor),
             responsible=Responsible(move.role, _ref(owner)),
             previous_responsible=Responsible(
@@ -240,7 +247,7 @@ class Journal:
             replaces=replaces,
         )
         type_ = TRANSITIONED if kind == "transition" else CORRECTED
-        headers = message_headers(id, type_, self._recorded_at, trace, record.id)
+        headers = message_headers(id, type_, self.recorded_at, trace, record.id)
         self.written.messages.append(Message(TRANSITIONS_TOPIC, record.id, headers, _encode(event)))
         return row
 

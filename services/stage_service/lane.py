@@ -26,6 +26,7 @@ from services.contracts.team import Team
 from services.stage_service import metrics
 from services.stage_service.batch import Batch, Outcome, RacedError
 from services.stage_service.errors import OverloadedError, UnavailableError
+from services.stage_service.identities import Policy
 from services.stage_service.playbook import Playbook
 from services.stage_service.shelf import Shelf
 
@@ -56,7 +57,7 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
-_NOBODY = ("", "")
+_NOBODY = (("", ""),)
 
 
 class _Request:
@@ -104,12 +105,14 @@ class Lane:
         *,
         committed: Callable[[], None] = lambda: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        policy: Policy | None = None,
     ) -> None:
         self._pool = pool
         self._shelf = shelf
         self._team = team
         self._committed = committed
         self._now = now
+        self._policy = policy or Policy()
         self._queue: deque[_Waiting] = deque()
         self._news = asyncio.Event()
         self._busy: list[set[tuple[str, str]]] = [set() for _ in range(WORKERS)]
@@ -128,6 +131,11 @@ class Lane:
     def team(self) -> Team:
         """The roster that owners are chosen from."""
         return self._team
+
+    @property
+    def policy(self) -> Policy:
+        """What names a person here."""
+        return self._policy
 
     def start(self) -> None:
         """Start the workers."""
@@ -167,6 +175,20 @@ class Lane:
         await request.done
         return [o for o in request.outcomes if o is not None]
 
+    async def submit_alone(self, event: LeadEvent) -> Outcome:
+        """Apply `event` in a transaction of its own, beside the queue: what regroups leads by hand.
+
+        Raises UnavailableError when the database does not answer, or others were faster every time.
+        """
+        try:
+            [outcome] = await self._apply_again([event])
+        except DATABASE_AWAY as error:
+            raise UnavailableError(
+                "the database does not answer", remedy="Send it again."
+            ) from error
+        self._committed()
+        return outcome
+
     async def _watch(self) -> None:
         """Answer who waited too long; one look at the oldest costs less than a timer a request."""
         loop = asyncio.get_running_loop()
@@ -199,7 +221,7 @@ class Lane:
             await self._news.wait()
 
     def _take(self, worker: int) -> list[_Waiting]:
-        """Take the next batch, but nothing of a lead that another worker has in hand.
+        """Take the next batch, but nothing that names who another worker has in hand.
 
         So one worker computes while another waits for PostgreSQL, and a lead's events keep their order.
         """
@@ -211,14 +233,14 @@ class Lane:
         mine = self._busy[worker]
         while self._queue and len(batch) < BATCH_EVENTS_MAX:
             waiting = self._queue.popleft()
-            first = waiting.event.identities[0] if waiting.event.identities else _NOBODY
+            named = waiting.event.identities or _NOBODY
             if waiting.request.done.done():
                 self._waiting -= 1  # answered 503 already: it will come again
-            elif any(first in busy for busy in others):
+            elif not all(busy.isdisjoint(named) for busy in others):
                 kept.append(waiting)
             else:
                 batch.append(waiting)
-                mine.add(first)
+                mine.update(named)
         self._queue.extendleft(reversed(kept))
         return batch
 
@@ -275,8 +297,10 @@ class Lane:
         """The transaction: gather, decide, record; what is answered happened, or none of it did."""
         began = time.perf_counter()
         async with self._pool.acquire() as connection:
-            batch = Batch(connection, self._shelf, self._team, self._now(), new_id)
+            batch = Batch(connection, self._shelf, self._team, self._now(), new_id, self._policy)
             async with connection.transaction():
                 outcomes = await batch.apply(events)
         metrics.observe_batch(outcomes, batch.moved, batch.unevaluated, time.perf_counter() - began)
+        who = batch.regrouping
+        metrics.observe_regrouping(who.merged, who.refused, who.unclaimed)
         return outcomes

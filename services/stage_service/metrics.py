@@ -30,6 +30,13 @@ BATCHES_RETRIED = Counter("baton_batches_retried_total", "Batches applied again"
 RULES_UNEVALUATED = Counter(
     "baton_rules_unevaluated_total", "Rules counted false for want of a value", ["rule"]
 )
+LEADS_MERGED = Counter("baton_leads_merged_total", "Leads that became part of another")
+LINKS_REFUSED = Counter(
+    "baton_links_refused_total", "Events that name two leads which were not merged"
+)
+IDENTITIES_UNCLAIMED = Counter(
+    "baton_identities_unclaimed_total", "Identities not taken: their lead has the most allowed"
+)
 OUTBOX_PENDING = Gauge("baton_outbox_pending", "Messages recorded and not yet published")
 PUBLISHED_POSITION = Gauge("baton_published_position", "Newest position of the published log")
 KAFKA_POSITION = Gauge("baton_kafka_position", "Newest position that Kafka acknowledged")
@@ -63,3 +70,10 @@ def observe_batch(
         TRANSITIONS.labels(*key).inc(count)
     for rule, _ in unevaluated:
         RULES_UNEVALUATED.labels(rule).inc()
+
+
+def observe_regrouping(merged: int, refused: int, unclaimed: int) -> None:
+    """Count what a committed batch did to who is who."""
+    LEADS_MERGED.inc(merged)
+    LINKS_REFUSED.inc(refused)
+    IDENTITIES_UNCLAIMED.inc(unclaimed)

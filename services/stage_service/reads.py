@@ -30,27 +30,36 @@ TIMELINE_MAX = 2000
 async def list_leads(
     engine: AsyncEngine,
     *,
-    email: str | None = None,
+    emails: Sequence[str] = (),
     stage: str | None = None,
     owner: str | None = None,
     q: str | None = None,
     playbook: str | None = None,
+    account: str | None = None,
     cursor: str | None = None,
     limit: int = 50,
 ) -> tuple[list[dict[str, Any]], str | None]:
     """List leads, newest first, with their journeys. Gives (items, the next page's cursor).
 
-    `email` is normalised; `stage` a stage key; `owner` a person's id; `q` part of a name, a company or
-    an e-mail. `cursor` is a lead id: those made before it follow.
+    `emails` are ways to write one address; `stage` a stage key; `owner` a person's id; `q` part of a
+    name, a company or an e-mail; `account` a company's domain. `cursor` is a lead id: those made before
+    it follow.
     """
-    query = select(leads).order_by(leads.c.id.desc()).limit(limit + 1)
+    query = (
+        select(leads)
+        .where(leads.c.merged_into.is_(None))
+        .order_by(leads.c.id.desc())
+        .limit(limit + 1)
+    )
     if cursor is not None:
         query = query.where(leads.c.id < cursor)
-    if email is not None:
+    if account is not None:
+        query = query.where(leads.c.account == account)
+    if emails:
         query = query.where(
             leads.c.id.in_(
                 select(identities.c.lead_id).where(
-                    identities.c.kind == "email", identities.c.value == email
+                    identities.c.kind == "email", identities.c.value.in_(emails)
                 )
             )
         )
@@ -110,6 +119,7 @@ def _lead(row: RowMapping, mine: list[dict[str, Any]]) -> dict[str, Any]:
         "id": row["id"], "email": row["email"], "name": row["name"], "company": row["company"],
         "external_ids": row["external_ids"], "attributes": row["attributes"],
         "score": {"fit": row["fit"], "intent": row["intent"], "total": row["fit"] + row["intent"]},
+        "account": row["account"],
         "first_seen_at": row["first_seen_at"], "last_seen_at": row["last_seen_at"],
         "journeys": mine,
     }  # fmt: skip

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import phonenumbers
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.contracts.rates import FAILURES, quota_of
+from services.stage_service.identities import IGNORED_VALUES, SHARED_MAILBOXES, Policy
 
 
 class StageSettings(BaseSettings):
@@ -59,6 +61,29 @@ class StageSettings(BaseSettings):
     drain_s: float = Field(
         0.0, ge=0, description="seconds that readiness fails before the service stops listening"
     )
+    identity_fold_plus: bool = Field(
+        default=False, description="ada+news@example.com and ada@example.com are one person"
+    )
+    identity_fold_dots: bool = Field(
+        default=False, description="at Gmail, a.da@ and ada@ are one person"
+    )
+    identity_keep_case: bool = Field(
+        default=False, description="Ada@example.com and ada@example.com are two people"
+    )
+    identity_phone_region: str | None = Field(
+        None,
+        description="country (DE, US) of phone numbers without a country code; unset: not read",
+    )
+    identity_shared_mailboxes: list[str] = Field(
+        sorted(SHARED_MAILBOXES), description="local parts that several people read, as JSON list"
+    )
+    identity_ignored_values: list[str] = Field(
+        sorted(IGNORED_VALUES), description="values of ids that stand for none, as JSON list"
+    )
+    identity_max: int = Field(50, ge=1, description="identities that one lead may own")
+    identity_automatic_merges: bool = Field(
+        default=True, description="events may merge leads; false: only people do"
+    )
     log_format: str = Field("auto", description="json, console, or auto: console on a terminal")
     log_level: str = Field("info", description="debug, info, warning or error")
 
@@ -67,3 +92,26 @@ class StageSettings(BaseSettings):
     def _is_rate(cls, text: str) -> str:
         quota_of(text)
         return text
+
+    @field_validator("identity_phone_region")
+    @classmethod
+    def _known_region(cls, region: str | None) -> str | None:
+        if not region:
+            return None
+        if region.upper() not in phonenumbers.SUPPORTED_REGIONS:
+            raise ValueError(f"{region!r} is no country code; write two letters, as DE or US")
+        return region.upper()
+
+    @property
+    def identity_policy(self) -> Policy:
+        """What names a person here."""
+        return Policy(
+            fold_plus=self.identity_fold_plus,
+            fold_dots=self.identity_fold_dots,
+            keep_case=self.identity_keep_case,
+            region=self.identity_phone_region,
+            shared_mailboxes=frozenset(n.lower() for n in self.identity_shared_mailboxes),
+            ignored_values=frozenset(v.lower() for v in self.identity_ignored_values),
+            identities_max=self.identity_max,
+            automatic=self.identity_automatic_merges,
+        )

@@ -1,7 +1,8 @@
 """Every statement of the stage service that writes or locks; none of them commits.
 
 The order of locks is the same in every transaction, so two batches never wait for each other in a
-circle: leads (by id), then rotations (by role), then identities (sorted), then events (sorted).
+circle: leads (by id), then rotations (by role), then identities (sorted), then events (sorted). A merge
+moves the identities and events of its locked leads before the rotations.
 
 A lead's outbox rows get their ids while its row is locked, or, for a new lead, in the statement that
 claims its identities: so for one lead the order of outbox ids is the order of commits, which the relay
@@ -10,7 +11,7 @@ relies on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -19,6 +20,7 @@ import msgspec
 from services.contracts.events import LeadEvent, Message, identities_of
 from services.contracts.postgres_log import OUTBOX_CTES, message_rows
 from services.contracts.problems import Defect
+from services.stage_service.accounts import account_of
 from services.stage_service.funnel import Journey, Lead, company_name, display_name
 
 if TYPE_CHECKING:
@@ -99,32 +101,39 @@ class Past(msgspec.Struct, frozen=True):
 # One round trip: which events are here already, whose the identities are, the newest committed version of
 # these leads, locked, and which playbooks hold now, perhaps published by another process. A lock that had
 # to be waited for gives the row as it is then: everything the fold needs is in this one row, since rows of
-# other tables come from the older snapshot. What was overlooked so is noticed when it is written.
+# other tables come from the older snapshot. What was overlooked so is noticed when it is written; and a lead
+# that was merged or regrouped by a transaction this snapshot does not see says so itself.
 _LOOK_UP = """
 WITH owned AS MATERIALIZED (
   SELECT i.kind, i.value, i.lead_id
   FROM unnest($3::text[], $4::text[]) AS k(kind, value) JOIN stage.identities i USING (kind, value)),
 meant AS MATERIALIZED (SELECT lead_id AS id FROM owned UNION SELECT unnest($5::uuid[])),
 locked AS MATERIALIZED (
-  SELECT l.id, l.state FROM meant JOIN stage.leads l USING (id) ORDER BY l.id FOR NO KEY UPDATE OF l)
+  SELECT l.id, l.state, l.merged_into IS NOT NULL OR (l.regrouped_by IS NOT NULL
+    AND NOT pg_visible_in_snapshot(l.regrouped_by, pg_current_snapshot())) AS is_stale
+  FROM meant JOIN stage.leads l USING (id) ORDER BY l.id FOR NO KEY UPDATE OF l)
 SELECT 'event' AS what, e.source AS a, e.id AS b, e.lead_id::text AS lead_id, NULL::bytea AS state
 FROM unnest($1::text[], $2::text[]) AS k(source, id) JOIN stage.events e USING (source, id)
 UNION ALL
 SELECT 'identity', kind, value, lead_id::text, NULL FROM owned
 UNION ALL
-SELECT 'lead', NULL, NULL, id::text, state FROM locked
+SELECT 'lead', CASE WHEN is_stale THEN 'stale' END, NULL, id::text, state FROM locked
 UNION ALL
 SELECT 'epoch', max(epoch)::text, NULL, NULL, NULL FROM stage.playbook_versions
 """
 
 
 class Found(msgspec.Struct):
-    """What the database knew before a batch; the leads in `records` are locked."""
+    """What the database knew before a batch; the leads in `records` are locked.
+
+    `stale` are those of them that are part of another, or whose identities moved since `owned` was read.
+    """
 
     recorded: dict[tuple[str, str], str | None]
     owned: dict[tuple[str, str], str]
     records: dict[str, Record]
     epoch: int
+    stale: set[str] = msgspec.field(default_factory=set[str])
 
 
 async def look_up(
@@ -146,6 +155,8 @@ async def look_up(
     for what, a, b, lead_id, state in rows:
         if what == "lead":
             found.records[lead_id] = unpack_record(lead_id, state)
+            if a is not None:
+                found.stale.add(lead_id)
         elif what == "identity":
             found.owned[a, b] = lead_id
         elif what == "event":
@@ -167,15 +178,18 @@ async def events_of_leads(
     events: dict[str, list[tuple[LeadEvent, int]]] = {id: [] for id in ids}
     for r in rows:
         data = msgspec.json.decode(r["data"])
-        identities = identities_of(data)
-        events[r["lead_id"]].append((
-            LeadEvent(
-                r["id"], r["source"], r["type"], r["time"], r["recorded_at"], r["subject"],
-                () if isinstance(identities, Defect) else identities, r["deal"], data, {},
-            ),
-            r["epoch"],
-        ))  # fmt: skip
+        event = LeadEvent(
+            r["id"], r["source"], r["type"], r["time"], r["recorded_at"], r["subject"],
+            sent_identities(data), r["deal"], data, {},
+        )  # fmt: skip
+        events[r["lead_id"]].append((event, r["epoch"]))
     return events
+
+
+def sent_identities(data: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Give the identities in the `data` of a stored event; none where they cannot be read any more."""
+    identities = identities_of(data)
+    return () if isinstance(identities, Defect) else identities
 
 
 async def history(
@@ -269,13 +283,14 @@ inserted AS (
   ON CONFLICT (source, id) DO NOTHING RETURNING 1),
 led AS (
   INSERT INTO stage.leads AS l
-    (id, email, name, company, external_ids, attributes, fit, intent, state, first_seen_at, last_seen_at)
-  SELECT * FROM unnest($5::stage.lead_row[])
+    (id, email, name, company, external_ids, attributes, fit, intent, state, first_seen_at, last_seen_at,
+     account)
+  SELECT * FROM unnest($5::stage.lead_row[], $11::text[])
   ON CONFLICT (id) DO UPDATE SET email = excluded.email, name = excluded.name,
     company = excluded.company, external_ids = excluded.external_ids,
     attributes = excluded.attributes, fit = excluded.fit, intent = excluded.intent,
     state = excluded.state, first_seen_at = excluded.first_seen_at,
-    last_seen_at = excluded.last_seen_at, updated_at = now()),
+    last_seen_at = excluded.last_seen_at, account = excluded.account, updated_at = now()),
 travelled AS (
   INSERT INTO stage.journeys AS j
     (id, lead_id, playbook, key, stage, furthest_stage, started_at, entered_at, sequence, owners, held,
@@ -326,13 +341,14 @@ async def write(connection: Connection, w: Written) -> bool:
     back.
     """
     names = sorted(w.claims)
+    leads = [(r, r.lead) for r in w.records if r.lead is not None]
     done = await connection.fetchrow(
         _WRITE,
         [k[0] for k in names],
         [k[1] for k in names],
         [w.claims[k] for k in names],
         [_event_row(e, lead_id, w.epoch) for e, lead_id in sorted(w.events, key=_event_key)],
-        [_lead_row(r, r.lead, w.scores[r.id]) for r in w.records if r.lead is not None],
+        [_lead_row(r, lead, w.scores[r.id]) for r, lead in leads],
         [
             _journey_row(id, r.id, r.lead.journeys[name], r.facts[name])
             for r, name, id in w.journeys
@@ -342,6 +358,7 @@ async def write(connection: Connection, w: Written) -> bool:
         list(w.counts),
         [as_json(c) for c in w.counts.values()],
         message_rows(w.messages),
+        [account_of(lead.email, lead.attributes) for _, lead in leads],
     )
     return done is not None and (done[0], done[1]) == (len(w.claims), len(w.events))
 
@@ -375,6 +392,30 @@ def _journey_row(id: str, lead_id: str, journey: Journey, facts: Facts) -> tuple
         journey.started_at, journey.entered_at, facts.sequence, as_json(owners), as_json(held),
         as_json(journey.deal), journey.version,
     )  # fmt: skip
+
+
+async def restore_journeys(
+    connection: Connection, record: Record, name_id: Callable[[str, str], str]
+) -> None:
+    """Write the journeys of `record` again, as they ended when it was merged."""
+    lead = record.lead
+    if lead is None:
+        return
+    await connection.execute(
+        """INSERT INTO stage.journeys
+             (id, lead_id, playbook, key, stage, furthest_stage, started_at, entered_at, sequence,
+              owners, held, deal, playbook_version)
+           SELECT * FROM unnest($1::stage.journey_row[])""",
+        [
+            _journey_row(name_id(record.id, name), record.id, journey, record.facts[name])
+            for name, journey in lead.journeys.items()
+        ],
+    )
+
+
+async def end_journeys(connection: Connection, ids: Sequence[str]) -> None:
+    """Remove the present state of journeys that are no more; their records stay."""
+    await connection.execute("DELETE FROM stage.journeys WHERE id = ANY($1::uuid[])", ids)
 
 
 async def shift_visits(connection: Connection, shifted: dict[str, tuple[str, datetime]]) -> None:

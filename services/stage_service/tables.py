@@ -55,6 +55,7 @@ events = Table(
     Column("data", JSONB, nullable=False),
     Column("envelope", JSONB),
     Column("epoch", Integer, nullable=False),
+    Column("own_lead_id", UUID(as_uuid=False)),
     schema="stage",
 )
 
@@ -74,6 +75,9 @@ leads = Table(
     _moment("last_seen_at"),
     _moment("created_at"),
     _moment("updated_at"),
+    Column("merged_into", UUID(as_uuid=False)),
+    Column("regrouped_by", BigInteger),
+    Column("account", Text),
     schema="stage",
 )
 
@@ -83,6 +87,40 @@ identities = Table(
     Column("kind", Text, primary_key=True),
     Column("value", Text, primary_key=True),
     Column("lead_id", UUID(as_uuid=False), nullable=False),
+    _moment("recorded_at"),
+    Column("own_lead_id", UUID(as_uuid=False)),
+    schema="stage",
+)
+
+merges = Table(
+    "merges",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("survivor", UUID(as_uuid=False), nullable=False),
+    Column("merged", UUID(as_uuid=False), nullable=False),
+    Column("event_source", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("event_type", Text, nullable=False),
+    _moment("occurred_at"),
+    _moment("recorded_at"),
+    Column("identities", ARRAY(Text), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", Text),
+    Column("owners", JSONB, nullable=False),
+    _moment("undone_at", nullable=True),
+    Column("undone_by", Text),
+    Column("undone_reason", Text),
+    Column("undone_event_id", Text),
+    schema="stage",
+)
+
+barriers = Table(
+    "barriers",
+    metadata,
+    Column("one", UUID(as_uuid=False), primary_key=True),
+    Column("other", UUID(as_uuid=False), primary_key=True),
+    Column("merge_id", UUID(as_uuid=False), nullable=False),
+    Column("inherited_by", UUID(as_uuid=False)),
     _moment("recorded_at"),
     schema="stage",
 )

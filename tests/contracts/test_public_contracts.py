@@ -22,6 +22,7 @@ from services.contracts.schemas import generated
 from services.stage_service.app import create_app
 from services.stage_service.settings import StageSettings
 from tests.integration.test_lane import walk, wired
+from tests.integration.test_merging import part, said
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = Path(__file__).parent / "published"
@@ -196,6 +197,23 @@ async def test_what_is_published_fits_its_schema(database_url: str) -> None:
         checker = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
         assert [e.message for e in checker.iter_errors(message)] == []
         assert set(message) == set(schema["$defs"]["StageTransitioned"]["properties"])
+
+
+async def test_what_is_published_of_merges_fits_its_schema(database_url: str) -> None:
+    async with wired(database_url) as it:
+        for keys in ({"email": "a@b.example"}, {"external_ids": {"crm": "1"}}):
+            await it.lane.submit([said("demo.requested", 1, **keys)])
+        await it.lane.submit([said("x", 2, email="a@b.example", external_ids={"crm": "1"})])
+        merged = await it.pool.fetchval("SELECT merged::text FROM stage.merges")
+        await part(it, merged)
+        messages = [m for m in await it.messages() if "merge_id" in m]
+    assert [m["type"] for m in messages] == (
+        ["baton.lead.merged.v1"] * 2 + ["baton.lead.unmerged.v1"] * 2
+    )
+    for message in messages:
+        schema = schemas()[f"{message.pop('type')}.schema.json"]
+        checker = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
+        assert [e.message for e in checker.iter_errors(message)] == []
 
 
 if __name__ == "__main__":

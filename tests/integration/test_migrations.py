@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import pytest
 
 from services.baton.migrations import current_revision, newest_revision
 from services.contracts.access import Gatekeeper
 from services.stage_service.tables import bus_metadata, metadata
-from tests.integration.test_lane import walk, wired
+from tests.integration.test_lane import clean, event, walk, wired
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +31,12 @@ def migrate(url: str, revision: str = "head") -> None:
     )
 
 
+def newest_but_one() -> str:
+    """The revision before the newest."""
+    names = sorted(p.name.partition("_")[0] for p in (ROOT / "migrations/versions").glob("*.py"))
+    return names[-2]
+
+
 async def test_step_by_step_from_nothing(bare_database_url: str) -> None:
     revisions = sorted(
         p.name.partition("_")[0] for p in (ROOT / "migrations/versions").glob("*.py")
@@ -42,16 +49,60 @@ async def test_step_by_step_from_nothing(bare_database_url: str) -> None:
     assert newest_revision() == revisions[-1]
 
 
-async def test_the_newest_on_a_database_with_rows(bare_database_url: str) -> None:
-    """The stage service's rows of the revision before are all there after the newest one."""
-    migrate(bare_database_url, "0002")
-    async with wired(bare_database_url) as it:
-        await it.lane.submit(walk())
+async def copied(source: str, target: str) -> None:
+    """Copy the rows of `source` to the older schema of `target`: the columns that it has."""
+    there, here = await asyncpg.connect(source), await asyncpg.connect(target)
+    try:
+        rows = await here.fetch(
+            """SELECT table_schema || '.' || table_name AS name, array_agg(column_name::text) AS columns
+               FROM information_schema.columns JOIN information_schema.tables
+                 USING (table_schema, table_name)
+               WHERE table_schema IN ('stage', 'bus') AND table_type = 'BASE TABLE' GROUP BY 1"""
+        )
+        for name, columns in rows:
+            listed = ", ".join(f'"{c}"' for c in columns)
+            values = await there.fetchval(
+                f"SELECT json_agg(t) FROM (SELECT {listed} FROM {name}) t"
+            )
+            await here.execute(
+                f"INSERT INTO {name} ({listed}) OVERRIDING SYSTEM VALUE "
+                f"SELECT {listed} FROM json_populate_recordset(NULL::{name}, $1)",
+                values or "[]",
+            )
+        for name, column in (("bus.outbox", "id"), ("stage.playbook_versions", "epoch")):
+            await here.execute(
+                f"SELECT setval(pg_get_serial_sequence('{name}', '{column}'), max({column})) FROM {name}"
+            )
+    finally:
+        await there.close()
+        await here.close()
+
+
+@pytest.mark.parametrize("revision", ["0002", "0003", newest_but_one()])
+async def test_the_newest_on_a_database_with_rows(
+    bare_database_url: str, database_url: str, revision: str
+) -> None:
+    """The stage service's rows of an older revision are all there after the newest one, and go on."""
+    async with wired(database_url) as it:
+        await it.lane.submit([*walk(), *walk("other@b.example")])
         before = await it.transitions()
+    migrate(bare_database_url, revision)
+    await copied(database_url, bare_database_url)
     migrate(bare_database_url)
     async with wired(bare_database_url) as it:
         assert await it.transitions() == before
         assert {o.status for o in await it.lane.submit(walk())} == {"duplicate"}
+        both = event("page.viewed", 9, external_ids={"crm": "1"})
+        both = msgspec.structs.replace(both, identities=(*both.identities, ("external:crm", "1")))
+        other = event("page.viewed", 10, "other@b.example")
+        other = msgspec.structs.replace(
+            other, identities=(*other.identities, ("external:crm", "1"))
+        )
+        await it.lane.submit([both])
+        [outcome] = await it.lane.submit([other])
+        assert outcome.lead_id == min(str(row["lead_id"]) for row in before)
+        assert await it.pool.fetchval("SELECT count(*) FROM stage.merges") == 1
+    await clean(bare_database_url)
 
 
 async def test_keys_made_before_they_could_be_bound_go_on(bare_database_url: str) -> None:

@@ -53,8 +53,18 @@ class Load(threading.Thread):
                     steps[lead] = step + 1
                     type_ = WAY[step] if step < len(WAY) else "email.clicked"
                     number += 1
-                    events.append(lead_event(f"{self._seed}-{number}", type_, lead, company="K"))
+                    event = lead_event(f"{self._seed}-{number}", type_, lead, company="K")
+                    self._identify(event["data"], lead)
+                    events.append(event)
                 self._send(client, events)
+
+    def _identify(self, data: dict[str, Any], lead: str) -> None:
+        """Let another tool tell some of it under its own id, and some events name both: leads merge."""
+        draw = self._chance.random()
+        if draw < 0.25:
+            data["external_ids"] = {"crm": lead}
+        if draw < 0.15:
+            del data["email"]
 
     def _send(self, client: httpx.Client, events: list[dict[str, Any]]) -> None:
         while True:
@@ -120,6 +130,9 @@ def _check(baton: RunningBaton, kafka: KafkaBroker, acknowledged: list[dict[str,
     # Positions and sequences without gap (I3, I5).
     assert [i["position"] for i in feed] == list(range(1, len(feed) + 1))
     last: dict[str, int] = {}
+    merged = [item for item in feed if "merge_id" in item]
+    assert len(merged) > 20
+    feed = [item for item in feed if "merge_id" not in item]
     for item in feed:
         journey = item["journey"]["id"]
         assert item["sequence"] == last.get(journey, 0) + 1
@@ -133,6 +146,10 @@ def _check(baton: RunningBaton, kafka: KafkaBroker, acknowledged: list[dict[str,
     until(lambda: not baton.alerts(status="pending"), "every alert settled", 60)
     # Every transition is on the bus, per journey in order once repeats are dropped by id (I5).
     _check_topic(kafka, feed)
+    # Each merge is told once in the order of each of its leads.
+    told = [(item["merge_id"], item["lead_id"]) for item in merged]
+    assert len(set(told)) == len(told)
+    assert len({merge_id for merge_id, _ in told}) * 2 == len(told)
     assert "clean" in baton.verify()
 
 
@@ -170,7 +187,7 @@ def _check_topic(kafka: KafkaBroker, feed: list[dict[str, Any]]) -> None:
     known: set[str] = set()
     for record in asyncio.run(read()):
         data = json.loads(record.value)
-        if data["transition_id"] in known:
+        if "merge_id" in data or data["transition_id"] in known:
             continue
         known.add(data["transition_id"])
         journey = data["journey"]["id"]

@@ -295,6 +295,36 @@ def test_a_lead_is_moved_by_hand(running: Running, page: Page) -> None:
     assert "is in Nurture already" in refused.text()
 
 
+def test_a_merge_is_seen_and_undone(running: Running, page: Page) -> None:
+    """The lead's page says who became one and why, and parts them again; the old address leads there."""
+    name = f"Merge Ltd {uuid.uuid4().hex[:6]}"
+    domain = f"{uuid.uuid4().hex[:8]}.example"
+    crm = {"crm": uuid.uuid4().hex}
+    email = f"ada@{domain}"
+    one = running.tell("lead.created", email, company=name, name="Ada Ortiz")["lead_id"]
+    running.tell("lead.created", f"ben@mail.{domain}", company=name, name="Ben Weiss")
+    event = lead_event(uuid.uuid4().hex, "demo.requested", email, external_ids=crm)
+    del event["data"]["email"]
+    other = running.send(event)[0]["lead_id"]
+    running.tell("form.submitted", email, external_ids=crm)
+    page.goto(f"/leads/{other}")
+    page.wait_for_url(f"{running.url}/leads/{one}")
+    expect(page.locator("#who").locator("..")).to_contain_text("form.submitted names both by")
+    expect(page.locator(".record.merge").first).to_contain_text("Merged with lead")
+    expect(page.locator("section", has_text="Others at this company").last).to_contain_text("Ben")
+    page.click(f"text=All of {domain}")
+    expect(page.locator("h1")).to_contain_text(name)
+    expect(page.locator("#leads")).to_contain_text("Ada Ortiz")
+    page.go_back()
+    form = page.locator("form", has_text="Unmerge")
+    form.locator("[name=reason]").fill("two people who share a desk")
+    form.locator("button").click()
+    expect(page.locator(".record.merge").first).to_contain_text("Parted from lead")
+    expect(page.locator("form", has_text="Unmerge")).to_have_count(0)
+    page.goto(f"/leads/{other}")
+    page.wait_for_url(f"{running.url}/leads/{other}")
+
+
 def test_an_alert_is_acknowledged(running: Running, page: Page) -> None:
     """The alert shows its message and deliveries; one click acknowledges it, in place."""
     email, _ = running.lead(name="Alma Alert", company="Bell")
@@ -372,7 +402,9 @@ def test_no_page_is_wider_than_the_screen(running: Running, page: Page, width: i
     email, lead_id = running.lead(name="W" * 120, company="M" * 200)
     running.tell("demo.requested", email, origin="o" * 300)
     page.set_viewport_size({"width": width, "height": 800})
-    for path in (*PAGES, f"/leads/{lead_id}", "/funnel?by=origin"):
+    linked = running.tell("form.submitted", email, external_ids={"crm": f"{width}" * 60})["lead_id"]
+    assert linked == lead_id
+    for path in (*PAGES, f"/leads/{lead_id}", "/funnel?by=origin", "/accounts/corp.example"):
         page.goto(path)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, path
 

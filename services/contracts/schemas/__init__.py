@@ -12,21 +12,40 @@ from typing import Any
 
 import msgspec
 
-from services.contracts.events import CORRECTED, TRANSITIONED, LeadSnapshot, StageTransitioned
+from services.contracts.events import (
+    CORRECTED,
+    LEAD_MERGED,
+    LEAD_UNMERGED,
+    TRANSITIONED,
+    LeadMerged,
+    LeadSnapshot,
+    LeadUnmerged,
+    StageTransitioned,
+)
 
 HERE = Path(__file__).parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
+STRUCTS: dict[str, type[msgspec.Struct]] = {
+    TRANSITIONED: StageTransitioned,
+    CORRECTED: StageTransitioned,
+    LEAD_MERGED: LeadMerged,
+    LEAD_UNMERGED: LeadUnmerged,
+}
+"""Each published type and what its data is."""
+
+
 def published_event(type: str) -> dict[str, Any]:
     """Give the JSON Schema of the data of the published event `type`."""
     schemas, definitions = msgspec.json.schema_components(
-        [StageTransitioned], ref_template="#/$defs/{name}"
+        [STRUCTS[type]], ref_template="#/$defs/{name}"
     )
-    # Already encoded JSON in the Structs, for speed: say what it is.
-    transitioned = definitions["StageTransitioned"]
-    transitioned["properties"]["stage"] = {"$ref": "#/$defs/StageGuide"}
-    definitions[LeadSnapshot.__name__]["properties"]["attributes"] = {"type": "object"}
+    if STRUCTS[type] is StageTransitioned:
+        # Already encoded JSON in the Structs, for speed: say what it is.
+        transitioned = definitions["StageTransitioned"]
+        transitioned["properties"]["stage"] = {"$ref": "#/$defs/StageGuide"}
+        definitions[LeadSnapshot.__name__]["properties"]["attributes"] = {"type": "object"}
     return {
         "$schema": DIALECT,
         "$id": f"https://baton.example/schemas/{type}.json",
@@ -40,5 +59,5 @@ def generated() -> dict[str, str]:
     """Give the generated schema files: name to text."""
     return {
         f"{type}.schema.json": json.dumps(published_event(type), indent=2) + "\n"
-        for type in (TRANSITIONED, CORRECTED)
+        for type in STRUCTS
     }

@@ -22,14 +22,15 @@ from services.contracts.events import (
 from services.contracts.yaml_source import nearest
 from services.stage_service import funnel
 from services.stage_service.api.access import House, allow, house
-from services.stage_service.api.reads import playbook_named, required_lead_id
-from services.stage_service.batch import LEAD_IDENTITY, Brief, Outcome
+from services.stage_service.api.reads import living_lead, playbook_named
+from services.stage_service.batch import Brief, Outcome
 from services.stage_service.errors import (
     ConflictError,
     GateUnmetError,
     InvalidRequestError,
     NotFoundError,
 )
+from services.stage_service.identities import LEAD_IDENTITY
 from services.stage_service.lane import new_id
 from services.stage_service.playbook import Playbook
 from services.stage_service.reads import is_recorded, state_of, transitions_of_event
@@ -101,12 +102,13 @@ async def move_by_hand(
         raise InvalidRequestError(
             "a move by hand needs a reason", field="reason", remedy="Say why."
         )
-    state = await state_of(house.engine, required_lead_id(lead_id))
+    lead_id = await living_lead(house, lead_id)
+    state = await state_of(house.engine, lead_id)
     lead = unpack_state(state) if state is not None else None
     if lead is None:
         raise NotFoundError(f"there is no lead {lead_id!r}", field="id", value=lead_id)
     if event_id is not None and await is_recorded(house.engine, SOURCE, event_id):
-        return await _as_recorded(house, lead, event_id, chosen, key, to)
+        return await _as_recorded(house, lead_id, lead, event_id, chosen, key, to)
     now = datetime.now(UTC)
     event = LeadEvent(
         id=event_id or new_id(), source=SOURCE, type=MOVED_BY_HAND,
@@ -120,7 +122,7 @@ async def move_by_hand(
     _refuse_what_would_not_move(chosen, lead, event, to)
     outcome = (await house.lane.submit([event]))[0]
     if outcome.status == "duplicate":  # recorded by another attempt at the same request, meanwhile
-        return await _as_recorded(house, lead, event.id, chosen, key, to)
+        return await _as_recorded(house, lead_id, lead, event.id, chosen, key, to)
     if outcome.held:
         raise _held(outcome.held[0].missing)
     return outcome
@@ -134,21 +136,31 @@ def _held(missing: list[str]) -> GateUnmetError:
 
 
 async def _as_recorded(
-    house: House, lead: funnel.Lead, event_id: str, playbook: Playbook, key: str, to: str
+    house: House,
+    lead_id: str,
+    lead: funnel.Lead,
+    event_id: str,
+    playbook: Playbook,
+    key: str,
+    to: str,
 ) -> Outcome:
     """Give the outcome of a recorded move again, as it was first told."""
-    rows = await transitions_of_event(house.engine, SOURCE, event_id)
-    if not rows:
+    briefs = await recorded_briefs(house, event_id)
+    if not briefs:
         journey = lead.journeys.get(funnel.journey_name(playbook.name, key))
         raise _held(next((h.missing for h in journey.held if h.to == to), []) if journey else [])
-    briefs = [
+    return Outcome(event_id, SOURCE, "applied", lead_id, briefs)
+
+
+async def recorded_briefs(house: House, event_id: str) -> list[Brief]:
+    """Give the records that one of Baton's own events led to, as its sender was told of them."""
+    return [
         Brief(
             r["id"], r["kind"], r["sequence"], r["journey_id"], r["playbook"], r["key"],
             r["from_stage"], r["to_stage"], r["rule"], r["explanation"],
         )
-        for r in rows
+        for r in await transitions_of_event(house.engine, SOURCE, event_id)
     ]  # fmt: skip
-    return Outcome(event_id, SOURCE, "applied", rows[0]["lead_id"], briefs)
 
 
 def _refuse_what_would_not_move(

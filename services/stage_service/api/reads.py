@@ -17,9 +17,11 @@ from services.contracts import postgres_log
 from services.contracts.events import TRANSITIONS_TOPIC, Message, normal_email
 from services.contracts.problems import Defect
 from services.contracts.yaml_source import nearest
-from services.stage_service import funnel_numbers, reads
+from services.stage_service import funnel_numbers, reads, reads_people
+from services.stage_service.accounts import company_domain
 from services.stage_service.api.access import House, allow, house, token_of
 from services.stage_service.errors import InvalidRequestError, NotFoundError
+from services.stage_service.identities import Policy, keys_of
 from services.stage_service.playbook import Playbook
 
 FEED_MAX = 1000
@@ -27,6 +29,8 @@ STREAM_READ_MAX = 200
 STREAM_POLL_S = 2.0
 PING_S = 15
 NOTIFIER_WITHIN_S = 1.5
+ALERTS_OF_LEADS_MAX = 10
+"""The notifier is asked once for each lead that was merged into one."""
 
 router = APIRouter(dependencies=[Depends(allow("read"))])
 _encode = msgspec.json.Encoder().encode
@@ -77,6 +81,7 @@ async def list_leads(
     owner: Annotated[str | None, Query(max_length=64)] = None,
     q: Annotated[str | None, Query(max_length=200)] = None,
     playbook: str | None = None,
+    account: Annotated[str | None, Query(max_length=300)] = None,
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=reads.PAGE_MAX)] = 50,
 ) -> Response:
@@ -84,21 +89,72 @@ async def list_leads(
     it = house(request)
     if stage is not None or playbook is not None:
         _stage(playbook_named(it, playbook), stage, "stage")
-    address = None
+    addresses: list[str] = []
     if email is not None:
-        normal = normal_email(email)
-        if isinstance(normal, Defect):
-            raise InvalidRequestError(
-                normal.reason, field="email", value=email, remedy=normal.remedy
-            )
-        address = normal
+        read = addresses_of(email, it.lane.policy)
+        if isinstance(read, Defect):
+            raise InvalidRequestError(read.reason, field="email", value=email, remedy=read.remedy)
+        addresses = read
     if cursor is not None:
         cursor = _cursor_id(cursor)
     items, more = await reads.list_leads(
-        it.engine, email=address, stage=stage, owner=_text(owner, "owner"), q=_text(q, "q"),
-        playbook=playbook, cursor=cursor, limit=limit,
+        it.engine, emails=addresses, stage=stage, owner=_text(owner, "owner"), q=_text(q, "q"),
+        playbook=playbook, account=account_named(account) if account is not None else None,
+        cursor=cursor, limit=limit,
     )  # fmt: skip
     return _json({"items": items, "next_cursor": more})
+
+
+def addresses_of(email: str, policy: Policy) -> list[str] | Defect:
+    """Give the ways in which the address `email` may be an identity here."""
+    normal = normal_email(email)
+    if isinstance(normal, Defect):
+        return normal
+    return [value for _, value in keys_of([("email", normal)], {"email": email}, policy)[0]]
+
+
+def account_named(text: str) -> str:
+    """Give the account that the domain or URL `text` belongs to. Raises NotFoundError."""
+    account = company_domain(text)
+    if account is None:
+        raise NotFoundError(
+            f"{text!r} is no account: not a domain that a company registered", field="account",
+            value=text, remedy="Give a company's domain, as acme.com; mail providers are none.",
+        )  # fmt: skip
+    return account
+
+
+@router.get("/v1/accounts", tags=["accounts"], operation_id="list_accounts")
+async def list_accounts(
+    request: Request,
+    cursor: Annotated[str | None, Query(max_length=300)] = None,
+    limit: Annotated[int, Query(ge=1, le=reads.PAGE_MAX)] = 50,
+) -> Response:
+    """List accounts (companies by domain) with the stages of their leads, by domain."""
+    items, more = await reads_people.list_accounts(
+        house(request).engine, after=_text(cursor, "cursor"), limit=limit
+    )
+    return _json({"items": items, "next_cursor": more})
+
+
+@router.get("/v1/accounts/{domain}", tags=["accounts"], operation_id="get_account")
+async def get_account(
+    request: Request,
+    domain: str,
+    cursor: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=reads.PAGE_MAX)] = 50,
+) -> Response:
+    """Give one account with its leads, newest first, and their stages."""
+    it = house(request)
+    account = account_named(domain)
+    found, _ = await reads_people.list_accounts(it.engine, account=account, limit=1)
+    if not found:
+        raise NotFoundError(f"there is no account {account!r}", field="domain", value=domain)
+    items, more = await reads.list_leads(
+        it.engine, account=account, cursor=_cursor_id(cursor) if cursor is not None else None,
+        limit=limit,
+    )  # fmt: skip
+    return _json(found[0] | {"items": items, "next_cursor": more})
 
 
 def _text(value: str | None, field: str) -> str | None:
@@ -120,21 +176,48 @@ def _cursor_id(cursor: str) -> str:
 @router.get("/v1/leads/{id}", tags=["leads"], operation_id="get_lead")
 async def get_lead(request: Request, id: str) -> Response:
     """Give one lead with its journeys."""
-    lead = await reads.get_lead(house(request).engine, required_lead_id(id))
+    it = house(request)
+    lead_id = await living_lead(it, id)
+    if lead_id != required_lead_id(id):
+        return _moved(f"/v1/leads/{lead_id}", lead_id)
+    lead = await reads.get_lead(it.engine, lead_id)
     if lead is None:
         raise NotFoundError(f"there is no lead {id!r}", field="id", value=id)
+    merges = await reads_people.merges_into(it.engine, lead_id)
+    lead["identities"] = await reads_people.identities_of_lead(it.engine, lead_id)
+    lead["merged_from"] = reads_people.merged_from(merges, lead_id)
     return _json(lead)
+
+
+async def living_lead(it: House, id: str) -> str:
+    """Give the lead that `id` is part of now: itself, unless it was merged. Raises NotFoundError."""
+    root = await reads_people.root_of(it.engine, required_lead_id(id))
+    if root is None:
+        raise NotFoundError(f"there is no lead {id!r}", field="id", value=id)
+    return root
+
+
+def _moved(path: str, lead_id: str) -> Response:
+    """Send a reader of a merged lead's id on to the survivor (RFC 9110, 15.4.9).
+
+    Not to be kept: a merge can be undone.
+    """
+    headers = {"location": path, "cache-control": "no-store"}
+    return Response(_encode({"merged_into": lead_id}), 308, headers, media_type="application/json")
 
 
 @router.get("/v1/leads/{id}/timeline", tags=["leads"], operation_id="get_timeline")
 async def get_timeline(request: Request, id: str) -> Response:
     """Give all that happened to a lead, oldest first: events, transitions with why, alerts."""
     it = house(request)
-    lead_id = required_lead_id(id)
-    if await reads.get_lead(it.engine, lead_id) is None:
-        raise NotFoundError(f"there is no lead {id!r}", field="id", value=id)
+    lead_id = await living_lead(it, id)
+    if lead_id != required_lead_id(id):
+        return _moved(f"/v1/leads/{lead_id}/timeline", lead_id)
     items = await reads.timeline(it.engine, lead_id)
-    alerts = await alerts_of(it, token_of(request), lead_id)
+    merges = await reads_people.merges_into(it.engine, lead_id)
+    items += reads_people.merge_items(merges)
+    sides = [lead_id, *(m["lead_id"] for m in reads_people.merged_from(merges, lead_id))]
+    alerts = await alerts_of(it, token_of(request), *sides[:ALERTS_OF_LEADS_MAX])
     items += [
         {"kind": "alert", "occurred_at": datetime.fromisoformat(a["created_at"]),
          "recorded_at": datetime.fromisoformat(a["created_at"]), **a}
@@ -144,16 +227,22 @@ async def get_timeline(request: Request, id: str) -> Response:
     return _json({"items": items, "next_cursor": None, "alerts_known": alerts is not None})
 
 
-async def alerts_of(house: House, token: str | None, lead_id: str) -> list[dict[str, Any]] | None:
-    """Ask the notifier for a lead's alerts; None when it does not answer in time."""
-    try:
-        answer = await house.notifier.get(
-            "/v1/alerts", params={"lead_id": lead_id, "limit": "200"},
-            headers={"authorization": f"Bearer {token}"}, timeout=NOTIFIER_WITHIN_S,
-        )  # fmt: skip
-        return answer.json()["items"] if answer.status_code == 200 else None
-    except (httpx.HTTPError, ValueError, KeyError):
-        return None
+async def alerts_of(house: House, token: str | None, *lead_ids: str) -> list[dict[str, Any]] | None:
+    """Ask the notifier for the alerts of a lead and of those merged into it; None: no answer in time."""
+
+    async def ask(lead_id: str) -> list[dict[str, Any]] | None:
+        try:
+            answer = await house.notifier.get(
+                "/v1/alerts", params={"lead_id": lead_id, "limit": "200"},
+                headers={"authorization": f"Bearer {token}"}, timeout=NOTIFIER_WITHIN_S,
+            )  # fmt: skip
+            return answer.json()["items"] if answer.status_code == 200 else None
+        except (httpx.HTTPError, ValueError, KeyError):
+            return None
+
+    found = await asyncio.gather(*(ask(lead_id) for lead_id in lead_ids))
+    known = [alerts for alerts in found if alerts is not None]
+    return [a for alerts in known for a in alerts] if len(known) == len(found) else None
 
 
 def _feed_item(message: Message) -> dict[str, Any]:

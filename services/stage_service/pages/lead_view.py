@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from services.contracts.events import MERGED_BY_HAND, SOURCE, UNMERGED_BY_HAND
 from services.stage_service import funnel
 from services.stage_service.playbook import Playbook, Stage
 from services.stage_service.scoring import Scoring, signal_points
@@ -91,6 +92,8 @@ class Chapter:
     at: datetime
     event: dict[str, Any] | None = None
     records: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    merges: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The merges that the event led to."""
     late_s: float | None = None
     """How long after its time it arrived, when events of a later time were there before it."""
 
@@ -105,11 +108,20 @@ def story(items: Sequence[dict[str, Any]], alerts: Sequence[dict[str, Any]]) -> 
     overtaken = _overtaken(items)
     for item in items:
         if item["kind"] == "event":
+            if item["source"] == SOURCE and item["type"] in (MERGED_BY_HAND, UNMERGED_BY_HAND):
+                continue  # the merge tells it
             place = item["source"], item["id"]
             late = item["arrived_after_s"] if place in overtaken else None
             chapter = Chapter(item["occurred_at"], item, late_s=late)
             by_event[place] = chapter
             chapters.append(chapter)
+            continue
+        if item["kind"] == "merge":
+            # Who was told of the merged lead was told of its own records, which are not here.
+            told = [
+                a for a in alerts if a["lead_id"] == item["merged"] and item["action"] == "merged"
+            ]
+            chapters.append(Chapter(item["occurred_at"], merges=[item | {"alerts": told}]))
             continue
         cause = item["cause"]
         chapter = by_event.get((cause["event_source"], cause["event_id"]))

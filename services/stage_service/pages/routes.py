@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
@@ -15,12 +14,20 @@ from fastapi.responses import RedirectResponse
 
 from services.contracts import postgres_log
 from services.contracts.access import Principal
-from services.contracts.events import TRANSITIONS_TOPIC, normal_email
+from services.contracts.events import CORRECTED, TRANSITIONED, TRANSITIONS_TOPIC
 from services.contracts.problems import BatonError, Defect
-from services.stage_service import funnel_numbers, reads
+from services.stage_service import funnel_numbers, reads, reads_people
 from services.stage_service.api.access import House, allow, house, token_of
+from services.stage_service.api.merges import merge_by_hand, unmerge_by_hand
 from services.stage_service.api.moves import move_by_hand
-from services.stage_service.api.reads import playbook_named, required_lead_id
+from services.stage_service.api.reads import (
+    account_named,
+    addresses_of,
+    alerts_of,
+    living_lead,
+    playbook_named,
+    required_lead_id,
+)
 from services.stage_service.errors import NotFoundError, UnavailableError
 from services.stage_service.pages import quarantine_pages, session
 from services.stage_service.pages.alert_view import NotifierAwayError, ask
@@ -44,6 +51,7 @@ NEWS_MAX = 8
 NEWS_READ_BACK = 60
 LEADS_A_PAGE = 50
 CHAPTERS_SHOWN = 100
+OTHERS_MAX = 8
 BY = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 NOT_TO_GROUP_BY = {"name", "first_name", "last_name", "phone", "email"}
 ALERT_STATUSES = ("pending", "delivered", "acknowledged", "dead_lettered")
@@ -101,7 +109,8 @@ async def _board(it: House, name: str | None) -> dict[str, Any]:
     messages = await postgres_log.read(
         it.pool, max(0, last - NEWS_READ_BACK), [TRANSITIONS_TOPIC], NEWS_READ_BACK
     )
-    news = [msgspec.json.decode(m.value) | {"type": m.type} for m in messages[-NEWS_MAX:]][::-1]
+    moves = [m for m in messages if m.type in (TRANSITIONED, CORRECTED)]
+    news = [msgspec.json.decode(m.value) | {"type": m.type} for m in moves[-NEWS_MAX:]][::-1]
     nobody: dict[str, Any] = {"count": 0, "latest": []}
     bands: list[dict[str, Any]] = []
     for key in chosen.path:
@@ -170,12 +179,12 @@ async def leads(
 ) -> Response:
     """List leads, newest first."""
     it = house(request)
-    address = normal_email(email) if email.strip() else None
-    refused = address if isinstance(address, Defect) else None
+    addresses = addresses_of(email, it.lane.policy) if email.strip() else []
+    refused = addresses if isinstance(addresses, Defect) else None
     items, more = [], None
     if refused is None:
         items, more = await reads.list_leads(
-            it.engine, email=address if isinstance(address, str) else None,
+            it.engine, emails=[] if isinstance(addresses, Defect) else addresses,
             stage=stage or None, owner=owner or None, q=q.replace("\x00", "").strip() or None,
             cursor=_uuid(cursor), limit=LEADS_A_PAGE,
         )  # fmt: skip
@@ -198,7 +207,59 @@ def _uuid(text: str) -> str | None:
 @router.get("/leads/{id}")
 async def lead(request: Request, who: Reader, id: str) -> Response:
     """Show one lead: where it is, who has it, what to do next, and why it is there."""
-    return await _lead_page(request, who, required_lead_id(id))
+    lead_id = await living_lead(house(request), id)
+    if lead_id != required_lead_id(id):
+        # Browsers keep a 308 for good if they may, and a merge can be undone.
+        return RedirectResponse(f"/leads/{lead_id}", 308, {"cache-control": "no-store"})
+    return await _lead_page(request, who, lead_id)
+
+
+@router.post("/leads/{id}/merge")
+async def merge(request: Request, who: Mover, id: str) -> Response:
+    """Merge another lead with this one by hand."""
+    form = await form_of(request)
+    try:
+        outcome = await merge_by_hand(
+            house(request), who, id, form.get("lead", "").strip(), form.get("reason", "")
+        )
+    except BatonError as error:
+        lead_id = await living_lead(house(request), id)
+        return await _lead_page(request, who, lead_id, {"merge": "", **form}, error)
+    return RedirectResponse(f"/leads/{outcome.lead_id}", 303)
+
+
+@router.post("/leads/{id}/unmerge")
+async def unmerge(request: Request, who: Mover, id: str) -> Response:
+    """Undo a merge by hand, and show the lead that is by itself again."""
+    form = await form_of(request)
+    try:
+        outcome = await unmerge_by_hand(
+            house(request), who, id, form.get("reason", ""), merge_id=form.get("merge_id", "")
+        )
+    except BatonError as error:
+        lead_id = await living_lead(house(request), id)
+        return await _lead_page(request, who, lead_id, {"unmerge": "", **form}, error)
+    return RedirectResponse(f"/leads/{outcome.lead_id}", 303)
+
+
+@router.get("/accounts/{domain}")
+async def account(request: Request, who: Reader, domain: str, cursor: str = "") -> Response:
+    """Show one company: its leads and where they are."""
+    it = house(request)
+    name = account_named(domain)
+    found, _ = await reads_people.list_accounts(it.engine, account=name, limit=1)
+    if not found:
+        raise NotFoundError(f"There is no account {name}.", remedy="Look for it in the leads.")
+    items, more = await reads.list_leads(
+        it.engine, account=name, cursor=_uuid(cursor), limit=LEADS_A_PAGE
+    )
+    here = f"/accounts/{quote(name)}"
+    return page(
+        request, "_leads.html" if is_fragment(request) else "account.html", who=who,
+        account=found[0], items=items, playbooks=it.playbooks, asked={}, after=cursor, refused=None,
+        next_url=f"{here}?{urlencode({'cursor': more})}" if more else None, first_url=here,
+        json_url=f"/v1/accounts/{quote(name)}",
+    )  # fmt: skip
 
 
 @router.post("/leads/{id}/move")
@@ -207,13 +268,14 @@ async def move(request: Request, who: Mover, id: str) -> Response:
     form = await form_of(request)
     try:
         await move_by_hand(
-            house(request), who, required_lead_id(id), form.get("to", ""), form.get("reason", ""),
+            house(request), who, id, form.get("to", ""), form.get("reason", ""),
             form.get("playbook") or None, form.get("key") or "main", force="force" in form,
         )  # fmt: skip
     except NotFoundError:
         raise
     except BatonError as error:
-        return await _lead_page(request, who, required_lead_id(id), form, error)
+        lead_id = await living_lead(house(request), id)
+        return await _lead_page(request, who, lead_id, form, error)
     return RedirectResponse(f"/leads/{id}?moved={form.get('to', '')}", 303)
 
 
@@ -229,10 +291,14 @@ async def _lead_page(
     if found is None:
         raise NotFoundError(f"There is no lead {id}.", remedy="Look for it in the list of leads.")
     items = await reads.timeline(it.engine, id)
-    alerts: list[dict[str, Any]] | None = None
-    with contextlib.suppress(NotifierAwayError):
-        told = await ask(it, token_of(request), "GET", "/v1/alerts", lead_id=id, limit="200")
-        alerts = told["items"]
+    merges = await reads_people.merges_into(it.engine, id)
+    parts = reads_people.merged_from(merges, id)
+    refused = await reads_people.refused_links(it.engine, id, items, it.lane.policy)
+    items += reads_people.merge_items(merges)
+    items.sort(key=lambda i: i["occurred_at"])
+    alerts = await alerts_of(it, token_of(request), id, *(p["lead_id"] for p in parts[:9]))
+    others = await reads.list_leads(it.engine, account=found["account"], limit=OTHERS_MAX + 1) if (
+        found["account"]) else ([], None)  # fmt: skip
     state = await reads.state_of(it.engine, id)
     folded = unpack_state(state) if state is not None else None
     now = datetime.now(UTC)
@@ -252,6 +318,8 @@ async def _lead_page(
         chapters=chapters[:shown], hidden=max(0, len(chapters) - shown), people=it.team.by_id,
         playbook=scored, playbooks=it.playbooks, form=form or {}, error=error,
         may_move=bool(who.scopes & {"move", "admin"}), json_url=f"/v1/leads/{id}/timeline",
+        identities=await reads_people.identities_of_lead(it.engine, id), parts=parts, refused=refused,
+        others=[o for o in others[0] if o["id"] != id][:OTHERS_MAX],
     )  # fmt: skip
 
 

@@ -5,7 +5,10 @@ const DEBOUNCE_MS = 150; // events that come together make one fetch
 const REST_MS = 400; // between two fetches at least this, or twice what the last one took
 const SLOW_MS = 10000; // new leads and growing scores are no transitions: look now and then
 const STREAM = "/v1/transitions/stream";
-const TYPES = ["baton.stage.transitioned.v1", "baton.transition.corrected.v1"];
+const TYPES = [
+  "baton.stage.transitioned.v1", "baton.transition.corrected.v1", "baton.lead.merged.v1",
+  "baton.lead.unmerged.v1",
+];
 
 const liveButton = document.getElementById("live-button");
 const spoken = document.getElementById("spoken");
@@ -78,7 +81,9 @@ function told(event) {
   if (Date.now() - spokenAt > 3000) {
     spokenAt = Date.now();
     const move = JSON.parse(event.data);
-    spoken.textContent = `${move.lead.company ?? move.lead.name ?? "A lead"}: ${move.explanation}`;
+    spoken.textContent = move.lead
+      ? `${move.lead.company ?? move.lead.name ?? "A lead"}: ${move.explanation}`
+      : "Two leads were merged or parted.";
   }
 }
 

@@ -1,0 +1,26 @@
+"""Commands about who is who: merge two leads by hand, and undo it."""
+
+from __future__ import annotations
+
+import httpx
+
+
+async def regroup(url: str, key: str, deed: str, lead: str, other: str, reason: str) -> str:
+    """Ask the stage service to ``merge`` or ``unmerge`` (`deed`) `other`, and say what it answered.
+
+    Raises ValueError with its reason and remedy when it refused, httpx.HTTPError when it does not answer.
+    """
+    async with httpx.AsyncClient(
+        base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=10
+    ) as client:
+        answer = await client.post(
+            f"/v1/leads/{lead}/{deed}", json={"lead": other, "reason": reason}
+        )
+    body = answer.json()
+    if answer.status_code != 200:
+        raise ValueError(f"{body.get('detail', answer.text)} {body.get('remedy', '')}".strip())
+    records = len(body["transitions"])
+    done = f"{other} is part of" if deed == "merge" else f"{other} is by itself again, apart from"
+    if deed == "merge" and body["lead_id"] == other:
+        done, other = f"{lead} is part of", lead
+    return f"{done} {body['lead_id']}; {records} records of history changed"
