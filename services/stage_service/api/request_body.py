@@ -12,6 +12,8 @@ BODY_BYTES_MAX = 1024 * 1024
 EXPANSION_RATIO_MAX = 100
 """Packed JSON of real senders is 5 to 30 times smaller; a bomb 1,000 times."""
 EXPANSION_FREE_BYTES = 64 * 1024
+GZIP_MEMBERS_MAX = 64
+"""What follows a member is copied once more: of a body of empty ones that would be seconds of work."""
 _STEP_BYTES = 64 * 1024
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -83,9 +85,12 @@ def _window_bits(body: bytes, encoding: bytes) -> int:
 def _inflated(body: bytes, window_bits: int) -> bytes:
     most = min(BODY_BYTES_MAX, max(EXPANSION_FREE_BYTES, len(body) * EXPANSION_RATIO_MAX))
     chunks: list[bytes] = []
-    size = 0
+    size = members = 0
     left = body
-    while left:  # gzip members may follow one another
+    while left:  # gzip members may follow one another (RFC 1952, 2.2); deflate has no such thing
+        members += 1
+        if members > (GZIP_MEMBERS_MAX if window_bits == 31 else 1):
+            raise zlib.error("too many members")
         stream = zlib.decompressobj(window_bits)
         while not stream.eof:
             chunk = stream.decompress(left, _STEP_BYTES)
