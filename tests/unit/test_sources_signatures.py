@@ -186,6 +186,22 @@ def test_another_secret_is_refused(scheme: str) -> None:
     assert judge(scheme, authentic(scheme), ("",)) is not None
 
 
+@pytest.mark.parametrize(
+    ("key", "empty"), [("text", ""), ("whsec", "whsec_"), ("base64", ""), ("hex", " ")]
+)
+def test_a_secret_that_says_nothing_signs_nothing(key: str, empty: str) -> None:
+    """Anybody can sign with an empty key: it counts as none, in each way that secrets are written."""
+    it = parse_source(
+        "name: x\ntitle: X\nevidence: real samples\nread: json\n"
+        f"verify:\n  - hmac: {{header: X-A, key: {key}}}\n  - stripe: {{header: X-B}}\n"
+        "events:\n  - {type: a.b, id: '{item.id}'}\n", "x.yaml",
+    )  # fmt: skip
+    of_stripe = mac(SECONDS.encode() + b"." + BODY, secret="").hex()
+    forged = request({"X-A": mac(BODY, secret="").hex(), "X-B": f"t={SECONDS},v1={of_stripe}"})
+    assert refusal(it.verify, forged, (empty,), AT) == "mismatch"
+    assert refusal(it.verify, forged, (empty, SECRET), AT) == "mismatch"
+
+
 @pytest.mark.parametrize("scheme", SIGNED)
 def test_a_flipped_bit_of_the_body_is_refused(scheme: str) -> None:
     it = authentic(scheme)

@@ -241,9 +241,12 @@ def _compare(
     is_equal = False
     for secret in secrets:
         try:
-            digest = hmac.digest(decode_secret(secret, key), content, algorithm)
+            signing = decode_secret(secret, key)
         except (ValueError, binascii.Error):
             continue
+        if not signing:  # anybody can sign with an empty key
+            continue
+        digest = hmac.digest(signing, content, algorithm)
         expected = digest.hex().encode() if encoding == "hex" else base64.b64encode(digest)
         for signature in given:
             is_equal |= hmac.compare_digest(signature, expected)
