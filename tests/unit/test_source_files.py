@@ -256,6 +256,40 @@ def test_times(value: Any, format: str, iso: str | None) -> None:
     assert (moment and moment.isoformat()) == (iso and iso + "+00:00")
 
 
+@pytest.mark.parametrize(
+    ("at", "sent_at"),
+    [
+        ("9999-12-31T23:59:59Z", "2020-01-01T00:00:00Z"),
+        ("0001-01-01T00:00:00Z", "2099-01-01T00:00:00Z"),
+    ],
+)
+def test_a_correction_that_leads_out_of_the_calendar_is_told(at: str, sent_at: str) -> None:
+    it = source(EVENT.replace("}'}", "}', time: {from: item.at, sent_at: item.sent_at}}"))
+    result = mapped(it, {"id": 1, "at": at, "sent_at": sent_at})
+    assert [d["code"] for d in result["quarantined"]] == ["time-out-of-range"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [
+        ("timestamp('2026-01-02T03:04:05Z')", "2026-01-02T03:04:05Z"),
+        ("[timestamp('2026-01-02T03:04:05Z')]", ["2026-01-02T03:04:05Z"]),
+        ("duration('90s')", "90s"),
+        ("{1: 2}", {"1": 2}),
+        ("b'abc'", None),
+        ("type(1)", None),
+    ],
+)
+def test_what_an_expression_gives_can_be_kept_as_json(expression: str, value: Any) -> None:
+    """CEL has more types than JSON; none of them may break the delivery."""
+    it = source(
+        f"events:\n  - {{type: a.b, id: '{{item.id}}', attributes: {{a: \"{expression}\"}}}}\n"
+    )
+    result = mapped(it, {"id": 1})
+    assert [e["data"] for e in result["events"]] == [{} if value is None else {"a": value}]
+    json.dumps(result)
+
+
 def test_a_wrong_clock_is_corrected_and_a_slow_request_is_not() -> None:
     time = datetime(2026, 1, 1, 8, 0, tzinfo=UTC)
     hour_ahead = datetime(2026, 1, 1, 9, 0, tzinfo=UTC)

@@ -82,10 +82,16 @@ def _unix(value: Any, microseconds: int) -> datetime | None:
 
 
 def corrected(time: datetime, sent_at: datetime | None, received_at: datetime) -> datetime:
-    """Give `time` of a sender whose clock said `sent_at` when it was `received_at` here."""
+    """Give `time` of a sender whose clock said `sent_at` when it was `received_at` here.
+
+    One that would leave the calendar stays as it was: no event can have it anyway.
+    """
     if sent_at is None or abs(received_at - sent_at) < SKEW_MIN:
         return time
-    return time + (received_at - sent_at)
+    try:
+        return time + (received_at - sent_at)
+    except OverflowError:
+        return time
 
 
 def _integer(value: Any) -> Any:

@@ -14,12 +14,14 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
 from cel_expr_python import cel  # pyright: ignore[reportMissingTypeStubs]
 from cel_expr_python.ext import ext_strings  # pyright: ignore[reportMissingTypeStubs]
 
-from services.stage_service.sources.functions import FUNCTIONS, look_up
+from services.contracts.events import rfc3339
+from services.stage_service.sources.functions import FUNCTIONS, look_up, text_of
 
 ROOTS = ("item", "delivery", "parent", "outer", "key", "index", "headers", "query", "body_hash")
 """What an expression may name; see docs/sources.md."""
@@ -176,7 +178,7 @@ def _finder(operand: _Path | _Call) -> Callable[[Scope], Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Give a value of CEL's as Python's; an error is None. A null must never be converted by CEL."""
+    """Give a value of CEL's as JSON has it; an error is None. A null must never be converted by CEL."""
     kind = value.type().name()
     if kind in ("NULL", "ERROR", "UNKNOWN", "null_type"):
         return None
@@ -186,8 +188,12 @@ def _plain(value: Any) -> Any:
     if isinstance(found, dict):
         # CEL's maps have another order each time; the same delivery is to give the same bytes.
         members = sorted(cast("dict[Any, Any]", found).items(), key=lambda member: str(member[0]))
-        return {name: _plain(each) for name, each in members}
-    return found
+        return {text_of(name) or "": _plain(each) for name, each in members}
+    if isinstance(found, datetime):
+        return rfc3339(found)
+    if isinstance(found, timedelta):
+        return f"{found.total_seconds():g}s"
+    return found if isinstance(found, str | bool | int | float) else None
 
 
 def _environment() -> Any:
