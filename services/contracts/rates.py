@@ -14,6 +14,7 @@ from prometheus_client import Counter
 from throttled import MemoryStore, Quota, Throttled
 from throttled.exceptions import DataError
 from throttled.rate_limiter.quota_parser import parse
+from throttled.utils import now_mono_f
 
 from services.contracts.problems import RateLimitedError
 
@@ -71,12 +72,21 @@ class _Limit:
         self._throttled = Throttled(
             using="gcra", quota=quota, store=MemoryStore(options={"MAX_SIZE": KEYS_MAX})
         )
+        self._closed_until: dict[str, float] = {}
 
     def take(self, name: str, cost: int) -> None:
-        # More than the bucket holds could never pass: it takes all of it.
+        # More than the bucket holds could never pass: it takes all of it, and nothing else passes before
+        # the rate has caught up with it.
+        now = now_mono_f()
+        until = self._closed_until.pop(name, now)
+        if until > now:
+            self._closed_until[name] = until
+            raise self._refusal(until - now)
         taken = self._throttled.limit(name, min(cost, self._quota.burst))
         if taken.limited:
             raise self._refusal(taken.state.retry_after)
+        if cost > self._quota.burst:
+            self._closed_until[name] = now + cost * self._quota.emission_interval
 
     def check(self, name: str) -> None:
         state = self._throttled.peek(name)

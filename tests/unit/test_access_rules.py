@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -110,6 +111,27 @@ def test_events_are_counted_beside_requests(clock: SimpleNamespace) -> None:
     limits.admit(who(), 1000)
     with pytest.raises(RateLimitedError):
         limits.admit(who(), 1)
+
+
+def test_large_batches_do_not_outrun_the_rate(clock: SimpleNamespace) -> None:
+    """10 events a second are 10, also for who sends a thousand whenever they are let in."""
+    limits = RateLimits(events="10/s burst 100")
+    passed = sum(
+        admitted(limits, who(), 1, 1000) * 1000 for _ in _seconds(clock, 1000)
+    )  # fmt: skip
+    assert 9 * 1000 <= passed <= 10 * 1000 + 1000
+    limits.admit(who(), 1000)
+    with pytest.raises(RateLimitedError) as refused:
+        limits.admit(who(), 1)
+    clock.now += refused.value.wait_s
+    limits.admit(who(), 1)
+    limits.admit(who("b"), 1)
+
+
+def _seconds(clock: SimpleNamespace, seconds: int) -> Iterator[int]:
+    for second in range(seconds):
+        yield second
+        clock.now += 1
 
 
 def test_what_is_off_counts_nothing() -> None:
