@@ -258,6 +258,17 @@ async def test_all_of_a_source_are_replayed_and_one_is_discarded(stage: Stage) -
     assert body["counts"]["still_quarantined"] == body["counts"]["deliveries"]
 
 
+async def test_a_repeated_discard_is_answered_alike(stage: Stage) -> None:
+    """Idempotency-Key: who did not hear the first answer hears it, not that it is done already."""
+    (id,) = await kept(stage, {"once": 1})
+    path, key = f"/v1/quarantine/{id}/discard", {"idempotency-key": '"discard-once"'}
+    first = await stage.client.post(path, headers=key)
+    again = await stage.client.post(path, headers=key)
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert again.content == first.content
+    assert again.headers["idempotency-replayed"] == "true"
+
+
 async def test_quarantine_is_for_admins_and_knows_its_ids(stage: Stage) -> None:
     _, token = await stage.new_key("read", "move", "ingest")
     headers = {"authorization": f"Bearer {token}"}

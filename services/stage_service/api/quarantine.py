@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from services.contracts.access import Principal
+from services.contracts.answers import OnceRoute
 from services.stage_service import quarantine
 from services.stage_service.api.access import allow, house
 from services.stage_service.errors import ConflictError, NotFoundError
@@ -22,7 +23,7 @@ from services.stage_service.sources.mapping import Delivery
 REPLAY_MAX = 1000
 STATUSES = ("open", "replayed", "discarded")
 
-router = APIRouter(tags=["quarantine"])
+router = APIRouter(tags=["quarantine"], route_class=OnceRoute)
 Admin = Annotated[Principal, Depends(allow("admin"))]
 _encode = msgspec.json.Encoder().encode
 
