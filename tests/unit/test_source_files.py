@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 from datetime import UTC, datetime
@@ -406,3 +407,39 @@ def test_a_file_that_becomes_wrong_leaves_the_last_good_one_in_use(tmp_path: Pat
     file.unlink()
     book.refresh()
     assert set(book.sources) == set()
+
+
+def test_a_file_that_cannot_be_read_now_is_looked_at_again(tmp_path: Path) -> None:
+    """Until then its source is one that is being mended (503), not one that nobody knows (404)."""
+    good = HEAD + EVENT
+    file = tmp_path / "x.yaml"
+    file.mkdir()  # root may read any file, but nobody a directory
+    book = SourceBook(tmp_path)
+    book.refresh()
+    assert set(book.refused) == {"x"}
+    stat = file.stat()
+    file.rmdir()
+    file.write_text(good + " " * (stat.st_size - len(good) - 1) + "\n")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    book.refresh()
+    assert set(book.sources) == {"x"}
+    assert not book.refused
+    file.unlink()
+    file.symlink_to(file)
+    book.refresh()
+    assert set(book.sources) == {"x"}
+
+
+def test_a_directory_that_goes_away_takes_no_source_along(tmp_path: Path) -> None:
+    """A volume that is not mounted for a moment must not tell vendors that nobody is here."""
+    directory = tmp_path / "sources"
+    directory.mkdir()
+    (directory / "x.yaml").write_text(HEAD + EVENT)
+    book = SourceBook(directory)
+    book.refresh()
+    directory.rename(tmp_path / "elsewhere")
+    assert not book.refresh()
+    assert set(book.sources) == {"x"}
+    directory.mkdir()
+    book.refresh()
+    assert not book.sources
