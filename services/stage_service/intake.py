@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import asyncpg
 import msgspec
@@ -205,8 +205,9 @@ class Intake:
         if who is not None:
             self._gatekeeper.rates.admit_events(who, len(mapped.events) + len(mapped.defects))
         if mapped.defects:
-            await self._keep(source, request, delivery.received_at, mapped)
-        outcomes = await self._lane.submit(mapped.events)
+            outcomes = await self._keep_and_apply(source, request, delivery.received_at, mapped)
+        else:
+            outcomes = await self._lane.submit(mapped.events)
         self._count(source.name, "quarantined" if mapped.defects else "accepted")
         return Receipt(outcomes, len(mapped.defects), mapped.ignored)
 
@@ -246,24 +247,37 @@ class Intake:
                 status = "replayed"
         return Replay(id, kept.source, dry_run, status, mapped.shown(), outcomes)
 
+    async def _keep_and_apply(
+        self, source: Source, request: Request, received_at: datetime, mapped: Mapped
+    ) -> list[Outcome]:
+        """Keep the delivery and apply what could be mapped, both within the time of one answer."""
+        try:
+            async with asyncio.timeout(ANSWER_WITHIN_S):
+                await self._keep(source, request, received_at, mapped)
+                return await self._lane.submit(mapped.events)
+        except DATABASE_AWAY:
+            raise UnavailableError(
+                "the database does not answer", remedy="Send the same delivery again."
+            ) from None
+
     async def _keep(
         self, source: Source, request: Request, received_at: datetime, mapped: Mapped
     ) -> None:
         whole = self.delivery(source, request, whole=True)
         secret = credentials_of(source.verify)
+        # A proxy's header may repeat the address, and with it the token.
+        known = [*self.secrets.of(source.name), request.path_token.decode("latin-1")]
+
+        def is_kept(name: str, value: str) -> bool:
+            return name not in secret and not any(s and s in unquote(value) for s in known)
+
         whole = msgspec.structs.replace(
             whole,
             received_at=received_at,
-            headers={n: v for n, v in whole.headers.items() if n not in secret},
-            query={n: v for n, v in whole.query.items() if n not in secret},
+            headers={n: v for n, v in whole.headers.items() if is_kept(n, v)},
+            query={n: v for n, v in whole.query.items() if is_kept(n, v)},
         )
-        try:
-            async with asyncio.timeout(ANSWER_WITHIN_S):
-                id = await quarantine.keep(self._pool, source.name, whole, mapped.defects)
-        except DATABASE_AWAY:
-            raise UnavailableError(
-                "the database does not answer", remedy="Send the same delivery again."
-            ) from None
+        id = await quarantine.keep(self._pool, source.name, whole, mapped.defects)
         first = mapped.defects[0][1]
         _log.info(
             "delivery.quarantined", source=source.name, id=id, code=first.code, field=first.field,

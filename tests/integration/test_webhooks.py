@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import gzip
 import hashlib
@@ -13,7 +14,9 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import asyncpg
 import httpx
 import pytest
 from hubspot.utils.signature import Signature
@@ -345,6 +348,29 @@ async def test_nothing_is_accepted_while_the_database_is_slow(stage: Stage) -> N
             assert {"code", "message"} <= set(answer.json())
 
 
+async def test_a_delivery_that_is_kept_and_applied_is_answered_in_time_too(
+    stage: Stage, module_database: str
+) -> None:
+    """Both waits together: the vendor has given up after 3 s."""
+    other = await asyncpg.connect(module_database)
+    async with other.transaction():
+        await other.execute("LOCK TABLE stage.events")
+        kept = stage.connection.transaction()
+        await kept.start()
+        await stage.connection.execute("LOCK TABLE stage.quarantine")
+        began = time.monotonic()
+        body = [{"type": "demo.requested", "email": "both@example.com"}, {"odd": "both"}]
+        task = asyncio.create_task(stage.client.post("/webhooks/generic", json=body))
+        await asyncio.wait({task}, timeout=1.5)
+        await kept.rollback()
+        answer = await task
+        assert time.monotonic() - began < 3
+    assert answer.status_code == 503, answer.text
+    again = await stage.client.post("/webhooks/generic", json=body)
+    assert again.json()["applied"] + again.json()["duplicate"] == 1
+    await other.close()
+
+
 async def test_handshakes_and_answers(module_database: str, tmp_path: Path) -> None:
     """GET and HEAD with a token in the path, challenges echoed, the vendor's own answer."""
     head = "title: X\nevidence: real samples\nread: json\n"
@@ -478,7 +504,8 @@ async def test_the_public_address_is_what_hubspot_signs(module_database: str) ->
 
 async def test_what_authenticates_is_not_kept(module_database: str, tmp_path: Path) -> None:
     """Neither in quarantine, whatever the header or field is called, nor in the answer."""
-    canary = "canary-token-0123456789"
+    canary = "canary-token%41-0123456789"
+    escaped = quote(canary)
     (tmp_path / "odd.yaml").write_text(
         "name: odd\ntitle: X\nevidence: real samples\nread: json\n"
         "verify: [{token: {query: k}}, {token: {header: X-Odd}}, {token: path}]\n"
@@ -488,8 +515,9 @@ async def test_what_authenticates_is_not_kept(module_database: str, tmp_path: Pa
         module_database, sources_dir=tmp_path, source_secrets={"odd": canary}
     ) as stage:
         for number, (path, headers) in enumerate((
-            (f"/webhooks/odd?k={canary}&list=7", {}), ("/webhooks/odd", {"x-odd": canary}),
-            (f"/webhooks/odd/{canary}", {}),
+            (f"/webhooks/odd?k={escaped}&list=7", {"x-original-uri": f"/webhooks/odd?k={escaped}"}),
+            ("/webhooks/odd", {"x-odd": canary, "idempotency-key": "delivery-7"}),
+            (f"/webhooks/odd/{escaped}", {"x-envoy-original-path": f"/webhooks/odd/{escaped}"}),
         )):  # fmt: skip
             answer = await stage.client.post(path, json={"n": number}, headers=headers)
             assert answer.status_code == 200, answer.text
@@ -498,6 +526,9 @@ async def test_what_authenticates_is_not_kept(module_database: str, tmp_path: Pa
             "SELECT * FROM stage.quarantine WHERE source = 'odd' ORDER BY id"
         )
         assert len(rows) == 3
-        assert canary not in str([dict(row) for row in rows])
+        written = str([dict(row) for row in rows])
+        assert canary not in written
+        assert escaped not in written
         assert json.loads(rows[0]["query"]) == {"list": "7"}
+        assert json.loads(rows[1]["headers"])["idempotency-key"] == "delivery-7"
         assert canary not in (await stage.client.get("/metrics")).text

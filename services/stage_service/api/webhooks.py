@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -193,7 +193,7 @@ class WebhooksEndpoint(DeliveryEndpoint):
         name, _, rest = scope["path"][len(PREFIX) :].partition("/")
         source = self._source(name)
         method = scope["method"]
-        token = unquote_to_bytes(rest)
+        token = rest.encode("utf-8", "surrogateescape")  # the server has undone its escapes
         if method in ("GET", "HEAD"):
             return await self._shake_hands(source, self.request(scope, b"", token))
         if method != "POST":
