@@ -26,6 +26,8 @@ Scope = Literal["ingest", "read", "move", "admin"]
 SCOPES: tuple[Scope, ...] = ("ingest", "read", "move", "admin")
 CACHE_S = 5.0
 CACHE_KEYS_MAX = 10_000
+TOKEN_CHARACTERS_MAX = 128
+"""A key has 60; what is longer is none, and is not remembered as one that was wrong."""
 SESSION_COOKIE = "baton_session"
 SESSION_DAYS = 30
 LOGIN_MINUTES = 30
@@ -78,6 +80,8 @@ def _hash(secret: str) -> bytes:
 
 
 def _parse(token: str) -> tuple[str, str] | None:
+    if len(token) > TOKEN_CHARACTERS_MAX:
+        return None
     prefix, _, rest = token.partition("_")
     id, _, secret = rest.partition("_")
     # Printable: a cookie's escapes can say NUL, which PostgreSQL would not even compare.
@@ -220,17 +224,18 @@ class Gatekeeper:
         if entry and entry[0] > time.monotonic():
             return entry[1]
         parsed = _parse(token)
+        if parsed is None:  # nothing that could be a key; not worth remembering, however long it is
+            return None
         principal: Principal | None = None
-        if parsed is not None:
-            rows = await self._pool.fetch(
-                """SELECT id, name, hash, scopes, sources, rate, event_rate FROM access.keys
-                   WHERE id = $1 AND kind <> 'login' AND revoked_at IS NULL
-                   AND (expires_at IS NULL OR expires_at > now())""",
-                parsed[0],
-            )
-            expected = rows[0]["hash"] if rows else b"\0" * 32
-            if hmac.compare_digest(_hash(parsed[1]), expected) and rows:
-                principal = _principal(rows[0])
+        rows = await self._pool.fetch(
+            """SELECT id, name, hash, scopes, sources, rate, event_rate FROM access.keys
+               WHERE id = $1 AND kind <> 'login' AND revoked_at IS NULL
+               AND (expires_at IS NULL OR expires_at > now())""",
+            parsed[0],
+        )
+        expected = rows[0]["hash"] if rows else b"\0" * 32
+        if hmac.compare_digest(_hash(parsed[1]), expected) and rows:
+            principal = _principal(rows[0])
         if len(self._known) >= CACHE_KEYS_MAX:
             self._known.clear()
         self._known[token] = (time.monotonic() + CACHE_S, principal)

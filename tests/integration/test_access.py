@@ -386,3 +386,12 @@ async def _busy(stage: Stage) -> list[str]:
 def _holds_none_of(text: str, secrets: list[str]) -> None:
     plain = text.replace("\n", "").replace("│", "")  # boxes break lines in the middle of a word
     assert [s for s in secrets if s in text or s.replace(" ", "") in plain.replace(" ", "")] == []
+
+
+async def test_what_cannot_be_a_key_is_not_remembered(stage: Stage) -> None:
+    """A header may be long: a cache of ten thousand of them would be an attacker's to fill."""
+    gatekeeper = stage.house.gatekeeper
+    for token in ("bat_a_" + "x" * 60_000, "y" * 60_000, "bat_", ""):
+        answer = await ask(stage, "get", "/v1/leads", authorization=f"Bearer {token}")
+        assert answer.status_code == 401
+    assert max(map(len, gatekeeper._known), default=0) < 200
