@@ -92,6 +92,7 @@ def _reasons(defects: Sequence[tuple[int, Defect]]) -> str:
     return _encode(found).decode()
 
 
+# To be sorted by the column, not by the text of that name: the column has an index.
 _COLUMNS = """id::text, source, received_at, last_received_at, times, content_type,
               octet_length(body) AS bytes, reasons, status, closed_at, closed_by"""
 
@@ -112,7 +113,7 @@ async def list_kept(
     rows = await executor.fetch(
         f"""SELECT {_COLUMNS} FROM stage.quarantine
             WHERE ($1::text IS NULL OR source = $1) AND ($2::text IS NULL OR status = $2)
-              AND ($3::uuid IS NULL OR id < $3) ORDER BY id DESC LIMIT $4""",  # noqa: S608  constants
+              AND ($3::uuid IS NULL OR id < $3) ORDER BY quarantine.id DESC LIMIT $4""",  # noqa: S608  constants
         source, status, before, limit + 1,
     )  # fmt: skip
     found = [_kept(row) for row in rows[:limit]]
@@ -160,7 +161,7 @@ async def open_ids(executor: Executor, source: str, limit: int) -> list[str]:
     """Give the ids of the open deliveries of `source`, oldest first."""
     rows = await executor.fetch(
         """SELECT id::text FROM stage.quarantine WHERE source = $1 AND status = 'open'
-           ORDER BY id LIMIT $2""",
+           ORDER BY quarantine.id LIMIT $2""",
         source, limit,
     )  # fmt: skip
     return [row["id"] for row in rows]

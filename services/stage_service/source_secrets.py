@@ -94,7 +94,7 @@ class SourceSecrets:
     async def refresh(self, connection: Executor) -> None:
         """Read the stored ones again; one that cannot be opened is logged and left out."""
         rows = await connection.fetch(
-            "SELECT id::text, source, ciphertext FROM stage.source_secrets ORDER BY id"
+            "SELECT id::text, source, ciphertext FROM stage.source_secrets s ORDER BY s.id"
         )
         opened: dict[str, tuple[str, str]] = {}
         for row in rows:

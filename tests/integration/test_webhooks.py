@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import json
 import time
+import uuid
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,7 @@ from hubspot.utils.signature import Signature
 from services.baton.embedded import EmbeddedPostgres
 from services.baton.sources import remove_secrets, set_secret
 from services.contracts.access import create_key
+from services.stage_service import quarantine
 from services.stage_service.encryption import read_cipher
 from services.stage_service.source_secrets import SourceSecrets
 from tests.integration.stage import ROOT, Stage, fresh_database, running_stage
@@ -270,6 +272,28 @@ async def test_a_repeated_discard_is_answered_alike(stage: Stage) -> None:
     assert (first.status_code, again.status_code) == (200, 200)
     assert again.content == first.content
     assert again.headers["idempotency-replayed"] == "true"
+
+
+async def test_the_newest_are_found_without_reading_all(stage: Stage) -> None:
+    """Whatever lies in quarantine, a page of it is read from the index."""
+    plans: list[str] = []
+
+    class Explained:
+        async def fetch(self, query: str, *args: Any) -> list[Any]:
+            rows = await stage.house.pool.fetch(f"EXPLAIN {query}", *args)
+            plans.append("\n".join(row[0] for row in rows))
+            return []
+
+        async def execute(self, query: str, *args: Any) -> str:
+            raise AssertionError(query)
+
+    await quarantine.list_kept(Explained(), source=None)
+    await quarantine.list_kept(Explained(), source="generic", before=str(uuid.uuid4()))
+    await SourceSecrets({}, read_cipher(None, None)).refresh(Explained())
+    assert len(plans) == 3
+    for plan in plans:
+        assert "(id)::text" not in plan, plan  # sorted by the text: all of them, at every look
+        assert "Seq Scan" not in plan, plan
 
 
 async def test_quarantine_is_for_admins_and_knows_its_ids(stage: Stage) -> None:

@@ -443,3 +443,24 @@ def test_a_directory_that_goes_away_takes_no_source_along(tmp_path: Path) -> Non
     directory.mkdir()
     book.refresh()
     assert not book.sources
+
+
+def test_items_of_one_id_that_differ_are_not_dropped_as_repeats() -> None:
+    """A file whose id does not tell the items apart would lose all but the first, and answer 200."""
+    it = source("split: delivery[]\n" + EVENT.replace("}'}", "}', attributes: {a: item.a}}"))
+    result = mapped(
+        it, [{"id": 1, "a": 1}, {"id": 1, "a": 1}, {"id": 1, "a": 2}, {"id": 2, "a": 2}]
+    )
+    assert [(e["id"], e["data"]) for e in result["events"]] == [
+        ("1", {"a": 1}), ("1", {"a": 1}), ("2", {"a": 2}),
+    ]  # fmt: skip
+    assert [(d["item"], d["code"], d["value"]) for d in result["quarantined"]] == [
+        (2, "same-id", "1")
+    ]
+
+
+def test_a_list_s_element_without_members_is_told() -> None:
+    it = source("split: 'delivery.lists[]{}'\n" + EVENT)
+    result = mapped(it, {"lists": [{"a": {"id": 1}}, "b", {}, ["c"]]})
+    assert [e["id"] for e in result["events"]] == ["1"]
+    assert [d["code"] for d in result["quarantined"]] == ["no-items", "no-items"]

@@ -103,6 +103,7 @@ def map_delivery(source: Source, delivery: Delivery) -> Mapped:
             "Set a smaller batch size at the vendor.",
         )))  # fmt: skip
         del items[ITEMS_MAX:]
+    told: dict[str, LeadEvent] = {}
     for index, (item, key, parent, outer) in enumerate(items):
         if item is _DEAD_END:
             mapped.defects.append((index, Defect(
@@ -120,9 +121,18 @@ def map_delivery(source: Source, delivery: Delivery) -> Mapped:
             mapped.ignored += 1
         elif isinstance(event, Defect):
             mapped.defects.append((index, event))
+        elif (known := told.setdefault(event.id, event)) is not event and _differ(known, event):
+            mapped.defects.append((index, Defect(
+                "same-id", "id", "another item of the delivery has the same id and says something else",
+                "Let the id say what tells the items apart, then replay.", shown(event.id),
+            )))  # fmt: skip
         else:
             mapped.events.append(event)
     return mapped
+
+
+def _differ(one: LeadEvent, other: LeadEvent) -> bool:
+    return (one.type, one.time, one.data) != (other.type, other.time, other.data)
 
 
 def _items(source: Source, payload: Any) -> list[Place] | None:
@@ -162,6 +172,8 @@ def _walk(
             return
         known = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
         if step == "{}":
+            if element and not known and value:
+                yield _DEAD_END, key, parent, outer
             for name, each in known.items():
                 yield from _walk(each, steps, at, name, known, outer, element)
             return
