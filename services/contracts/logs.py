@@ -52,4 +52,6 @@ def configure_logs(format: str, level: str, service: Literal["stage", "notifier"
     for name in ("httpx", "httpcore", "apprise", "asyncio"):
         logging.getLogger(name).setLevel(max(number, logging.ERROR))
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+    # Quotes what it could not read of a body.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
     logging.getLogger("uvicorn").setLevel(max(number, logging.WARNING))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -21,6 +22,7 @@ from services.contracts import access
 from services.contracts.access import CACHE_S, SCOPES, SESSION_COOKIE
 from services.contracts.logs import configure_logs
 from services.stage_service.api.segment import CALLS
+from services.stage_service.sources.bodies import UnreadableError, read_body
 from tests.integration.stage import STRUCTURED, Stage, fresh_database, running_stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -395,3 +397,18 @@ async def test_what_cannot_be_a_key_is_not_remembered(stage: Stage) -> None:
         answer = await ask(stage, "get", "/v1/leads", authorization=f"Bearer {token}")
         assert answer.status_code == 401
     assert max(map(len, gatekeeper._known), default=0) < 200
+
+
+async def test_a_body_that_cannot_be_read_is_not_in_the_log(log: io.StringIO) -> None:
+    """Nor in what the libraries log that read it."""
+    canary = "ada.lovelace@example.com"
+    for body in (
+        f'--B\r\nContent-Disposition: form-data; name="a"\r\nContent-Transfer-Encoding: {canary}'
+        "\r\n\r\n1\r\n--B--\r\n",
+        f"<a>{canary}",
+    ):
+        with contextlib.suppress(UnreadableError):
+            read_body(
+                ["json", "multipart", "xml"], body.encode(), "multipart/form-data; boundary=B"
+            )
+    assert canary not in log.getvalue()
