@@ -16,6 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as Connection
 
 from services.contracts.access import Gatekeeper, Principal, Scope, request_token, required
 from services.contracts.database import DATABASE_AWAY
@@ -37,6 +39,7 @@ from services.contracts.problems import (
     problem_of,
 )
 
+BODY_BYTES_MAX = 1024 * 1024
 _log = structlog.get_logger("baton.http")
 
 
@@ -156,6 +159,29 @@ _KEY_PARAMETER: dict[str, Any] = {
 }
 
 
+class _BodyLimit:
+    """Refuses a body over 1 MiB while it comes: the framework reads it whole before it asks who sent it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Connection, receive: Receive, send: Send) -> None:
+        """Serve one connection (ASGI)."""
+        left = BODY_BYTES_MAX
+
+        async def limited() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise HTTPException(
+                    413, f"the body is larger than {BODY_BYTES_MAX} bytes", {"connection": "close"}
+                )
+            return message
+
+        await self._app(scope, limited, send)
+
+
 def problem_response(error: BatonError, statuses: Mapping[type[BatonError], int]) -> JSONResponse:
     """Answer `error` as problem+json with the status of its type."""
     status = statuses[type(error)]
@@ -173,6 +199,7 @@ def answer_problems(
     `away` are errors, beside those of asyncpg, that say that the database does not answer.
     """
     app.state.statuses = statuses
+    app.add_middleware(_BodyLimit)
 
     async def baton_error(_: Request, error: Exception) -> JSONResponse:
         return problem_response(cast("BatonError", error), statuses)
@@ -191,10 +218,11 @@ def answer_problems(
     async def http(_: Request, error: Exception) -> JSONResponse:
         failure = cast("HTTPException", error)
         title = HTTPStatus(failure.status_code).phrase
+        code = "too-large" if failure.status_code == 413 else title.lower().replace(" ", "-")
         body = problem(
-            failure.status_code, title.lower().replace(" ", "-"), title, str(failure.detail),
-            # The framework's one 400: the body cannot even be decoded.
-            field="body" if failure.status_code == 400 else None,
+            failure.status_code, code, title, str(failure.detail),
+            # The framework's one 400 and our 413: the body cannot be decoded, or is too large.
+            field="body" if failure.status_code in (400, 413) else None,
         )  # fmt: skip
         return JSONResponse(body, failure.status_code, failure.headers, PROBLEM_CONTENT_TYPE)
 

@@ -412,3 +412,26 @@ async def test_a_body_that_cannot_be_read_is_not_in_the_log(log: io.StringIO) ->
                 ["json", "multipart", "xml"], body.encode(), "multipart/form-data; boundary=B"
             )
     assert canary not in log.getvalue()
+
+
+async def test_no_route_reads_more_than_it_takes(stage: Stage) -> None:
+    """Nor of those that the framework serves, which reads a body before it asks who sent it."""
+    for path in (f"/v1/leads/{NOBODY}/transitions", "/v1/quarantine/replay", "/login"):
+        for headers in ({}, {"authorization": f"Bearer {stage.key}", "idempotency-key": '"large"'}):
+            read = 0
+
+            async def flood() -> AsyncIterator[bytes]:
+                nonlocal read
+                for _ in range(64):
+                    read += 256 * 1024
+                    yield b"x" * (256 * 1024)
+
+            transport = httpx.ASGITransport(stage.app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url=stage.url) as client:
+                answer = await client.post(
+                    path, content=flood(), headers=headers | {"content-type": "application/json"}
+                )
+            assert answer.status_code in (401, 413), (path, answer.text)
+            if path != "/login" and answer.status_code == 413:
+                assert answer.json()["code"] == "too-large"
+            assert read <= 2 * 1024 * 1024, path
