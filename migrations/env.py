@@ -4,14 +4,21 @@ import asyncio
 
 from alembic import context
 from sqlalchemy import Connection, pool, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 _LOCK = 0x6261746F_0003
+_LOCK_NOT_AVAILABLE = "55P03"
+_TRIES_MAX = 60
+_TRY_AGAIN_S = 1.0
 
 
 def _run(connection: Connection) -> None:
     # Two services that start at once migrate once: the second waits, then finds nothing to do.
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    # While a change of a table waits for a long transaction, everybody else waits behind it: shorter than a
+    # sender waits for an answer, then again.
+    connection.execute(text("SET LOCAL lock_timeout = '1s'"))
     context.configure(connection=connection, transaction_per_migration=False)
     with context.begin_transaction():
         context.run_migrations()
@@ -21,8 +28,15 @@ async def _migrate() -> None:
     url = context.config.attributes["database_url"]
     engine = create_async_engine(url, poolclass=pool.NullPool)
     try:
-        async with engine.begin() as connection:
-            await connection.run_sync(_run)
+        for left in reversed(range(_TRIES_MAX)):
+            try:
+                async with engine.begin() as connection:
+                    await connection.run_sync(_run)
+                return
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE or not left:
+                    raise
+            await asyncio.sleep(_TRY_AGAIN_S)
     finally:
         await engine.dispose()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -157,3 +158,27 @@ async def test_the_tables_of_the_code_are_those_of_the_database(
                 )  # fmt: skip
     finally:
         await connection.close()
+
+
+async def test_a_migration_that_waits_holds_nobody_up(bare_database_url: str) -> None:
+    """A long transaction on a table that is to be changed: the running version goes on meanwhile."""
+    migrate(bare_database_url, "0006")
+    reading = await asyncpg.connect(bare_database_url)
+    running = await asyncpg.connect(bare_database_url)
+    try:
+        async with reading.transaction():
+            await reading.fetch("SELECT * FROM access.keys")
+            task = asyncio.create_task(asyncio.to_thread(migrate, bare_database_url, "0007"))
+            waits = (
+                "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted "
+                "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))"
+            )
+            while not await running.fetchval(waits):
+                assert not task.done()
+                await asyncio.sleep(0.05)
+            await running.fetch("SELECT * FROM access.keys", timeout=2.5)
+        await task
+        assert await current_revision(bare_database_url) == "0007"
+    finally:
+        await reading.close()
+        await running.close()
