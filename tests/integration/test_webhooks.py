@@ -372,6 +372,23 @@ async def test_nothing_is_accepted_while_the_database_is_slow(stage: Stage) -> N
             assert {"code", "message"} <= set(answer.json())
 
 
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/track", "/webhooks/generic"])
+async def test_a_key_that_cannot_be_looked_up_in_time_is_not_refused(
+    stage: Stage, path: str
+) -> None:
+    """503, so that the sender comes again; within 3 s, as when the events wait."""
+    _, token = await stage.new_key("ingest")
+    async with stage.connection.transaction():
+        await stage.connection.execute("LOCK TABLE access.keys")
+        began = time.monotonic()
+        answer = await stage.client.post(
+            path, json={"type": "a.b"}, headers={"authorization": f"Bearer {token}"}
+        )
+        assert time.monotonic() - began < 3
+    assert answer.status_code == 503, answer.text
+    assert answer.headers["retry-after"].isdigit()
+
+
 async def test_a_delivery_that_is_kept_and_applied_is_answered_in_time_too(
     stage: Stage, module_database: str
 ) -> None:

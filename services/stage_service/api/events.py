@@ -6,6 +6,7 @@ than the rules. What is answered 200 is committed. Its OpenAPI description is in
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -40,7 +41,7 @@ from services.stage_service.api.request_body import (
 )
 from services.stage_service.batch import Outcome
 from services.stage_service.errors import UnavailableError
-from services.stage_service.lane import Lane
+from services.stage_service.lane import ANSWER_WITHIN_S, Lane
 from services.stage_service.metrics import EVENTS, HTTP_SECONDS
 
 PATH = "/v1/events"
@@ -138,7 +139,8 @@ class EventsEndpoint:
         if who is None:
             client = scope.get("client")
             try:
-                who = await self._gatekeeper.known(token, client[0] if client else None)
+                async with asyncio.timeout(ANSWER_WITHIN_S):
+                    who = await self._gatekeeper.known(token, client[0] if client else None)
             except DATABASE_AWAY:
                 raise UnavailableError(
                     "the database does not answer", remedy="Send the same events again."
