@@ -22,6 +22,7 @@ STEADY_PLANS = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "jit": "off",
 }
 """Server settings of a pool whose statements find rows by key, from arrays: one plan, by index.
 

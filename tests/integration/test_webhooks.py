@@ -160,7 +160,7 @@ async def test_unknown_sources_and_methods(stage: Stage) -> None:
 
 
 async def test_a_baton_key_stands_in_for_a_signature(stage: Stage) -> None:
-    body = {"event": "Demo Requested", "email": "Ada@Example.com", "id": "z-1", "company": "Ex"}
+    body = {"event": "Demo Requested", "email": "Ada@Example.com", "event_id": "z-1"}
     answer = await stage.client.post("/webhooks/generic", json=body)
     assert answer.status_code == 200, answer.text
     stored = await stage.stored("/sources/generic", "z-1")
@@ -170,6 +170,16 @@ async def test_a_baton_key_stands_in_for_a_signature(stage: Stage) -> None:
     headers = {"authorization": f"Bearer {read_only}"}
     answer = await stage.client.post("/webhooks/generic", json=body, headers=headers)
     assert answer.status_code == 403
+
+
+async def test_what_happens_next_to_a_contact_is_no_repeat(stage: Stage) -> None:
+    """Most tools send the contact's or the row's id: the next fact about it has the same one."""
+    ada = {"id": 77, "email": "next@example.com"}
+    facts = [{**ada, "event": "Form Submitted"}, {**ada, "event": "Demo Requested"}]
+    answers = [await stage.client.post("/webhooks/generic", json=fact) for fact in facts]
+    assert [a.json()["applied"] for a in answers] == [1, 1]
+    again = await stage.client.post("/webhooks/generic", json=facts[0])
+    assert again.json()["duplicate"] == 1
 
 
 @pytest.mark.parametrize(
@@ -219,7 +229,7 @@ async def test_a_mended_source_file_and_a_replay(module_database: str, tmp_path:
     file = tmp_path / "generic.yaml"
     file.write_text(text.replace("of: coalesce(item.type,", "of: coalesce(item.kind,"))
     async with running_stage(module_database, sources_dir=tmp_path) as stage:
-        unknown = {"what": "demo.requested", "id": "mend-1", "email": "mend@example.com"}
+        unknown = {"what": "demo.requested", "event_id": "mend-1", "email": "mend@example.com"}
         (id,) = await kept(stage, unknown)
         path = f"/v1/quarantine/{id}"
         whole = (await stage.client.get(path)).json()
