@@ -328,11 +328,12 @@ class Responsible(msgspec.Struct, frozen=True, gc=False):
     owner: PersonRef | None
 
 
-class AlertWish(msgspec.Struct, frozen=True, gc=False):
-    """Somebody the playbook wants told of this transition."""
+class AlertWish(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """Somebody the playbook wants told of this transition; `urgent`: at any hour, at once."""
 
     role: str
     person: PersonRef | None
+    urgent: bool = False
 
 
 class StageGuide(msgspec.Struct, frozen=True):

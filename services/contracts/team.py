@@ -8,18 +8,27 @@ from __future__ import annotations
 import os
 import re
 import zoneinfo
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from services.contracts.calendars import Away, Span, Week, span
+from services.contracts.preferences import (
+    BUILT_IN_CHANNELS,
+    DEFAULT_PREFERENCES,
+    AlertPreferences,
+    read_after,
+    read_channels,
+    read_preferences,
+)
 from services.contracts.yaml_source import Node, SourceError, read_yaml
 
+__all__ = ["BUILT_IN_CHANNELS", "ROLE_KEYS", "Person", "Team", "load_team", "parse_team", "team_of"]
+
 ROLE_KEYS = ("marketing", "lead_agent", "ae", "sales_leadership", "csm")
-BUILT_IN_CHANNELS = ("inbox", "console", "email")
 
 _ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _ADDRESS = re.compile(r"[^\s@<>,;]+@[^\s@<>,;]+")
 _HOURS = re.compile(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d")
-_APPRISE = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,14 @@ class Person:
     working_hours: str = "09:00-17:00"
     channels: tuple[str, ...] = ("inbox",)
     """``inbox``, ``console``, ``email``, or an Apprise URL (``${NAME}``: from the environment)."""
+    hours: Week | None = None
+    holidays: str | None = None
+    away: tuple[Away, ...] = ()
+    quiet: tuple[Span, ...] = ()
+    """Spans of every day in which no alert rings, by the person's own clock."""
+    alerts: AlertPreferences = DEFAULT_PREFERENCES
+    leads: tuple[str, ...] = ()
+    """Roles of which they are the lead: escalations go to them before sales leadership."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +63,8 @@ class Team:
     people: tuple[Person, ...]
     by_role: dict[str, tuple[Person, ...]] = field(default_factory=dict[str, tuple[Person, ...]])
     by_id: dict[str, Person] = field(default_factory=dict[str, Person])
+    escalate_after: dict[str, int] = field(default_factory=dict[str, int])
+    """Seconds an alert for a role waits for an acknowledgement; a role left out: for ever."""
 
 
 def team_of(people: tuple[Person, ...]) -> Team:
@@ -61,7 +80,7 @@ def parse_team(text: str, file: str) -> Team:
     Raises SourceError with every problem: its file, line, column and remedy.
     """
     root = read_yaml(text, file)
-    top = root.mapping(("people",), ("people",))
+    top = root.mapping(("people", "escalate_after"), ("people",))
     people: list[Person] = []
     seen: set[str] = set()
     for node in top["people"].items() if "people" in top else ():
@@ -70,9 +89,11 @@ def parse_team(text: str, file: str) -> Team:
             node.refuse(f"two people have the id {person.id!r}", "Give each an id of their own.")
         seen.add(person.id)
         people.append(person)
+    waits = top["escalate_after"].mapping(ROLE_KEYS) if "escalate_after" in top else {}
+    escalate_after = {role: read_after(node) for role, node in waits.items()}
     if root.problems:
         raise SourceError(root.problems)
-    return team_of(tuple(people))
+    return replace(team_of(tuple(people)), escalate_after=escalate_after)
 
 
 def load_team(path: Path) -> Team:
@@ -82,7 +103,7 @@ def load_team(path: Path) -> Team:
 
 def _person(node: Node) -> Person:
     known = ("id", "name", "email", "roles", "territories", "weight", "time_zone", "working_hours",
-             "channels")  # fmt: skip
+             "channels", "quiet", "alerts", "leads")  # fmt: skip
     fields = node.mapping(known, ("id", "name", "roles"))
     id = fields["id"].text("?") if "id" in fields else "?"
     if id != "?" and not _ID.fullmatch(id):
@@ -103,18 +124,10 @@ def _person(node: Node) -> Person:
     hours = fields["working_hours"].text() if "working_hours" in fields else "09:00-17:00"
     if not _HOURS.fullmatch(hours):
         fields["working_hours"].refuse(f"{hours!r} are not hours", "Write them as '09:00-17:00'.")
-    channels: list[str] = []
-    for item in fields["channels"].items() if "channels" in fields else ():
-        channel = item.text("inbox")
-        if channel not in BUILT_IN_CHANNELS and not _APPRISE.fullmatch(channel):
-            # The value may hold a secret: it is not repeated in the error.
-            item.refuse(
-                "a channel is neither built in nor a URL",
-                f"Use {', '.join(BUILT_IN_CHANNELS)}, or an Apprise URL such as slack://...",
-            )
-        if channel == "email" and not email:
-            item.refuse(f"{id} has the channel 'email' and no address", "Add 'email: ...'.")
-        channels.append(channel)
+    channels = read_channels(fields["channels"], id, email) if "channels" in fields else ()
+    leads = tuple(
+        r.one_of(ROLE_KEYS, "role") for r in (fields["leads"].items() if "leads" in fields else ())
+    )
     return Person(
         id=id,
         name=fields["name"].text("?") if "name" in fields else "?",
@@ -124,5 +137,20 @@ def _person(node: Node) -> Person:
         weight=fields["weight"].number(0, 100) if "weight" in fields else 1.0,
         time_zone=zone,
         working_hours=hours,
-        channels=tuple(channels) or ("inbox",),
+        channels=channels or ("inbox",),
+        quiet=_quiet(fields["quiet"]) if "quiet" in fields else (),
+        alerts=read_preferences(fields["alerts"], ROLE_KEYS, id, email)
+        if "alerts" in fields
+        else DEFAULT_PREFERENCES,
+        leads=leads,
     )
+
+
+def _quiet(node: Node) -> tuple[Span, ...]:
+    spans: list[Span] = []
+    for item in node.items():
+        try:
+            spans.append(span(item.text("22:00-06:00")))
+        except ValueError as error:
+            item.refuse(str(error), "Write it as '22:00-07:00'.")
+    return tuple(spans)

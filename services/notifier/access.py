@@ -16,9 +16,13 @@ from services.contracts.access import Gatekeeper
 from services.contracts.answers import allow
 from services.contracts.idempotency import Once
 from services.contracts.problems import BatonError
+from services.notifier.channels import Channels
 from services.notifier.consumer import Consumer
 from services.notifier.deliveries import Dispatcher
 from services.notifier.errors import UnreadableError
+from services.notifier.links import Links
+from services.notifier.roster import Roster
+from services.notifier.templates import Templates
 
 __all__ = ["STATUS", "House", "allow", "answer_problems", "house"]
 
@@ -37,6 +41,11 @@ class House:
     tries: int
     now: Callable[[], datetime]
     once: Once
+    roster: Roster
+    channels: Channels
+    templates: Templates
+    links: Links | None = None
+    slack_secret: str | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process begins to stop: readiness fails first."""
 

@@ -14,14 +14,15 @@ from typing import Any, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-import jinja2
 import msgspec
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from services.contracts.events import CORRECTED, TRANSITIONED, AlertWish, Message, Touch
 from services.contracts.team import Person, Team
 from services.notifier.errors import UnreadableError
+from services.notifier.plans import first_due
+from services.notifier.redaction import kind as channel_kind
 from services.notifier.redaction import label as channel_label
+from services.notifier.templates import SHIPPED, Templates
 
 SUBJECT_CHARACTERS_MAX = 160
 LINE_CHARACTERS_MAX = 500
@@ -72,6 +73,12 @@ class Holder(msgspec.Struct, frozen=True):
     role: str
 
 
+class Journey(msgspec.Struct, frozen=True):
+    """The way on which the lead is: its alerts are one thread."""
+
+    id: str
+
+
 class Transition(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     """A published transition, as far as alerts need it; unknown fields are ignored."""
 
@@ -86,10 +93,22 @@ class Transition(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     explanation: str = ""
     score: Points = Points()
     stage: Guide = Guide()
+    journey: Journey | None = None
+
+
+class Due(msgspec.Struct, frozen=True):
+    """A first delivery: by which channel (a label, never a URL), when, and why not at once."""
+
+    channel: str
+    at: datetime
+    why: str | None = None
+    gather: bool = False
+    body: str | None = None
+    """Its text where the kind of channel has a template of its own."""
 
 
 class Alert(msgspec.Struct, frozen=True):
-    """One alert to one person, ready to be recorded. `channels` are labels, never URLs."""
+    """One alert to one person, ready to be recorded."""
 
     id: UUID
     transition_id: UUID
@@ -103,18 +122,19 @@ class Alert(msgspec.Struct, frozen=True):
     body: str
     stage: str
     company: str | None
-    channels: tuple[str, ...]
+    deliveries: tuple[Due, ...]
+    journey_id: str | None = None
+    urgent: bool = False
+    escalate_after_s: int | None = None
+    """How long it waits for an acknowledgement once it is due; None: for ever."""
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Give the labels of its channels."""
+        return tuple(d.channel for d in self.deliveries)
 
 
 _decode = msgspec.json.Decoder(Transition).decode
-_templates = ImmutableSandboxedEnvironment(
-    loader=jinja2.PackageLoader("services.notifier"),
-    undefined=jinja2.StrictUndefined,
-    autoescape=False,  # plain text: there is no mark-up to escape
-    trim_blocks=True,
-    lstrip_blocks=True,
-    auto_reload=False,
-)
 
 
 def read_transition(message: Message) -> Transition | None:
@@ -149,9 +169,14 @@ def type_name(error: BaseException) -> str:
 
 
 def alerts_of(
-    transition: Transition, team: Team, public_url: str, make_id: Callable[[], UUID]
+    transition: Transition,
+    team: Team,
+    public_url: str,
+    make_id: Callable[[], UUID],
+    now: datetime,
+    templates: Templates = SHIPPED,
 ) -> Iterator[Alert]:
-    """Make the alerts that `transition` asks for: at most one a person.
+    """Make the alerts that `transition` asks for: at most one a person; `now` decides when they go out.
 
     A person who has left the roster is reached by the inbox only. Where nobody was eligible for the
     role, the alert goes to the first of sales leadership, and to the API's inbox if there is none.
@@ -165,8 +190,8 @@ def alerts_of(
         told.add(recipient)
         addressee = addressee_of(person_id, team)
         id = make_id()
-        subject, body = write_alert(transition, wish, addressee, id, public_url)
-        channels = addressee.channels if addressee is not None else ("inbox",)
+        said = values(transition, wish, addressee, id, public_url)
+        subject, body = write_alert(wish.role, said, templates)
         yield Alert(
             id=id,
             transition_id=transition.transition_id,
@@ -180,8 +205,25 @@ def alerts_of(
             body=body,
             stage=one_line(transition.to),
             company=one_line(transition.lead.company or "", NAME_CHARACTERS_MAX) or None,
-            channels=tuple(dict.fromkeys(channel_label(c) for c in channels)) or ("inbox",),
+            deliveries=tuple(
+                msgspec.structs.replace(due, body=body_for(wish.role, due.channel, said, templates))
+                for due in first_deliveries(addressee, "transition", wish.role, wish.urgent, now)
+            ),
+            journey_id=transition.journey.id if transition.journey is not None else None,
+            urgent=wish.urgent,
+            escalate_after_s=team.escalate_after.get(wish.role),
         )
+
+
+def first_deliveries(
+    addressee: Person | None, kind: str, role: str, urgent: bool, now: datetime
+) -> tuple[Due, ...]:
+    """Give by which channels an alert goes out first, and when; the inbox when there is no other."""
+    channels: tuple[str, ...] = ()
+    if addressee is not None:
+        channels = addressee.alerts.channels_for(kind, role) or addressee.channels
+    labels = dict.fromkeys(channel_label(c) for c in channels or ("inbox",))
+    return tuple(Due(c, *first_due(addressee, c, urgent, now)) for c in labels)
 
 
 def addressee_of(person_id: str | None, team: Team) -> Person | None:
@@ -192,10 +234,10 @@ def addressee_of(person_id: str | None, team: Team) -> Person | None:
     return leaders[0] if leaders else None
 
 
-def write_alert(
+def values(
     transition: Transition, wish: AlertWish, addressee: Person | None, id: UUID, public_url: str
-) -> tuple[str, str]:
-    """Write subject (one line) and body (plain text) of one alert."""
+) -> dict[str, Any]:
+    """Give what the templates may say of an alert, made harmless."""
     zone = _zone(addressee.time_zone if addressee is not None else "UTC")
     event = cast("dict[str, Any]", _harmless(msgspec.to_builtins(transition, builtin_types=())))
     lead = event["lead"]
@@ -205,7 +247,7 @@ def write_alert(
         for time, label in newest[:TOUCHES_SHOWN_MAX]
     ]
     stage = event["stage"]
-    said: dict[str, Any] = {
+    return {
         "id": str(id),
         "lead": lead,
         "who": _short(lead["name"]) or lead["email"] or "A lead without a name",
@@ -225,11 +267,31 @@ def write_alert(
         and transition.responsible.role == wish.role,
         "link": f"{public_url.rstrip('/')}/leads/{transition.lead.id}",
     }
-    subject = one_line(_templates.get_template("subject.txt.j2").render(said), None)
+
+
+def write_alert(role: str, said: dict[str, Any], templates: Templates = SHIPPED) -> tuple[str, str]:
+    """Write subject (one line) and body (plain text) of one alert."""
+    names = (f"subject.{role}.txt.j2", "subject.txt.j2")
+    subject = one_line(templates.render(names, said), None)
     if len(subject) > SUBJECT_CHARACTERS_MAX:
         subject = subject[: SUBJECT_CHARACTERS_MAX - 3].rstrip() + "..."
-    body = _templates.select_template([f"alert.{wish.role}.txt.j2", "alert.txt.j2"]).render(said)
+    body = templates.render((f"alert.{role}.txt.j2", "alert.txt.j2"), said)
     return subject, body.strip() + "\n"
+
+
+def body_for(
+    role: str, channel: str, said: dict[str, Any], templates: Templates = SHIPPED
+) -> str | None:
+    """Write the text for a kind of channel that has a template of its own; None when it has none."""
+    kind = channel_kind(channel)
+    names = [
+        name
+        for name in (f"alert.{role}.{kind}.txt.j2", f"alert.{kind}.txt.j2")
+        if templates.has(name)
+    ]
+    if not names:
+        return None
+    return templates.render((*names, f"alert.{role}.txt.j2", "alert.txt.j2"), said).strip() + "\n"
 
 
 def one_line(text: str, characters_max: int | None = LINE_CHARACTERS_MAX) -> str:

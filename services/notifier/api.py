@@ -19,7 +19,7 @@ PAGE_ITEMS = 50
 PAGE_ITEMS_MAX = 200
 READY_TIMEOUT_S = 2.0
 
-Status = Literal["pending", "delivered", "acknowledged", "dead_lettered"]
+Status = Literal["pending", "delivered", "acknowledged", "suppressed", "dead_lettered"]
 Reader = Annotated[Principal, Depends(allow("read"))]
 Mover = Annotated[Principal, Depends(allow("move"))]
 Limit = Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)]

@@ -7,29 +7,40 @@ import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from uuid import UUID
 
 import asyncpg
 import structlog
 import uuid_utils.compat
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from services.contracts.access import Gatekeeper
 from services.contracts.bus import open_bus
 from services.contracts.database import STEADY_PLANS, nothing_to_reset
 from services.contracts.idempotency import Once
 from services.contracts.rates import RateLimits
+from services.notifier import callbacks
 from services.notifier.access import House, answer_problems
 from services.notifier.api import router
+from services.notifier.api_attention import router as attention_router
 from services.notifier.channels import Channels
+from services.notifier.claims import Parcel
 from services.notifier.consumer import Consumer
-from services.notifier.deliveries import SENDS_AT_ONCE_MAX, Dispatcher, Patience
+from services.notifier.deliveries import Dispatcher, Patience
+from services.notifier.escalations import Escalator
+from services.notifier.links import Links
+from services.notifier.previews import sample_values
 from services.notifier.roster import Roster
 from services.notifier.settings import NotifierSettings
+from services.notifier.templates import Templates
 
 CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 30.0
 POOL_CLOSE_WITHIN_S = 2.0
+THREADS = 64
+"""For what blocks (SMTP, Apprise): more than one slow channel may hold."""
 
 _log = structlog.get_logger("baton.notifier")
 
@@ -55,10 +66,18 @@ def create_app(
     Raises OSError or SourceError when the roster cannot be read, ValueError for a bad mail server.
     """
     roster = Roster(settings.team_file)
-    channels = Channels(settings.smtp_url, settings.delivery_timeout_s, SENDS_AT_ONCE_MAX)
+    slack_secret = _secret(settings.slack_signing_secret)
+    channels = Channels(
+        settings.smtp_url, settings.delivery_timeout_s, THREADS, now=now,
+        buttons=slack_secret is not None,
+    )  # fmt: skip
+    templates = Templates(settings.templates_dir)
+    templates.check(sample_values(settings.public_url))
+    links = _links(settings)
     patience = Patience(
-        settings.delivery_tries, settings.delivery_window_s, settings.delivery_timeout_s
-    )
+        settings.delivery_tries, settings.delivery_window_s, settings.delivery_timeout_s,
+        settings.delivery_keep_s,
+    )  # fmt: skip
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -69,27 +88,33 @@ def create_app(
             server_settings={"application_name": "baton-notifier", **STEADY_PLANS},
             reset=nothing_to_reset,
         )  # fmt: skip
-        dispatcher = Dispatcher(pool, channels, roster, patience, now, random)
+        dispatcher = Dispatcher(
+            pool, channels, roster, patience, now, random, new_id, settings.public_url,
+            partial(_seen_link, links),
+        )  # fmt: skip
+        escalator = Escalator(pool, roster, settings.delivery_tries, now, new_id, dispatcher.wake)
         consumer = Consumer(
             lambda: open_bus(settings.database_url, settings.kafka_bootstrap_servers),
             pool, roster, settings.public_url, settings.delivery_tries, now, new_id,
-            dispatcher.wake, channels.no_mail,
+            dispatcher.wake, channels.no_mail, templates,
         )  # fmt: skip
         rates = RateLimits(settings.rate_limit_requests, failures=settings.rate_limit_failures)
         parts = House(
             pool, Gatekeeper(pool, rates), consumer, dispatcher, settings.delivery_tries, now,
-            Once(pool, now, new_id, settings.idempotency_keep_s),
+            Once(pool, now, new_id, settings.idempotency_keep_s), roster, channels, templates, links,
+            slack_secret,
         )  # fmt: skip
         app.state.house = parts
         consumer.start()
         dispatcher.start()
+        escalator.start()
         _log.info("notifier.started", bus="kafka" if settings.kafka_bootstrap_servers else "log")
         try:
             yield
         finally:
             parts.stopping.set()
-            await asyncio.gather(consumer.stop(), dispatcher.stop())
-            channels.close()
+            await asyncio.gather(consumer.stop(), dispatcher.stop(), escalator.stop())
+            await channels.aclose()
             try:
                 async with asyncio.timeout(POOL_CLOSE_WITHIN_S):
                     await pool.close()
@@ -100,4 +125,23 @@ def create_app(
     app = FastAPI(title="Baton notifier", version="1", lifespan=lifespan)
     answer_problems(app)
     app.include_router(router)
+    app.include_router(attention_router)
+    app.include_router(callbacks.router)
     return app
+
+
+def _secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() if value is not None else None
+
+
+def _links(settings: NotifierSettings) -> Links | None:
+    key = _secret(settings.link_key)
+    if key is None or settings.notifier_public_url is None:
+        return None
+    return Links(key, settings.notifier_public_url, settings.link_valid_s)
+
+
+def _seen_link(links: Links | None, parcel: Parcel, now: datetime) -> str | None:
+    if links is None or parcel.addressee_id is None:
+        return None
+    return links.make(parcel.id, parcel.addressee_id, now)

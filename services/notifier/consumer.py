@@ -33,6 +33,7 @@ from services.notifier.alerts import Alert, alerts_of, read_transition, type_nam
 from services.notifier.errors import UnreadableError
 from services.notifier.redaction import scrub
 from services.notifier.roster import Roster
+from services.notifier.templates import SHIPPED, Templates
 
 GROUP = "notifier"
 FETCH_MESSAGES_MAX = 500
@@ -57,14 +58,20 @@ class Reading:
         self.newest: datetime | None = None
 
     def add(
-        self, message: Message, team: Team, public_url: str, make_id: Callable[[], UUID]
+        self,
+        message: Message,
+        team: Team,
+        public_url: str,
+        make_id: Callable[[], UUID],
+        now: datetime,
+        templates: Templates = SHIPPED,
     ) -> None:
         """Read one message; whatever is wrong with it becomes a dead letter."""
         try:
             transition = read_transition(message)
             if transition is None:
                 return
-            self.alerts.extend(alerts_of(transition, team, public_url, make_id))
+            self.alerts.extend(alerts_of(transition, team, public_url, make_id, now, templates))
             self.newest = max(self.newest or transition.recorded_at, transition.recorded_at)
         except UnreadableError as error:
             self.dead.append(dead_message(message, error.reason))
@@ -102,8 +109,10 @@ class Consumer:
         make_id: Callable[[], UUID],
         recorded: Callable[[], None],
         no_mail: str | None = None,
+        templates: Templates = SHIPPED,
     ) -> None:
         self._no_mail = no_mail
+        self._templates = templates
         self._open_bus = open_bus
         self._pool = pool
         self._roster = roster
@@ -221,8 +230,9 @@ class Consumer:
     def _read(self, messages: Sequence[Message]) -> Reading:
         team = self._roster.team()
         reading = Reading()
+        now = self._now()
         for message in messages:
-            reading.add(message, team, self._public_url, self._make_id)
+            reading.add(message, team, self._public_url, self._make_id, now, self._templates)
         return reading
 
     async def _handle(self, received: Sequence[Received]) -> None:

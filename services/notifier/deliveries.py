@@ -1,8 +1,9 @@
-"""The dispatcher: attempts due deliveries, records how each ended, and plans the next attempt.
+"""The dispatcher: sends what is due, lane by lane, records how each message ended, plans the next attempt.
 
-Any number of processes may run one. A delivery is claimed for the time an attempt may take and a
-margin; when a process dies between sending and recording, the claim runs out and the delivery is
-attempted again: a person may get a message twice, never not at all, and the alert's record stays one.
+Any number of processes may run one. A message is claimed for the time an attempt may take and a margin;
+when a process dies between sending and recording, the claim runs out and it is attempted again: a person
+may get a message twice, never not at all, and the alert's record stays one. Each channel has so many places,
+and a lane one: a slow channel holds up neither another channel nor, beyond its own places, another person.
 """
 
 from __future__ import annotations
@@ -10,21 +11,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from functools import partial
+from typing import Any
+from uuid import UUID
 
 import asyncpg
 import msgspec
 import structlog
 
-from services.notifier import metrics, store
-from services.notifier.channels import Channels, Letter, Outcome
+from services.contracts.team import Person
+from services.notifier import breakers, claims, metrics
+from services.notifier.channels import Channels
+from services.notifier.claims import Ending, Parcel, Status
+from services.notifier.letters import RETRY_AFTER_S_MAX, Letter, Outcome
 from services.notifier.redaction import kind
 from services.notifier.roster import Roster
 
 POLL_S = 0.25
-SENDS_AT_ONCE_MAX = 16
+SENDS_AT_ONCE_MAX = 128
+CHANNEL_SENDS_MAX = 8
 CLAIM_MARGIN_S = 10.0
 STOP_WITHIN_S = 5.0
 BACKOFF_MAX_S = 2.0
@@ -40,6 +48,8 @@ class Patience(msgspec.Struct, frozen=True):
     tries: int
     window_s: float
     timeout_s: float
+    keep_s: float = 3 * 86_400
+    """How long a delivery waits for a channel that rests, since its alert was recorded."""
 
 
 def delay_s(try_number: int, patience: Patience, random: Callable[[], float]) -> float:
@@ -64,6 +74,9 @@ class Dispatcher:
         patience: Patience,
         now: Callable[[], datetime],
         random: Callable[[], float],
+        make_id: Callable[[], UUID],
+        public_url: str,
+        seen_link: Callable[[Parcel, datetime], str | None] = lambda parcel, now: None,
     ) -> None:
         self._pool = pool
         self._channels = channels
@@ -71,11 +84,14 @@ class Dispatcher:
         self._patience = patience
         self._now = now
         self._random = random
+        self._make_id = make_id
+        self._public_url = public_url.rstrip("/")
+        self._seen_link = seen_link
+        self._busy: Counter[str] = Counter()
         self._news = asyncio.Event()
         self._stopping = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._attempts: set[asyncio.Task[None]] = set()
-        self._more = False
 
     def start(self) -> None:
         """Start the loop."""
@@ -102,7 +118,7 @@ class Dispatcher:
         await asyncio.gather(*left, return_exceptions=True)
 
     async def run_due(self) -> int:
-        """Attempt what is due now, once, and wait for the end of it; gives how many were attempted."""
+        """Send what is due now, one message a lane, and wait for the end of it; gives how many there were."""
         claimed = await self._claim()
         if self._attempts:
             await asyncio.wait(set(self._attempts))
@@ -132,70 +148,105 @@ class Dispatcher:
             return 0
         now = self._now()
         until = now + timedelta(seconds=self._patience.timeout_s + CLAIM_MARGIN_S)
-        claims = await store.claim(self._pool, now, until, free)
-        self._more = len(claims) == free
-        for claim in claims:
-            task = asyncio.create_task(self._attempt(claim))
+        places = {c: max(CHANNEL_SENDS_MAX - n, 0) for c, n in self._busy.items()}
+        parcels, _ = await claims.claim(
+            self._pool, now, until, claims.Lane(free, places, CHANNEL_SENDS_MAX), self._person,
+            self._make_id, self._public_url,
+        )  # fmt: skip
+        for parcel in parcels:
+            task = asyncio.create_task(self._attempt(parcel))
             self._attempts.add(task)
-            task.add_done_callback(self._done)
-        return len(claims)
+            self._busy[parcel.channel] += 1
+            task.add_done_callback(partial(self._done, parcel.channel))
+        return len(parcels)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
+    def _done(self, channel: str, task: asyncio.Task[None]) -> None:
         self._attempts.discard(task)
-        if self._more:
-            self._news.set()
+        self._busy[channel] -= 1
+        if not self._busy[channel]:
+            del self._busy[channel]
+        # The lane may have a next message.
+        self._news.set()
 
-    async def _attempt(self, claim: store.Claim) -> None:
-        person = self._roster.team().by_id.get(claim.addressee_id or "")
-        letter = Letter(str(claim.alert_id), claim.subject, claim.body)
+    def _person(self, id: str | None) -> Person | None:
+        return self._roster.team().by_id.get(id or "")
+
+    def _letter(self, parcel: Parcel) -> Letter:
+        page = "alerts" if parcel.is_digest else f"leads/{parcel.lead_id}"
+        return Letter(
+            str(parcel.id), parcel.subject, parcel.body, f"{self._public_url}/{page}",
+            None if parcel.is_digest else self._seen_link(parcel, self._now()),
+            str(parcel.lead_id), tuple(str(id) for id in parcel.alert_ids), parcel.earlier,
+            parcel.thread, parcel.is_digest, parcel.is_repeat,
+        )  # fmt: skip
+
+    async def _attempt(self, parcel: Parcel) -> None:
         began = time.monotonic()
-        if claim.is_acknowledged:  # since an attempt of a process that died
-            outcome = Outcome("skipped", store.ACKNOWLEDGED)
+        if parcel.settled is not None:
+            ending = Ending(parcel.settled, parcel.why, 0, self._now())
         else:
-            outcome = await self._channels.send(claim.channel, person, letter)
-        seconds = time.monotonic() - began
-        now = self._now()
-        status, next_due_at = self._judge(claim, outcome, now)
-        if not await self._record(claim, status, outcome.reason, seconds, now, next_due_at):
+            person = self._person(parcel.addressee_id)
+            outcome = await self._channels.send(parcel.channel, person, self._letter(parcel))
+            now = self._now()
+            resting = await self._heed(parcel, outcome, now)
+            latency_ms = round((time.monotonic() - began) * 1000)
+            ending = self._judge(parcel, outcome, now, latency_ms, resting=resting)
+        if not await self._record(parcel, ending):
             return
-        metrics.DELIVERIES.labels(kind(claim.channel), status).inc()
-        metrics.DELIVERY_SECONDS.labels(kind(claim.channel)).observe(seconds)
-        if status == "dead":
-            metrics.DEAD_LETTERS.labels("delivery").inc()
+        metrics.DELIVERIES.labels(kind(parcel.channel), ending.status).inc(len(parcel.alert_ids))
+        metrics.DELIVERY_SECONDS.labels(kind(parcel.channel)).observe(time.monotonic() - began)
+        if ending.status == "dead":
+            metrics.DEAD_LETTERS.labels("delivery").inc(len(parcel.alert_ids))
             _log.warning(
-                "delivery.dead", alert_id=str(claim.alert_id), channel=claim.channel,
-                attempt=claim.attempt, reason=outcome.reason,
+                "delivery.dead", alert_id=str(parcel.alert_ids[0]), channel=parcel.channel,
+                attempt=parcel.attempt, reason=ending.reason,
             )  # fmt: skip
 
-    def _judge(
-        self, claim: store.Claim, outcome: Outcome, now: datetime
-    ) -> tuple[Literal["delivered", "skipped", "failed", "dead"], datetime | None]:
-        if outcome.result != "failed":
-            return outcome.result, None
-        if outcome.permanent or claim.attempt >= claim.last_attempt:
-            return "dead", None
-        try_number = max(self._patience.tries - (claim.last_attempt - claim.attempt), 1)
-        wait = timedelta(seconds=delay_s(try_number, self._patience, self._random))
-        return "failed", now + wait
+    async def _heed(self, parcel: Parcel, outcome: Outcome, now: datetime) -> bool:
+        """Note what the outcome says about the channel; gives whether the channel rests now."""
+        try:
+            if outcome.retry_after_s is not None:
+                await breakers.rest(
+                    self._pool, parcel.channel, outcome.retry_after_s, outcome.reason, now
+                )
+                return True
+            if outcome.down:
+                in_a_row = await breakers.failed(self._pool, parcel.channel, outcome.reason, now)
+                return in_a_row >= breakers.FAILURES_MAX
+            if parcel.channel_failed and outcome.result == "delivered":
+                await breakers.works(self._pool, parcel.channel)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            _log.warning("channel.unrecorded", reason=type(error).__name__)
+        return False
 
-    async def _record(
-        self,
-        claim: store.Claim,
-        status: str,
-        reason: str | None,
-        seconds: float,
-        now: datetime,
-        next_due_at: datetime | None,
-    ) -> bool:
+    def _judge(
+        self, parcel: Parcel, outcome: Outcome, now: datetime, latency_ms: int, *, resting: bool
+    ) -> Ending:
+        status: Status = outcome.result
+        if status != "failed":
+            return Ending(status, outcome.reason, latency_ms, now, ref=outcome.ref)
+        # While the channel rests the tries are not used up: it is not the message's fault.
+        old = (now - parcel.created_at).total_seconds() > self._patience.keep_s
+        spent = parcel.attempt >= parcel.last_attempt and not (resting and not old)
+        if outcome.permanent or spent:
+            return Ending("dead", outcome.reason, latency_ms, now, ambiguous=outcome.ambiguous)
+        try_number = max(self._patience.tries - (parcel.last_attempt - parcel.attempt), 1)
+        wait_s = delay_s(try_number, self._patience, self._random)
+        if resting:  # the channel says when: the message is ready as soon as it is
+            wait_s = min(outcome.retry_after_s or 0.0, RETRY_AFTER_S_MAX)
+        return Ending(
+            "failed", outcome.reason, latency_ms, now, now + timedelta(seconds=wait_s),
+            not resting, outcome.ambiguous,
+        )  # fmt: skip
+
+    async def _record(self, parcel: Parcel, ending: Ending) -> bool:
         """Record the end of an attempt, again and again until the claim runs out."""
         backoff_s = POLL_S
         while True:
             try:
-                return await store.finish(
-                    self._pool, claim, status, reason, round(seconds * 1000), now, next_due_at
-                )
+                return await claims.finish(self._pool, parcel, ending)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                if self._now() >= claim.claimed_until:
+                if self._now() >= parcel.claimed_until:
                     _log.warning("delivery.unrecorded", reason=type(error).__name__)
                     return False
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)

@@ -16,12 +16,14 @@ from services.notifier.errors import InvalidRequestError
 
 _ALERT = """
 SELECT id, lead_id, transition_id, role, person_id, person_name, addressee_id, status, subject, body,
-  created_at, acknowledged_at, acknowledged_by, stage, company
+  created_at, acknowledged_at, acknowledged_by, stage, company, kind, journey_id, urgent,
+  snoozed_until, escalated_from, why
 FROM notifier.alerts
 """
 
 _DELIVERIES = """
-SELECT alert_id, channel, attempt, status, due_at, finished_at, reason, latency_ms
+SELECT alert_id, channel, attempt, status, due_at, finished_at, reason, latency_ms, why, digest_id,
+  ambiguous
 FROM notifier.deliveries WHERE alert_id = ANY($1) ORDER BY id
 """
 
@@ -153,6 +155,9 @@ async def _with_deliveries(pool: asyncpg.Pool[Any], rows: Sequence[Any]) -> list
                 "finished_at": _moment(row["finished_at"]),
                 "reason": row["reason"],
                 "latency_ms": row["latency_ms"],
+                "why": row["why"],
+                "digest_id": str(row["digest_id"]) if row["digest_id"] is not None else None,
+                "ambiguous": row["ambiguous"],
             }
         )
     return [_alert(r, deliveries[r["id"]]) for r in rows]
@@ -175,9 +180,34 @@ def _alert(row: Any, deliveries: list[dict[str, Any]]) -> dict[str, Any]:
         "created_at": rfc3339(row["created_at"]),
         "acknowledged_at": _moment(row["acknowledged_at"]),
         "acknowledged_by": row["acknowledged_by"],
+        "kind": row["kind"],
+        "journey_id": row["journey_id"],
+        "urgent": row["urgent"],
+        "snoozed_until": _moment(row["snoozed_until"]),
+        "escalated_from": str(row["escalated_from"]) if row["escalated_from"] is not None else None,
+        "why": row["why"],
         "deliveries": deliveries,
     }
 
 
 def _moment(value: datetime | None) -> str | None:
     return rfc3339(value) if value is not None else None
+
+
+async def get_digest(pool: asyncpg.Pool[Any], id: UUID) -> dict[str, Any] | None:
+    """Give a message that told several alerts."""
+    row = await pool.fetchrow(
+        "SELECT id, addressee_id, channel, subject, body, why, created_at FROM notifier.digests "
+        "WHERE id = $1", id,
+    )  # fmt: skip
+    if row is None:
+        return None
+    alerts = await pool.fetch(
+        "SELECT DISTINCT alert_id FROM notifier.deliveries WHERE digest_id = $1 ORDER BY alert_id",
+        id,
+    )
+    return {
+        "id": str(row["id"]), "addressee_id": row["addressee_id"], "channel": row["channel"],
+        "subject": row["subject"], "body": row["body"], "why": row["why"],
+        "created_at": rfc3339(row["created_at"]), "alerts": [str(r["alert_id"]) for r in alerts],
+    }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.contracts.rates import FAILURES, quota_of
@@ -39,6 +39,24 @@ class NotifierSettings(BaseSettings):
         3600, gt=0, description="seconds the attempts are spread over, on average"
     )
     delivery_timeout_s: float = Field(15, gt=0, description="seconds one attempt may take")
+    delivery_keep_s: float = Field(
+        3 * 86_400, gt=0, description="seconds a delivery waits for a channel that does not work"
+    )
+    notifier_public_url: str | None = Field(
+        None, description="where people reach the notifier: links to acknowledge begin with it"
+    )
+    link_key: SecretStr | None = Field(
+        None, description="signs those links, 32 characters at least; unset: alerts have none"
+    )
+    link_valid_s: float = Field(
+        7 * 86_400, gt=0, description="seconds a link to acknowledge is good for"
+    )
+    slack_signing_secret: SecretStr | None = Field(
+        None, description="the Slack app's; set: messages have buttons, answered at /slack/actions"
+    )
+    templates_dir: Path | None = Field(
+        None, description="templates that take the place of Baton's own, by their names"
+    )
     pool_connections_max: int = Field(8, ge=2, description="connections to the database")
     rate_limit_requests: str = Field(
         "off",

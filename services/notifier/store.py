@@ -7,7 +7,7 @@ inserted in one order of their keys, so that replicas wait for each other but ne
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +18,7 @@ from asyncpg.pool import PoolConnectionProxy
 from services.contracts.events import Message
 from services.contracts.postgres_log import Executor
 from services.notifier.alerts import Alert
+from services.notifier.plans import QUIET_CHANNELS
 
 ACKNOWLEDGED = "acknowledged"
 """The reason of a delivery that was not sent because the alert had been seen."""
@@ -34,21 +35,6 @@ class DeadMessage(msgspec.Struct, frozen=True):
     reason: str
 
 
-class Claim(msgspec.Struct, frozen=True):
-    """One delivery that this process may attempt until `claimed_until`."""
-
-    delivery_id: int
-    alert_id: UUID
-    channel: str
-    attempt: int
-    last_attempt: int
-    claimed_until: datetime
-    addressee_id: str | None
-    subject: str
-    body: str
-    is_acknowledged: bool = False
-
-
 class Saved(msgspec.Struct):
     """What is new: alerts by role, their deliveries that are still to be made, dead letters."""
 
@@ -57,25 +43,32 @@ class Saved(msgspec.Struct):
     letters: int
 
 
-# One statement: an alert and its deliveries are there together, or were there before.
+# One statement: an alert, its deliveries and its escalation are there together, or were there before.
 _INSERT = """
 WITH made AS (
   INSERT INTO notifier.alerts (id, transition_id, recipient, lead_id, role, person_id, person_name,
-    addressee_id, status, subject, body, stage, company, created_at)
-  SELECT *, $14::timestamptz FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::text[],
+    addressee_id, status, subject, body, stage, company, journey_id, urgent, created_at)
+  SELECT *, $16::timestamptz FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::text[],
     $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
-    $13::text[])
+    $13::text[], $14::text[], $15::boolean[])
   ON CONFLICT (transition_id, recipient) DO NOTHING
-  RETURNING id, role),
+  RETURNING id, role, addressee_id),
 delivered AS (
-  INSERT INTO notifier.deliveries
-    (alert_id, channel, attempt, last_attempt, status, due_at, finished_at, latency_ms, reason)
-  SELECT d.alert_id, d.channel, 1, $18::int, d.status, $14,
-    CASE WHEN d.status <> 'pending' THEN $14::timestamptz END,
+  INSERT INTO notifier.deliveries (alert_id, channel, attempt, last_attempt, status, due_at,
+    addressee_id, why, gather, body, finished_at, latency_ms, reason)
+  SELECT d.alert_id, d.channel, 1, $24::int, d.status, d.due_at, made.addressee_id, d.why, d.gather,
+    d.body,
+    CASE WHEN d.status <> 'pending' THEN $16::timestamptz END,
     CASE WHEN d.status <> 'pending' THEN 0 END,
-    CASE WHEN d.status = 'skipped' THEN $19 END
-  FROM unnest($15::uuid[], $16::text[], $17::text[]) AS d (alert_id, channel, status)
-    JOIN made ON made.id = d.alert_id)
+    CASE WHEN d.status = 'skipped' THEN $25 END
+  FROM unnest($17::uuid[], $18::text[], $19::text[], $20::timestamptz[], $21::text[], $22::boolean[],
+      $23::text[]) AS d (alert_id, channel, status, due_at, why, gather, body)
+    JOIN made ON made.id = d.alert_id),
+waiting AS (
+  INSERT INTO notifier.escalations (alert_id, after_s, due_at)
+  SELECT e.alert_id, e.after_s, e.due_at
+  FROM unnest($26::uuid[], $27::int[], $28::timestamptz[]) AS e (alert_id, after_s, due_at)
+    JOIN made ON made.id = e.alert_id)
 SELECT role, count(*) AS alerts FROM made GROUP BY role
 """
 
@@ -87,41 +80,17 @@ ON CONFLICT (topic, message_id, sha256(value)) DO NOTHING
 RETURNING id
 """
 
-_CLAIM = """
-WITH due AS (
-  SELECT id FROM notifier.deliveries
-  WHERE status IN ('pending', 'claimed') AND coalesce(claimed_until, due_at) <= $1
-  ORDER BY coalesce(claimed_until, due_at) LIMIT $3
-  FOR UPDATE SKIP LOCKED),
-claimed AS (
-  UPDATE notifier.deliveries d SET status = 'claimed', claimed_until = $2
-  FROM due WHERE d.id = due.id
-  RETURNING d.id, d.alert_id, d.channel, d.attempt, d.last_attempt, d.claimed_until)
-SELECT c.*, a.status, a.addressee_id, a.subject, a.body
-FROM claimed c JOIN notifier.alerts a ON a.id = c.alert_id
-"""
-
-# The lease's end is the fence: whoever claimed the delivery after us has another one.
-_FINISH = """
-UPDATE notifier.deliveries SET status = $3, claimed_until = NULL, finished_at = $4, reason = $5,
-  latency_ms = $6
-WHERE id = $1 AND status = 'claimed' AND claimed_until = $2
-RETURNING id
-"""
-
-_NEXT_ATTEMPT = """
-INSERT INTO notifier.deliveries (alert_id, channel, attempt, last_attempt, status, due_at)
-VALUES ($1, $2, $3, $4, 'pending', $5) ON CONFLICT (alert_id, channel, attempt) DO NOTHING
-"""
-
-# Delivered: by at least one channel, and none is still to come. Nobody reached: dead-lettered.
-_SETTLE = """
+# Delivered: by at least one channel, and none is still to come. Nobody reached: dead-lettered, unless it
+# was meant so.
+SETTLE = """
 UPDATE notifier.alerts a SET status = s.status
-FROM (SELECT CASE WHEN count(*) FILTER (WHERE status IN ('pending', 'claimed')) > 0 THEN 'pending'
+FROM (SELECT alert_id,
+        CASE WHEN count(*) FILTER (WHERE status IN ('pending', 'claimed')) > 0 THEN 'pending'
              WHEN count(*) FILTER (WHERE status = 'delivered') > 0 THEN 'delivered'
+             WHEN count(*) FILTER (WHERE status = 'suppressed') > 0 THEN 'suppressed'
              ELSE 'dead_lettered' END AS status
-      FROM notifier.deliveries WHERE alert_id = $1) s
-WHERE a.id = $1 AND a.status <> 'acknowledged' AND a.status <> s.status
+      FROM notifier.deliveries WHERE alert_id = ANY($1) GROUP BY alert_id) s
+WHERE a.id = s.alert_id AND a.status <> 'acknowledged' AND a.status <> s.status
 """
 
 # Who has seen the alert need not be told again. A delivery under way is left to end.
@@ -129,6 +98,17 @@ _CANCEL = """
 UPDATE notifier.deliveries SET status = 'skipped', finished_at = $2, reason = $3, latency_ms = 0
 WHERE alert_id = $1 AND status = 'pending'
 """
+
+# Whoever acknowledges an escalation answers for the alert it came from.
+_END_ESCALATION = """
+UPDATE notifier.escalations SET ended_at = $2, why = $3
+WHERE ended_at IS NULL AND alert_id IN (
+  SELECT coalesce(escalated_from, id) FROM notifier.alerts WHERE id = $1)
+"""
+
+_USE_LINK = (
+    "INSERT INTO notifier.used_links (id, used_at) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING"
+)
 
 _LOCK_ALERT = "SELECT status FROM notifier.alerts WHERE id = $1 FOR UPDATE"
 
@@ -144,8 +124,10 @@ WITH ended AS (
   WHERE alert_id = $1 AND status IN ('dead', 'skipped')
     AND NOT EXISTS (SELECT FROM notifier.alerts WHERE id = $1 AND status = 'acknowledged')
   RETURNING channel, attempt)
-INSERT INTO notifier.deliveries (alert_id, channel, attempt, last_attempt, status, due_at)
-SELECT $1, channel, max(attempt) + 1, max(attempt) + $3::int, 'pending', $2
+INSERT INTO notifier.deliveries (alert_id, channel, attempt, last_attempt, status, due_at,
+  addressee_id)
+SELECT $1, channel, max(attempt) + 1, max(attempt) + $3::int, 'pending', $2,
+  (SELECT addressee_id FROM notifier.alerts WHERE id = $1)
 FROM ended GROUP BY channel
 RETURNING channel
 """
@@ -189,8 +171,9 @@ async def _save_alerts(
         return
     rows = sorted(alerts, key=lambda a: (a.transition_id, a.recipient))
     settled = {"inbox": "delivered"} | ({"email": "skipped"} if no_mail else {})
-    deliveries = [
-        (a.id, channel, settled.get(channel, "pending")) for a in rows for channel in a.channels
+    deliveries = [(a.id, d, settled.get(d.channel, "pending")) for a in rows for d in a.deliveries]
+    waiting = [
+        (a.id, a.escalate_after_s, _escalates_at(a, now)) for a in rows if a.escalate_after_s
     ]
     made = await connection.fetch(
         _INSERT,
@@ -207,12 +190,21 @@ async def _save_alerts(
         [a.body for a in rows],
         [a.stage for a in rows],
         [a.company for a in rows],
+        [a.journey_id for a in rows],
+        [a.urgent for a in rows],
         now,
         [id for id, _, _ in deliveries],
-        [channel for _, channel, _ in deliveries],
+        [due.channel for _, due, _ in deliveries],
         [status for _, _, status in deliveries],
+        [due.at for _, due, _ in deliveries],
+        [due.why if status == "pending" else None for _, due, status in deliveries],
+        [due.gather for _, due, _ in deliveries],
+        [due.body for _, due, _ in deliveries],
         tries,
         no_mail,
+        [id for id, _, _ in waiting],
+        [after_s for _, after_s, _ in waiting],
+        [due_at for _, _, due_at in waiting],
     )
     saved.alerts = {r["role"]: r["alerts"] for r in made}
     saved.pending = sum(status == "pending" for _, _, status in deliveries)
@@ -235,6 +227,13 @@ async def _save_dead(
     return len(rows)
 
 
+def _escalates_at(alert: Alert, now: datetime) -> datetime:
+    """Give when an alert nobody acknowledges is escalated: its time begins when it can be seen."""
+    assert alert.escalate_after_s is not None  # noqa: S101
+    disturbing = [d.at for d in alert.deliveries if d.channel not in QUIET_CHANNELS]
+    return min(disturbing, default=now) + timedelta(seconds=alert.escalate_after_s)
+
+
 def _first_status(channels: Sequence[str], settled: Mapping[str, str]) -> str:
     """Give the status of a new alert, of whose channels some are `settled` by being recorded."""
     if any(channel not in settled for channel in channels):
@@ -243,57 +242,30 @@ def _first_status(channels: Sequence[str], settled: Mapping[str, str]) -> str:
     return "delivered" if reached else "dead_lettered"
 
 
-async def claim(
-    pool: asyncpg.Pool[Any], now: datetime, until: datetime, deliveries_max: int
-) -> list[Claim]:
-    """Take due deliveries, at most `deliveries_max`, for this process alone until `until`."""
-    rows = await pool.fetch(_CLAIM, now, until, deliveries_max)
-    return [
-        Claim(
-            r["id"], r["alert_id"], r["channel"], r["attempt"], r["last_attempt"],
-            r["claimed_until"], r["addressee_id"], r["subject"], r["body"],
-            r["status"] == ACKNOWLEDGED,
-        )
-        for r in rows
-    ]  # fmt: skip
-
-
-async def finish(
-    pool: asyncpg.Pool[Any],
-    claim: Claim,
-    status: str,
-    reason: str | None,
-    latency_ms: int,
-    now: datetime,
-    next_due_at: datetime | None,
-) -> bool:
-    """Record how an attempt ended, the next attempt if `next_due_at`, and the alert's status.
-
-    False: the lease ran out and another process has the delivery; nothing is changed then.
-    """
+async def acknowledge(pool: asyncpg.Pool[Any], id: UUID, by: str, now: datetime) -> None:
+    """Record that `by` has seen the alert; the first acknowledgement stays. What is pending is skipped,
+    and nothing is escalated any more."""
     async with pool.acquire() as connection, connection.transaction():
-        # Two channels of one alert may end at once: the alert's row makes them take turns.
-        alert_status = await connection.fetchval(_LOCK_ALERT, claim.alert_id)
-        finished = await connection.fetchval(
-            _FINISH, claim.delivery_id, claim.claimed_until, status, now, reason, latency_ms
-        )
-        if finished is None:
+        await _acknowledge(connection, id, by, now)
+
+
+async def use_link(pool: asyncpg.Pool[Any], link: str, id: UUID, by: str, now: datetime) -> bool:
+    """Acknowledge alert `id` by a link that is good for one use; False: it was used before."""
+    async with pool.acquire() as connection, connection.transaction():
+        status = await connection.execute(_USE_LINK, link, now)
+        if status.endswith(" 0"):
             return False
-        if next_due_at is not None and alert_status != ACKNOWLEDGED:
-            await connection.execute(
-                _NEXT_ATTEMPT, claim.alert_id, claim.channel, claim.attempt + 1,
-                claim.last_attempt, next_due_at,
-            )  # fmt: skip
-        await connection.execute(_SETTLE, claim.alert_id)
+        await _acknowledge(connection, id, by, now)
     return True
 
 
-async def acknowledge(pool: asyncpg.Pool[Any], id: UUID, by: str, now: datetime) -> None:
-    """Record that `by` has seen the alert; the first acknowledgement stays. What is pending is skipped."""
-    async with pool.acquire() as connection, connection.transaction():
-        # The alert first, as whoever finishes a delivery does.
-        await connection.execute(_ACKNOWLEDGE, id, now, by)
-        await connection.execute(_CANCEL, id, now, ACKNOWLEDGED)
+async def _acknowledge(
+    connection: PoolConnectionProxy[Any], id: UUID, by: str, now: datetime
+) -> None:
+    # The alert first, as whoever finishes a delivery does.
+    await connection.execute(_ACKNOWLEDGE, id, now, by)
+    await connection.execute(_CANCEL, id, now, ACKNOWLEDGED)
+    await connection.execute(_END_ESCALATION, id, now, f"{ACKNOWLEDGED} by {by}")
 
 
 async def retry(
@@ -310,7 +282,7 @@ async def retry(
     async with pool.acquire() as connection, connection.transaction():
         await connection.execute(_LOCK_ALERT, id)
         rows = await connection.fetch(_RETRY, id, now, tries)
-        await connection.execute(_SETTLE, id)
+        await connection.execute(SETTLE, [id])
         if rows and mark is not None:
             await mark(connection)
     return [r["channel"] for r in rows]

@@ -14,7 +14,8 @@ import pytest
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from services.contracts.team import Person
-from services.notifier.channels import Channels, Letter
+from services.notifier.channels import Channels
+from services.notifier.letters import Letter
 from services.notifier.redaction import label
 
 ANA = Person("ana", "Ana", "ana@baton.example", channels=("email",))
@@ -95,7 +96,7 @@ async def opened(
     """Channels, closed afterwards."""
     channels = Channels(smtp_url, timeout_s, 2, environment or {})
     yield channels
-    channels.close()
+    await channels.aclose()
 
 
 async def test_an_email_arrives_as_written(mailbox: Mailbox, smtp_port: int) -> None:

@@ -18,16 +18,23 @@ from services.contracts.bus import Bus, Received
 from services.contracts.events import DEAD_LETTERS_TOPIC, TRANSITIONED, TRANSITIONS_TOPIC, Message
 from services.contracts.postgres_log import PostgresLog
 from services.contracts.team import Person
-from services.notifier import reads, store
-from services.notifier.channels import Channels, Letter, Outcome
+from services.notifier import claims, reads, store
+from services.notifier.channels import Channels
 from services.notifier.consumer import Consumer
 from services.notifier.deliveries import CLAIM_MARGIN_S, Dispatcher, Patience
+from services.notifier.letters import Letter, Outcome
 from services.notifier.roster import Roster
 
 TEAM = """
 people:
   - {id: ana, name: Ana Silva, roles: [lead_agent], channels: [inbox]}
   - {id: ben, name: Ben Ott, roles: [ae], email: ben@baton.example, channels: [inbox, email]}
+  - id: pat
+    name: Pat Pager
+    roles: [ae]
+    email: pat@baton.example
+    channels: [email]
+    alerts: {group_over: 1000, per_hour_max: 1000}
   - {id: cy, name: Cy Wu, roles: [csm], email: cy@baton.example, channels: [email, console]}
 """
 PATIENCE = Patience(tries=3, window_s=60, timeout_s=5)
@@ -121,7 +128,20 @@ class Desk:
 
     def new_dispatcher(self) -> Dispatcher:
         """Another replica of the dispatcher."""
-        return Dispatcher(self.pool, self.wire, self.roster, PATIENCE, self.clock.now, lambda: 0.5)
+        return Dispatcher(
+            self.pool, self.wire, self.roster, PATIENCE, self.clock.now, lambda: 0.5, new_id,
+            "http://baton.example",
+        )  # fmt: skip
+
+    async def claim(self) -> list[claims.Parcel]:
+        """What a process that dies at once claims."""
+        now = self.clock.now()
+        until = now + timedelta(seconds=PATIENCE.timeout_s + CLAIM_MARGIN_S)
+        parcels, _ = await claims.claim(
+            self.pool, now, until, claims.Lane(10, {}, 8),
+            lambda id: self.roster.team().by_id.get(id or ""), new_id, "http://baton.example",
+        )  # fmt: skip
+        return parcels
 
     def consumer(self, bus: Bus) -> Consumer:
         """A consumer of `bus`."""
@@ -339,7 +359,7 @@ async def test_a_retry_by_hand_has_all_its_tries_again(desk: Desk) -> None:
 
 
 async def test_replicas_share_the_work_and_send_each_once(desk: Desk) -> None:
-    await desk.consumer(ListBus([transition("ben") for _ in range(100)])).run_once()
+    await desk.consumer(ListBus([transition("pat") for _ in range(100)])).run_once()
     replicas = [desk.new_dispatcher() for _ in range(3)]
     while sum(await asyncio.gather(*(r.run_due() for r in replicas))):
         pass
@@ -350,14 +370,14 @@ async def test_replicas_share_the_work_and_send_each_once(desk: Desk) -> None:
 
 async def test_i12_a_claim_of_a_dead_process_runs_out(desk: Desk) -> None:
     await desk.consumer(ListBus([transition("ben")])).run_once()
-    now = desk.clock.now()
-    until = now + timedelta(seconds=PATIENCE.timeout_s + CLAIM_MARGIN_S)
-    [ghost] = await store.claim(desk.pool, now, until, 10)  # and the process is gone
+    [ghost] = await desk.claim()  # and the process is gone
     assert await desk.dispatcher.run_due() == 0
     desk.clock.pass_(PATIENCE.timeout_s + CLAIM_MARGIN_S)
     assert await desk.dispatcher.run_due() == 1
     # The dead process was only slow: its word comes too late to count.
-    late = await store.finish(desk.pool, ghost, "dead", "late", 1, desk.clock.now(), None)
+    late = await claims.finish(
+        desk.pool, ghost, claims.Ending("dead", "late", 1, desk.clock.now())
+    )
     assert late is False
     [alert] = await desk.alerts()
     assert alert["status"] == "delivered"
@@ -421,7 +441,7 @@ async def test_acknowledged_after_a_process_died_it_is_not_sent_again(desk: Desk
     await desk.consumer(ListBus([transition("ben")])).run_once()
     [alert] = await desk.alerts()
     now = desk.clock.now()
-    await store.claim(desk.pool, now, now + timedelta(seconds=30), 10)  # and the process is gone
+    assert len(await desk.claim()) == 1  # and the process is gone
     await store.acknowledge(desk.pool, uuid.UUID(alert["id"]), "ana", now)
     desk.clock.pass_(30)
     assert await desk.dispatcher.run_due() == 1

@@ -6,7 +6,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.contracts.team import Person
-from services.notifier.channels import Channels, Letter, SmtpServer, mail, smtp_server
+from services.notifier.channels import Channels
+from services.notifier.letters import Letter
+from services.notifier.mail import SmtpServer, mail, smtp_server
 from services.notifier.redaction import label
 
 LETTER = Letter("018f0000-0000-7000-8000-000000000001", "Grüße: Ada (Acme)", "Zeile\n.\nend\n")

@@ -1,0 +1,108 @@
+"""What people do to be left alone: snooze an alert, mute a lead. The SQL of both."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from services.contracts.events import rfc3339
+
+_LOCK_ALERT = "SELECT status FROM notifier.alerts WHERE id = $1 FOR UPDATE"
+
+_SNOOZE = "UPDATE notifier.alerts SET snoozed_until = $2, status = 'pending' WHERE id = $1"
+
+_HOLD_PENDING = """
+UPDATE notifier.deliveries SET due_at = $2, why = $3, blocks = false
+WHERE alert_id = $1 AND status = 'pending' RETURNING channel
+"""
+
+# What has reached the person comes again; the inbox has it anyhow, unless there is nothing else.
+_AGAIN = """
+INSERT INTO notifier.deliveries (alert_id, channel, attempt, last_attempt, status, due_at, addressee_id,
+  why, body)
+SELECT alert_id, channel, max(attempt) + 1, max(attempt) + $4::int, 'pending', $2,
+  (SELECT addressee_id FROM notifier.alerts WHERE id = $1), $3, max(body)
+FROM notifier.deliveries
+WHERE alert_id = $1 AND channel <> 'inbox' AND channel <> ALL($5::text[])
+GROUP BY alert_id, channel HAVING bool_or(status = 'delivered')
+RETURNING channel
+"""
+
+_LATER_ESCALATION = """
+UPDATE notifier.escalations SET due_at = greatest(due_at, $2::timestamptz + make_interval(secs => after_s))
+WHERE ended_at IS NULL AND alert_id IN (
+  SELECT coalesce(escalated_from, id) FROM notifier.alerts WHERE id = $1)
+"""
+
+_MUTE = """
+INSERT INTO notifier.mutes (person_id, lead_id, until, created_at, created_by)
+VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (person_id, lead_id) DO UPDATE SET until = $3, created_at = $4, created_by = $5
+"""
+
+_MUTES = """
+SELECT person_id, lead_id, until, created_at, created_by FROM notifier.mutes
+WHERE ($1::text IS NULL OR person_id = $1) AND (until IS NULL OR until > $2)
+ORDER BY person_id, lead_id LIMIT $3
+"""
+
+
+async def snooze(
+    pool: asyncpg.Pool[Any], id: UUID, until: datetime, by: str, now: datetime, tries: int
+) -> bool:
+    """Let the alert come (again) at `until`, on every channel but the inbox. False: it was acknowledged.
+
+    Its escalation waits until then and its own time more.
+    """
+    why = f"snoozed until {rfc3339(until)} by {by}"
+    async with pool.acquire() as connection, connection.transaction():
+        status = await connection.fetchval(_LOCK_ALERT, id)
+        if status == "acknowledged":
+            return False
+        held = await connection.fetch(_HOLD_PENDING, id, until, why)
+        again = await connection.fetch(_AGAIN, id, until, why, tries, [r["channel"] for r in held])
+        if held or again:
+            await connection.execute(_SNOOZE, id, until)
+        else:  # only the inbox: it shows until when
+            await connection.execute(
+                "UPDATE notifier.alerts SET snoozed_until = $2 WHERE id = $1", id, until
+            )
+        await connection.execute(_LATER_ESCALATION, id, until)
+    return True
+
+
+async def mute(
+    pool: asyncpg.Pool[Any],
+    person: str,
+    lead_id: UUID,
+    until: datetime | None,
+    by: str,
+    now: datetime,
+) -> None:
+    """Suppress what the lead would tell `person` from now on, until `until` or for ever."""
+    await pool.execute(_MUTE, person, lead_id, until, now, by)
+
+
+async def unmute(pool: asyncpg.Pool[Any], person: str, lead_id: UUID) -> bool:
+    """End a mute; False: there was none."""
+    status = await pool.execute(
+        "DELETE FROM notifier.mutes WHERE person_id = $1 AND lead_id = $2", person, lead_id
+    )
+    return not status.endswith(" 0")
+
+
+async def list_mutes(
+    pool: asyncpg.Pool[Any], person: str | None, now: datetime, limit: int
+) -> list[dict[str, Any]]:
+    """Give the mutes that hold, of `person` or of all."""
+    return [
+        {
+            "person": r["person_id"], "lead_id": str(r["lead_id"]),
+            "until": rfc3339(r["until"]) if r["until"] is not None else None,
+            "created_at": rfc3339(r["created_at"]), "created_by": r["created_by"],
+        }
+        for r in await pool.fetch(_MUTES, person, now, limit)
+    ]  # fmt: skip
