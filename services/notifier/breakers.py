@@ -31,9 +31,7 @@ ON CONFLICT (label) DO UPDATE SET rests_until = $3, reason = $4, changed_at = $2
 """
 
 
-async def failed(
-    pool: asyncpg.Pool[Any], label: str, reason: str | None, now: datetime
-) -> int:
+async def failed(pool: asyncpg.Pool[Any], label: str, reason: str | None, now: datetime) -> int:
     """Count a failure of the channel itself; after some in a row it rests. Gives how many in a row."""
     return await pool.fetchval(
         _CHANNEL_FAILED, label, now, reason, FAILURES_MAX, float(REST_S), float(REST_S_MAX)

@@ -100,7 +100,8 @@ _ROWS = """
 SELECT l.channel, l.lane, d.id, d.alert_id, d.attempt, d.last_attempt, d.gather, d.digest_id, d.why,
   a.lead_id, a.company, a.urgent, a.subject, a.created_at, a.addressee_id, a.journey_id,
   a.status = 'acknowledged' AS acknowledged, m.person_id IS NOT NULL AS muted,
-  d.status = 'claimed' OR p.ambiguous IS TRUE AS is_repeat
+  d.status = 'claimed' OR EXISTS (SELECT FROM notifier.deliveries p
+    WHERE p.alert_id = d.alert_id AND p.channel = d.channel AND p.ambiguous) AS is_repeat
 FROM unnest($1::text[], $2::text[]) AS l (channel, lane)
   CROSS JOIN LATERAL (
     SELECT * FROM notifier.deliveries d
@@ -110,8 +111,6 @@ FROM unnest($1::text[], $2::text[]) AS l (channel, lane)
   JOIN notifier.alerts a ON a.id = d.alert_id
   LEFT JOIN notifier.mutes m ON m.person_id = a.addressee_id AND m.lead_id = a.lead_id
     AND (m.until IS NULL OR m.until > $3)
-  LEFT JOIN notifier.deliveries p ON p.alert_id = d.alert_id AND p.channel = d.channel
-    AND p.attempt = d.attempt - 1
 WHERE NOT EXISTS (SELECT FROM notifier.deliveries b
   WHERE b.channel = l.channel AND coalesce(b.addressee_id, b.alert_id::text) = l.lane
     AND b.status = 'claimed' AND b.claimed_until > $3)

@@ -7,6 +7,7 @@ In the roster: ``slack+https://hooks.slack.com/services/...`` (an incoming webho
 
 from __future__ import annotations
 
+import base64
 import urllib.parse
 from datetime import datetime
 from typing import Any, Literal, cast
@@ -31,6 +32,8 @@ SECTIONS_MAX = 40
 CARD_CHARACTERS_MAX = 20_000
 """Teams takes 28 KB a message."""
 CONNECT_WITHIN_S = 5.0
+SECRET_BYTES_MIN = 24
+"""As Standard Webhooks asks for."""
 WEBHOOK_TYPE = "baton.alert.v1"
 
 # Slack's own words for what another attempt would not change; the rest is the channel's trouble.
@@ -141,7 +144,7 @@ def _request(
         headers["webhook-id"] = letter.alert_id
         headers["webhook-timestamp"] = str(int(now.timestamp()))
         if hook.secret:
-            signer = standardwebhooks.Webhook(hook.secret)
+            signer = standardwebhooks.Webhook(_secret(hook.secret))
             headers["webhook-signature"] = signer.sign(letter.alert_id, now, body.decode())
         return body, headers
     if hook.kind == "teams":
@@ -156,6 +159,14 @@ def _request(
             message["thread_ts"] = letter.thread
         headers["authorization"] = f"Bearer {hook.secret}"
     return msgspec.json.encode(message), headers
+
+
+def _secret(text: str) -> str:
+    """Give a secret of Standard Webhooks; raises ValueError when it is none, or can be guessed."""
+    key = base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    if len(key) < SECRET_BYTES_MIN:
+        raise ValueError("too short")
+    return text
 
 
 def webhook_payload(letter: Letter, now: datetime) -> dict[str, Any]:

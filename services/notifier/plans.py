@@ -26,6 +26,7 @@ GROUP_MAX = 5000
 QUIET_CHANNELS = frozenset({"inbox", "console"})
 """They disturb nobody: nothing is held from them."""
 TURNS_MAX = 400
+BURST = "a burst of alerts"
 NEVER_AFTER = timedelta(days=30)
 """Who is open at no time within sight is asked for again after this long."""
 
@@ -173,23 +174,31 @@ def _choose(
         plan.holds.append(Hold(rows, until, why, gather=True))
         return
     gathered = [r for r in rows if r.gather]
-    if (gathered and len(rows) > 1) or len(rows) > preferences.group_over:
+    burst = [s for s in sent if s.at > now - WINDOW]
+    told = sum(max(len(s.leads), 1) for s in burst)
+    if gathered and len(rows) > 1:
         plan.send = rows[:GROUP_MAX]
-        digest = gathered[0].why if gathered else None
-        plan.why = f"merged with {len(plan.send) - 1} others: {digest or 'a burst of alerts'}"
-        return
+        plan.why = f"merged with {len(plan.send) - 1} others: {gathered[0].why}"
+    elif not gathered and told >= preferences.group_over:
+        _await_burst(plan, rows, burst[-1], person, now, BURST)
+    elif len(rows) > preferences.group_over:
+        plan.send = rows[:GROUP_MAX]
+        plan.why = f"merged with {len(plan.send) - 1} others: {BURST}"
+    else:
+        _choose_one(plan, rows, burst, person, now)
+
+
+def _choose_one(
+    plan: Plan, rows: tuple[Waiting, ...], burst: Sequence[Sent], person: Person, now: datetime
+) -> None:
     head = next(iter(rows))
     together = _same_company(rows, head)
-    if len({r.lead_id for r in together}) > 1:
-        plan.send = together
-        plan.why = f"merged with {len(together) - 1} others: leads of one company"
-        return
-    burst = [s for s in sent if s.at > now - WINDOW]
     of_company = [s for s in burst if head.company in s.companies and head.lead_id not in s.leads]
     if head.company is not None and of_company and not head.gather:
-        _await_burst(plan, together, of_company[0], person, now, "other leads of the company")
-    elif len(burst) >= preferences.group_over and not head.gather:
-        _await_burst(plan, rows, burst[0], person, now, "a burst of alerts")
+        _await_burst(plan, together, of_company[-1], person, now, "other leads of the company")
+    elif len({r.lead_id for r in together}) > 1:
+        plan.send = together
+        plan.why = f"merged with {len(together) - 1} others: leads of one company"
     else:
         plan.send = (head,)
 

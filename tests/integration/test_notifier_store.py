@@ -375,9 +375,7 @@ async def test_i12_a_claim_of_a_dead_process_runs_out(desk: Desk) -> None:
     desk.clock.pass_(PATIENCE.timeout_s + CLAIM_MARGIN_S)
     assert await desk.dispatcher.run_due() == 1
     # The dead process was only slow: its word comes too late to count.
-    late = await claims.finish(
-        desk.pool, ghost, claims.Ending("dead", "late", 1, desk.clock.now())
-    )
+    late = await claims.finish(desk.pool, ghost, claims.Ending("dead", "late", 1, desk.clock.now()))
     assert late is False
     [alert] = await desk.alerts()
     assert alert["status"] == "delivered"

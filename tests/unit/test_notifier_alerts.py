@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-import jinja2
 import msgspec
 import pytest
 from hypothesis import given
@@ -13,7 +14,6 @@ from hypothesis import strategies as st
 
 from services.contracts.events import CORRECTED, TRANSITIONED, TRANSITIONS_TOPIC, Message
 from services.contracts.team import Person, Team, team_of
-from services.notifier import alerts
 from services.notifier.alerts import (
     SUBJECT_CHARACTERS_MAX,
     Alert,
@@ -23,6 +23,8 @@ from services.notifier.alerts import (
     read_transition,
 )
 from services.notifier.errors import UnreadableError
+from services.notifier.previews import sample_values
+from services.notifier.templates import SHIPPED, Templates
 
 TEAM = team_of(
     (
@@ -34,6 +36,7 @@ TEAM = team_of(
     )
 )  # fmt: skip
 PUBLIC_URL = "https://baton.example/"
+NOW = datetime(2025, 3, 1, 10, tzinfo=UTC)
 
 
 def event(**changes: Any) -> dict[str, Any]:
@@ -84,9 +87,9 @@ def read(body: Any) -> Transition:
     return transition
 
 
-def written(body: Any, team: Team = TEAM) -> list[Alert]:
+def written(body: Any, team: Team = TEAM, templates: Templates = SHIPPED) -> list[Alert]:
     """The alerts of an event."""
-    return list(alerts_of(read(body), team, PUBLIC_URL, uuid.uuid4))
+    return list(alerts_of(read(body), team, PUBLIC_URL, uuid.uuid4, NOW, templates))
 
 
 def test_an_alert_says_who_why_and_what_to_do() -> None:
@@ -158,17 +161,49 @@ def test_a_lead_without_anything_is_still_written() -> None:
     assert alert.company is None
 
 
-def test_a_role_may_have_a_template_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = alerts._templates
-    assert usual.loader is not None
-    own = '{% extends "alert.txt.j2" %}{% block guidance %}Ring {{ who }}.{% endblock %}'
-    loader = jinja2.ChoiceLoader(
-        [jinja2.DictLoader({"alert.lead_agent.txt.j2": own}), usual.loader]
+def test_a_role_may_have_a_template_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "alert.lead_agent.txt.j2").write_text(
+        '{% extends "alert.txt.j2" %}{% block guidance %}Ring {{ who }}.{% endblock %}'
     )
-    monkeypatch.setattr(alerts, "_templates", usual.overlay(loader=loader))
-    [alert] = written(event())
+    templates = Templates(tmp_path)
+    templates.check(sample_values(PUBLIC_URL))
+    assert templates.problems == []
+    [alert] = written(event(), templates=templates)
     assert "Ring Ada Lovelace." in alert.body
     assert "Next steps" not in alert.body
+    assert "Why now" in alert.body
+
+
+def test_a_kind_of_channel_may_have_a_template_of_its_own(tmp_path: Path) -> None:
+    """Only that channel's delivery has the other text."""
+    (tmp_path / "alert.json.txt.j2").write_text("short: {{ who }}")
+    [alert] = written(event(), templates=Templates(tmp_path))
+    texts = {d.channel.partition(":")[0]: d.body for d in alert.deliveries}
+    assert texts == {"inbox": None, "email": None, "json": "short: Ada Lovelace\n"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "word"),
+    [
+        ("ok\n{% if %}", 2, "Expected an expression"),
+        ("ok\n\n{{ nobody }}", 3, "nobody"),
+        ("{{ ''.__class__.__mro__ }}", 1, "unsafe"),
+        ("{{ 'x' * 200000 }}", 1, "characters"),
+        ("{{ 1 // 0 }}", 1, "zero"),
+    ],
+)
+def test_a_broken_template_is_told_with_its_line_and_ours_is_used(
+    tmp_path: Path, text: str, line: int, word: str
+) -> None:
+    (tmp_path / "alert.txt.j2").write_text(text)
+    templates = Templates(tmp_path)
+    templates.check(sample_values(PUBLIC_URL))
+    [problem] = templates.problems
+    assert problem.file.endswith("alert.txt.j2")
+    assert problem.line == line
+    assert word in problem.message
+    assert problem.remedy
+    [alert] = written(event(), templates=templates)
     assert "Why now" in alert.body
 
 
@@ -223,7 +258,7 @@ def test_any_name_and_company_can_be_written(name: str, company: str) -> None:
     transition = read(event())
     lead = msgspec.structs.replace(transition.lead, name=name, company=company)
     transition = msgspec.structs.replace(transition, lead=lead)
-    [alert] = alerts_of(transition, TEAM, PUBLIC_URL, uuid.uuid4)
+    [alert] = alerts_of(transition, TEAM, PUBLIC_URL, uuid.uuid4, NOW)
     assert len(alert.subject) <= SUBJECT_CHARACTERS_MAX
     assert alert.subject.isprintable()
     assert all(line.isprintable() for line in alert.body.split("\n"))

@@ -1,0 +1,327 @@
+"""Held, gathered, grouped, limited, muted, snoozed, escalated: on a real PostgreSQL, with time that is told."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from services.contracts.events import Message
+from services.notifier import attention, reads, store
+from services.notifier.escalations import Escalator
+from services.notifier.letters import Letter, Outcome
+from services.notifier.roster import Roster
+from tests.integration.test_notifier_store import PATIENCE, Desk, ListBus, new_id, transition
+
+TEAM = """
+people:
+  - id: ben
+    name: Ben Ott
+    roles: [ae]
+    email: ben@baton.example
+    time_zone: Europe/Berlin
+    channels: [inbox, email]
+    quiet: ["22:00-07:00"]
+  - {id: dan, name: Dan Digest, roles: [ae], email: d@baton.example, channels: [inbox, email],
+     alerts: {deliver: hourly}}
+  - {id: lim, name: Lim Ited, roles: [ae], email: l@baton.example, channels: [email],
+     alerts: {per_hour_max: 2, group_over: 100}}
+  - {id: kim, name: Kim Lead, roles: [marketing], leads: [ae], email: k@baton.example, channels: [email]}
+  - {id: sofia, name: Sofia Top, roles: [sales_leadership], channels: [inbox]}
+  - {id: sven, name: Sven Top, roles: [sales_leadership], channels: [inbox]}
+escalate_after: {ae: 30m}
+"""
+
+
+class Post(Desk):
+    """A notifier whose letters can be read, and its escalator."""
+
+    def __init__(self, pool: asyncpg.Pool[Any], roster: Roster) -> None:
+        super().__init__(pool, roster)
+        self.letters: list[tuple[str, Letter]] = []
+        wire = self.wire
+        plain = wire.send
+
+        async def send(channel: str, person: Any, letter: Letter) -> Outcome:
+            self.letters.append((person.id, letter))
+            return await plain(channel, person, letter)
+
+        wire.send = send  # type: ignore[method-assign]  # the wire is the test's own
+
+    def new_escalator(self) -> Escalator:
+        """Another replica of the escalator."""
+        return Escalator(
+            self.pool, self.roster, PATIENCE.tries, self.clock.now, new_id, self.dispatcher.wake
+        )
+
+    async def tell(self, *messages: Message) -> None:
+        """Have the transitions recorded."""
+        await self.consumer(ListBus(messages)).run_once()
+
+    async def settle(self) -> None:
+        """Send what is due until nothing is."""
+        while await self.dispatcher.run_due():
+            pass
+
+    async def escalate(self) -> int:
+        """Fire what is due, by three replicas at once."""
+        return sum(await asyncio.gather(*(self.new_escalator().run_due() for _ in range(3))))
+
+    def emails(self, alert: dict[str, Any]) -> list[dict[str, Any]]:
+        """The deliveries of an alert by e-mail."""
+        return [d for d in alert["deliveries"] if d["channel"] == "email"]
+
+
+@pytest.fixture
+async def post(database_url: str, tmp_path: Path) -> AsyncIterator[Post]:
+    """A notifier on an empty database."""
+    file = tmp_path / "team.yaml"
+    file.write_text(TEAM)
+    async with asyncpg.create_pool(database_url, min_size=0, max_size=8) as pool:
+        post = Post(pool, Roster(file))
+        yield post
+        post.wire.close()
+
+
+def ae(person: str, **changes: Any) -> Message:
+    """A transition that wishes an account executive told."""
+    return transition(person, "ae", **changes)
+
+
+def of(lead: str, company: str | None = None) -> dict[str, Any]:
+    """A lead."""
+    return {"id": lead, "name": "Ada", "email": "ada@acme.example", "company": company}
+
+
+async def test_at_night_it_is_recorded_at_once_and_sent_in_the_morning(post: Post) -> None:
+    post.clock.moment = datetime(2026, 3, 4, 22, 30, tzinfo=UTC)  # 23:30 in Berlin
+    await post.tell(ae("ben"), ae("ben", alerts=[
+        {"role": "ae", "person": {"id": "ben", "name": "Ben Ott"}, "urgent": True}]))  # fmt: skip
+    await post.settle()
+    urgent, quiet = await post.alerts()
+    assert (urgent["urgent"], urgent["status"]) == (True, "delivered")
+    assert quiet["status"] == "pending"
+    [email] = post.emails(quiet)
+    assert email["due_at"] == "2026-03-05T06:00:00Z"
+    assert email["why"] == "held until 07:00 on 2026-03-05 Europe/Berlin: quiet hours"
+    assert {d["channel"]: d["status"] for d in quiet["deliveries"]}["inbox"] == "delivered"
+    post.clock.moment = datetime(2026, 3, 5, 6, tzinfo=UTC)
+    await post.settle()
+    assert [letter.alert_id for _, letter in post.letters] == [urgent["id"], quiet["id"]]
+    quiet = (await post.alerts())[1]
+    assert quiet["status"] == "delivered"
+    assert post.emails(quiet)[0]["why"] == email["why"]
+
+
+async def test_a_digest_lists_all_and_each_alert_says_so(post: Post) -> None:
+    await post.tell(*(ae("dan") for _ in range(5)))
+    await post.settle()
+    assert post.letters == []
+    post.clock.pass_(3600)
+    await post.settle()
+    [(_, letter)] = post.letters
+    alerts = await post.alerts()
+    assert letter.is_digest
+    assert sorted(letter.alert_ids) == sorted(a["id"] for a in alerts)
+    assert all(f"/leads/{a['lead_id']}" in letter.body for a in alerts)
+    assert {a["status"] for a in alerts} == {"delivered"}
+    for alert in alerts:
+        [email] = post.emails(alert)
+        assert email["digest_id"] == letter.alert_id
+        assert email["why"] == "merged with 4 others: hourly digest at 11:00 UTC"
+    digest = await reads.get_digest(post.pool, uuid.UUID(letter.alert_id))
+    assert digest is not None
+    assert len(digest["alerts"]) == 5
+
+
+async def test_a_digest_that_failed_comes_again_as_it_was(post: Post) -> None:
+    await post.tell(*(ae("dan") for _ in range(3)))
+    post.clock.pass_(3600)
+    post.wire.outcomes = [Outcome("failed", "busy", ambiguous=True)]
+    await post.settle()
+    await post.tell(ae("dan"))
+    post.clock.pass_(120)
+    await post.settle()
+    first, again = (letter for _, letter in post.letters)
+    assert (again.alert_id, again.body) == (first.alert_id, first.body)
+    assert again.is_repeat
+    [attempt, *_] = post.emails((await post.alerts())[-1])
+    assert (attempt["status"], attempt["ambiguous"]) == ("failed", True)
+
+
+async def test_r15_a_storm_for_one_person_is_a_few_messages_and_loses_nothing(post: Post) -> None:
+    """10,000 transitions of one owner within a minute: at most five messages."""
+    for _ in range(20):
+        await post.tell(*(ae("ben") for _ in range(500)))
+        await post.settle()
+        post.clock.pass_(3)
+    post.clock.pass_(60)
+    await post.settle()
+    assert len(post.letters) <= 5
+    listed = [id for _, letter in post.letters for id in letter.alert_ids]
+    assert len(listed) == len(set(listed)) == 10_000
+    whys = await post.pool.fetch(
+        "SELECT why, count(*) FROM notifier.deliveries WHERE channel = 'email' GROUP BY why"
+    )
+    assert all(r["why"] or r["count"] <= 3 for r in whys)
+    assert await post.pool.fetchval(
+        "SELECT count(*) FROM notifier.alerts WHERE status <> 'delivered'"
+    ) == 0  # fmt: skip
+
+
+async def test_leads_of_one_company_come_together(post: Post) -> None:
+    for _ in range(3):
+        await post.tell(ae("ben", lead=of(str(uuid.uuid4()), "Acme")))
+        await post.settle()
+    assert len(post.letters) == 1
+    post.clock.pass_(60)
+    await post.settle()
+    _, letter = post.letters[1]
+    assert letter.subject == "2 alerts about 2 leads of Acme"
+
+
+async def test_over_the_limit_of_an_hour_they_are_merged_into_the_next(post: Post) -> None:
+    for _ in range(6):
+        await post.tell(ae("lim"))
+        await post.settle()
+        post.clock.pass_(61)
+    assert len(post.letters) == 2
+    waiting = [post.emails(a)[0] for a in await post.alerts() if a["status"] == "pending"]
+    assert len(waiting) == 4
+    assert all("2 messages an hour are reached" in d["why"] for d in waiting)
+    post.clock.pass_(3600)
+    await post.settle()
+    assert len(post.letters) == 3
+    assert len(post.letters[2][1].alert_ids) == 4
+
+
+async def test_a_muted_lead_is_recorded_and_suppressed_with_the_reason(post: Post) -> None:
+    lead = str(uuid.uuid4())
+    now = post.clock.now()
+    until = now + timedelta(hours=1)
+    await attention.mute(post.pool, "lim", uuid.UUID(lead), until, "lim", now)
+    await post.tell(ae("lim", lead=of(lead)), ae("ben", lead=of(lead)))
+    await post.settle()
+    ben, lim = await post.alerts()
+    assert (ben["status"], lim["status"]) == ("delivered", "suppressed")
+    assert post.emails(lim)[0]["reason"] == "muted"
+    assert await post.dead_letters() == []
+    assert await store.retry(post.pool, uuid.UUID(lim["id"]), now, 3) == []
+    post.clock.pass_(3601)  # the mute has ended by itself
+    assert await attention.list_mutes(post.pool, None, post.clock.now(), 10) == []
+    await post.tell(ae("lim", lead=of(lead)))
+    await post.settle()
+    assert (await post.alerts())[0]["status"] == "delivered"
+
+
+async def test_a_snoozed_alert_comes_again_and_its_escalation_later(post: Post) -> None:
+    await post.tell(ae("ben"))
+    await post.settle()
+    [alert] = await post.alerts()
+    id, now = uuid.UUID(alert["id"]), post.clock.now()
+    until = now + timedelta(hours=2)
+    assert await attention.snooze(post.pool, id, until, "ben", now, PATIENCE.tries)
+    post.clock.pass_(3600)
+    await post.settle()
+    assert await post.escalate() == 0
+    assert len(post.letters) == 1
+    [alert] = await post.alerts()
+    assert (alert["status"], alert["snoozed_until"]) == ("pending", "2025-03-01T12:00:00Z")
+    assert "snoozed until 2025-03-01T12:00:00Z by ben" == post.emails(alert)[-1]["why"]
+    post.clock.pass_(3600)
+    await post.settle()
+    assert len(post.letters) == 2
+    post.clock.pass_(1799)
+    assert await post.escalate() == 0
+    post.clock.pass_(1)
+    assert await post.escalate() == 1
+    await store.acknowledge(post.pool, id, "ben", post.clock.now())
+    assert not await attention.snooze(post.pool, id, until, "ben", now, PATIENCE.tries)
+
+
+async def test_nobody_answers_it_climbs_each_step_once(post: Post) -> None:
+    await post.tell(ae("ben"))
+    await post.settle()
+    fired: list[int] = []
+    for _ in range(6):
+        post.clock.pass_(1799)
+        fired.append(await post.escalate())
+        post.clock.pass_(1)
+        fired.append(await post.escalate())
+        await post.settle()
+    # Kim who leads, Sofia and Sven at the top, then the end.
+    assert fired == [0, 1, 0, 1, 0, 1, 0, 1, 0, 0, 0, 0]
+    *climbed, first = await post.alerts()
+    assert [a["addressee_id"] for a in reversed(climbed)] == ["kim", "sofia", "sven"]
+    assert {a["escalated_from"] for a in climbed} == {first["id"]}
+    assert {a["kind"] for a in climbed} == {"escalation"}
+    assert climbed[-1]["why"] == "not acknowledged by Ben within 30 min: to the lead of ae"
+    assert climbed[-1]["subject"] == f"Escalated: {first['subject']}"
+    ended = await post.pool.fetchrow("SELECT why, told FROM notifier.escalations")
+    assert (ended["why"], ended["told"]) == ("the ladder is at its end", ["kim", "sofia", "sven"])
+
+
+async def test_whoever_acknowledges_an_escalation_ends_it(post: Post) -> None:
+    await post.tell(ae("ben"))
+    post.clock.pass_(1800)
+    assert await post.escalate() == 1
+    kim, _ = await post.alerts()
+    await store.acknowledge(post.pool, uuid.UUID(kim["id"]), "kim", post.clock.now())
+    post.clock.pass_(7200)
+    assert await post.escalate() == 0
+    assert await post.pool.fetchval("SELECT why FROM notifier.escalations") == (
+        "acknowledged by kim"
+    )
+
+
+async def test_held_for_the_night_its_time_begins_in_the_morning(post: Post) -> None:
+    """Nobody is escalated for sleeping."""
+    post.clock.moment = datetime(2026, 3, 4, 22, 30, tzinfo=UTC)
+    await post.tell(ae("ben"))
+    post.clock.moment = datetime(2026, 3, 5, 6, 29, 59, tzinfo=UTC)
+    assert await post.escalate() == 0
+    post.clock.moment = datetime(2026, 3, 5, 6, 30, tzinfo=UTC)
+    assert await post.escalate() == 1
+
+
+async def test_due_while_nobody_ran_it_fires_at_the_start_and_says_late(post: Post) -> None:
+    await post.tell(ae("ben"))
+    post.clock.pass_(86_400)
+    assert await post.escalate() == 1
+    assert "within 30 min, late: to the lead" in (await post.alerts())[0]["why"]
+
+
+async def test_later_alerts_of_a_journey_name_the_earlier(post: Post) -> None:
+    lead = str(uuid.uuid4())
+    journey = {"id": str(uuid.uuid4())}
+    for _ in range(3):
+        await post.tell(ae("ben", lead=of(lead), journey=journey))
+        await post.settle()
+        post.clock.pass_(120)
+    await post.tell(ae("ben"))
+    await post.settle()
+    first, second, third, other = (letter for _, letter in post.letters)
+    assert first.earlier == other.earlier == ()
+    assert second.earlier == (first.alert_id,)
+    assert third.earlier == (first.alert_id, second.alert_id)
+
+
+async def test_a_failed_message_holds_back_the_ones_behind_it(post: Post) -> None:
+    """In order per person, whatever fails; another person is not held up."""
+    post.wire.outcomes = [Outcome("failed", "busy")]
+    await post.tell(ae("ben"))
+    await post.settle()
+    await post.tell(ae("ben"), ae("kim"))
+    await post.settle()
+    assert [person for person, _ in post.letters] == ["ben", "kim"]
+    post.clock.pass_(60)
+    await post.settle()
+    bens = [letter.alert_id for person, letter in post.letters if person == "ben"]
+    assert bens == [bens[0], bens[0], bens[2]]
+    assert bens[2] > bens[0]
