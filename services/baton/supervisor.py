@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from services.baton.embedded import EmbeddedError, EmbeddedPostgres
-from services.baton.encryption_key import ensure_key_file, key_file
+from services.baton.encryption_key import ensure_key_file, ensure_link_key, key_file
 from services.baton.migrations import migrate, newest_revision
 from services.baton.places import PLAYBOOKS, SOURCES
 from services.baton.ports import port_taken
@@ -201,6 +201,10 @@ class System:
             "BATON_URL": self.url,
             "BATON_NOTIFIER_URL": self.notifier_url,
             "BATON_PUBLIC_URL": environment.get("BATON_PUBLIC_URL", self.url),
+            "BATON_NOTIFIER_PUBLIC_URL": environment.get(
+                "BATON_NOTIFIER_PUBLIC_URL", self.notifier_url
+            ),
+            "BATON_LINK_KEY": environment.get("BATON_LINK_KEY") or ensure_link_key(self.data),
         }
 
     def _child(self, name: str, arguments: list[str], environment: dict[str, str]) -> None:

@@ -23,8 +23,6 @@ GROUP_OVER = 3
 
 _APPRISE = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
 _TIME = re.compile(r"([01]\d|2[0-3]):[0-5]\d")
-_AFTER = re.compile(r"([1-9]\d{0,4})(m|h|d)")
-_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 
 
 @dataclass(frozen=True)
@@ -104,16 +102,6 @@ def read_channels(node: Node, who: str, email: str | None) -> tuple[str, ...]:
             item.refuse(f"{who} has the channel 'email' and no address", "Add 'email: ...'.")
         channels.append(channel)
     return tuple(channels)
-
-
-def read_after(node: Node) -> int:
-    """Read a time to wait, ``30m``, ``4h`` or ``1d``; gives seconds."""
-    text = node.text("1h")
-    found = _AFTER.fullmatch(text)
-    if found is None:
-        node.refuse(f"{text!r} is not a time to wait", "Write it as 30m, 4h or 1d.")
-        return 3600
-    return int(found[1]) * _SECONDS[found[2]]
 
 
 def _deliver(node: Node) -> Deliver:

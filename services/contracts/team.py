@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import zoneinfo
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.contracts.calendars import Away, Span, Week, span
@@ -16,7 +16,6 @@ from services.contracts.preferences import (
     BUILT_IN_CHANNELS,
     DEFAULT_PREFERENCES,
     AlertPreferences,
-    read_after,
     read_channels,
     read_preferences,
 )
@@ -63,8 +62,6 @@ class Team:
     people: tuple[Person, ...]
     by_role: dict[str, tuple[Person, ...]] = field(default_factory=dict[str, tuple[Person, ...]])
     by_id: dict[str, Person] = field(default_factory=dict[str, Person])
-    escalate_after: dict[str, int] = field(default_factory=dict[str, int])
-    """Seconds an alert for a role waits for an acknowledgement; a role left out: for ever."""
 
 
 def team_of(people: tuple[Person, ...]) -> Team:
@@ -80,7 +77,7 @@ def parse_team(text: str, file: str) -> Team:
     Raises SourceError with every problem: its file, line, column and remedy.
     """
     root = read_yaml(text, file)
-    top = root.mapping(("people", "escalate_after"), ("people",))
+    top = root.mapping(("people",), ("people",))
     people: list[Person] = []
     seen: set[str] = set()
     for node in top["people"].items() if "people" in top else ():
@@ -89,11 +86,9 @@ def parse_team(text: str, file: str) -> Team:
             node.refuse(f"two people have the id {person.id!r}", "Give each an id of their own.")
         seen.add(person.id)
         people.append(person)
-    waits = top["escalate_after"].mapping(ROLE_KEYS) if "escalate_after" in top else {}
-    escalate_after = {role: read_after(node) for role, node in waits.items()}
     if root.problems:
         raise SourceError(root.problems)
-    return replace(team_of(tuple(people)), escalate_after=escalate_after)
+    return team_of(tuple(people))
 
 
 def load_team(path: Path) -> Team:

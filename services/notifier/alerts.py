@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, tzinfo
+from types import MappingProxyType
 from typing import Any, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -33,6 +34,7 @@ WISHES_MAX = 50
 FALLBACK_ROLE = "sales_leadership"
 """Who hears of it when nobody was eligible for a role."""
 
+NO_WAITS: Mapping[str, int] = MappingProxyType({})
 ROLE_TITLES = {"ae": "account executive", "csm": "customer success manager"}
 
 _CALL = re.compile(r"(?<![\w.+-])@(?=\w)")
@@ -175,8 +177,10 @@ def alerts_of(
     make_id: Callable[[], UUID],
     now: datetime,
     templates: Templates = SHIPPED,
+    escalate_after: Mapping[str, int] = NO_WAITS,
 ) -> Iterator[Alert]:
     """Make the alerts that `transition` asks for: at most one a person; `now` decides when they go out.
+    `escalate_after` is how many seconds those of a role (``*``: any other) wait for an acknowledgement.
 
     A person who has left the roster is reached by the inbox only. Where nobody was eligible for the
     role, the alert goes to the first of sales leadership, and to the API's inbox if there is none.
@@ -211,7 +215,7 @@ def alerts_of(
             ),
             journey_id=transition.journey.id if transition.journey is not None else None,
             urgent=wish.urgent,
-            escalate_after_s=team.escalate_after.get(wish.role),
+            escalate_after_s=escalate_after.get(wish.role, escalate_after.get("*")),
         )
 
 

@@ -29,7 +29,7 @@ from services.notifier.channels import Channels
 from services.notifier.claims import Parcel
 from services.notifier.consumer import Consumer
 from services.notifier.deliveries import Dispatcher, Patience
-from services.notifier.escalations import Escalator
+from services.notifier.escalations import Escalator, waits_of
 from services.notifier.links import Links
 from services.notifier.previews import sample_values
 from services.notifier.roster import Roster
@@ -96,7 +96,7 @@ def create_app(
         consumer = Consumer(
             lambda: open_bus(settings.database_url, settings.kafka_bootstrap_servers),
             pool, roster, settings.public_url, settings.delivery_tries, now, new_id,
-            dispatcher.wake, channels.no_mail, templates,
+            dispatcher.wake, channels.no_mail, templates, waits_of(settings.escalate_after),
         )  # fmt: skip
         rates = RateLimits(settings.rate_limit_requests, failures=settings.rate_limit_failures)
         parts = House(

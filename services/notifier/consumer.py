@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -27,9 +27,15 @@ from services.contracts.events import (
     Message,
     message_headers,
 )
-from services.contracts.team import Team
 from services.notifier import metrics, store
-from services.notifier.alerts import Alert, alerts_of, read_transition, type_name
+from services.notifier.alerts import (
+    NO_WAITS,
+    Alert,
+    Transition,
+    alerts_of,
+    read_transition,
+    type_name,
+)
 from services.notifier.errors import UnreadableError
 from services.notifier.redaction import scrub
 from services.notifier.roster import Roster
@@ -52,26 +58,19 @@ _log = structlog.get_logger("baton.notifier")
 class Reading:
     """What a batch of messages says: alerts to record, messages that could not be read."""
 
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[Transition], Iterable[Alert]]) -> None:
+        self._write = write
         self.alerts: list[Alert] = []
         self.dead: list[store.DeadMessage] = []
         self.newest: datetime | None = None
 
-    def add(
-        self,
-        message: Message,
-        team: Team,
-        public_url: str,
-        make_id: Callable[[], UUID],
-        now: datetime,
-        templates: Templates = SHIPPED,
-    ) -> None:
+    def add(self, message: Message) -> None:
         """Read one message; whatever is wrong with it becomes a dead letter."""
         try:
             transition = read_transition(message)
             if transition is None:
                 return
-            self.alerts.extend(alerts_of(transition, team, public_url, make_id, now, templates))
+            self.alerts.extend(self._write(transition))
             self.newest = max(self.newest or transition.recorded_at, transition.recorded_at)
         except UnreadableError as error:
             self.dead.append(dead_message(message, error.reason))
@@ -110,7 +109,9 @@ class Consumer:
         recorded: Callable[[], None],
         no_mail: str | None = None,
         templates: Templates = SHIPPED,
+        escalate_after: Mapping[str, int] = NO_WAITS,
     ) -> None:
+        self._escalate_after = escalate_after
         self._no_mail = no_mail
         self._templates = templates
         self._open_bus = open_bus
@@ -228,11 +229,15 @@ class Consumer:
         await self._subscription.commit(received)
 
     def _read(self, messages: Sequence[Message]) -> Reading:
-        team = self._roster.team()
-        reading = Reading()
-        now = self._now()
+        team, now = self._roster.team(), self._now()
+        reading = Reading(
+            lambda transition: alerts_of(
+                transition, team, self._public_url, self._make_id, now, self._templates,
+                self._escalate_after,
+            )
+        )  # fmt: skip
         for message in messages:
-            reading.add(message, team, self._public_url, self._make_id, now, self._templates)
+            reading.add(message)
         return reading
 
     async def _handle(self, received: Sequence[Received]) -> None:
@@ -259,7 +264,7 @@ class Consumer:
             try:
                 await self._save(reading)
             except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
-                reading = Reading()
+                reading = Reading(lambda _: ())
                 reason = f"the database refuses it: {type_name(error)}"
                 reading.dead.append(dead_message(message, reason))
                 await self._save(reading)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -36,6 +37,9 @@ STEPS_AT_ONCE_MAX = 100
 LATE_AFTER = timedelta(seconds=5)
 STOP_WITHIN_S = 5.0
 
+_WAIT = re.compile(r"([1-9]\d{0,4})(m|h|d)")
+_ROLE = re.compile(r"\*|[a-z][a-z0-9_]{0,63}")
+_SECONDS = {"m": 60, "h": 3600, "d": 86_400}
 _log = structlog.get_logger("baton.notifier")
 
 _DUE = """
@@ -67,6 +71,18 @@ FROM unnest($5::text[], $6::text[], $7::timestamptz[], $8::text[], $9::boolean[]
 
 _STEP = "UPDATE notifier.escalations SET due_at = $2, told = $3 WHERE alert_id = $1"
 _END = "UPDATE notifier.escalations SET ended_at = $2, why = $3 WHERE alert_id = $1"
+
+
+def waits_of(text: str) -> dict[str, int]:
+    """Read ``ae=30m, csm=4h, *=1d`` (``*``: any other role): seconds by role. Raises ValueError."""
+    found: dict[str, int] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        role, _, wait = part.partition("=")
+        match = _WAIT.fullmatch(wait.strip())
+        if match is None or not _ROLE.fullmatch(role.strip()):
+            raise ValueError(f"{part!r} is not a role and how long it waits: write ae=30m, csm=4h")
+        found[role.strip()] = int(match[1]) * _SECONDS[match[2]]
+    return found
 
 
 def ladder(

@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.contracts.rates import FAILURES, quota_of
+from services.notifier.escalations import waits_of
 
 
 class NotifierSettings(BaseSettings):
@@ -54,6 +55,11 @@ class NotifierSettings(BaseSettings):
     slack_signing_secret: SecretStr | None = Field(
         None, description="the Slack app's; set: messages have buttons, answered at /slack/actions"
     )
+    escalate_after: str = Field(
+        "",
+        description="how long an alert for a role waits for an acknowledgement before it climbs, like "
+        "'ae=30m, csm=4h, *=1d'; a role left out: for ever",
+    )
     templates_dir: Path | None = Field(
         None, description="templates that take the place of Baton's own, by their names"
     )
@@ -76,6 +82,12 @@ class NotifierSettings(BaseSettings):
     )
     log_format: str = Field("auto", description="json, console, or auto: console on a terminal")
     log_level: str = Field("info", description="debug, info, warning or error")
+
+    @field_validator("escalate_after")
+    @classmethod
+    def _are_waits(cls, text: str) -> str:
+        waits_of(text)
+        return text
 
     @field_validator("rate_limit_requests", "rate_limit_failures")
     @classmethod

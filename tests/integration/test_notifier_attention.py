@@ -12,9 +12,11 @@ from typing import Any
 import asyncpg
 import pytest
 
+from services.contracts.bus import Bus
 from services.contracts.events import Message
 from services.notifier import attention, reads, store
-from services.notifier.escalations import Escalator
+from services.notifier.consumer import Consumer
+from services.notifier.escalations import Escalator, waits_of
 from services.notifier.letters import Letter, Outcome
 from services.notifier.roster import Roster
 from tests.integration.test_notifier_store import PATIENCE, Desk, ListBus, new_id, transition
@@ -35,7 +37,6 @@ people:
   - {id: kim, name: Kim Lead, roles: [marketing], leads: [ae], email: k@baton.example, channels: [email]}
   - {id: sofia, name: Sofia Top, roles: [sales_leadership], channels: [inbox]}
   - {id: sven, name: Sven Top, roles: [sales_leadership], channels: [inbox]}
-escalate_after: {ae: 30m}
 """
 
 
@@ -59,6 +60,17 @@ class Post(Desk):
         return Escalator(
             self.pool, self.roster, PATIENCE.tries, self.clock.now, new_id, self.dispatcher.wake
         )
+
+    def consumer(self, bus: Bus) -> Consumer:
+        """A consumer of `bus` whose alerts for account executives escalate after half an hour."""
+
+        async def opened() -> Bus:
+            return bus
+
+        return Consumer(
+            opened, self.pool, self.roster, "http://baton.example", PATIENCE.tries, self.clock.now,
+            new_id, self.dispatcher.wake, escalate_after=waits_of("ae=30m"),
+        )  # fmt: skip
 
     async def tell(self, *messages: Message) -> None:
         """Have the transitions recorded."""
@@ -233,7 +245,7 @@ async def test_a_snoozed_alert_comes_again_and_its_escalation_later(post: Post) 
     assert len(post.letters) == 1
     [alert] = await post.alerts()
     assert (alert["status"], alert["snoozed_until"]) == ("pending", "2025-03-01T12:00:00Z")
-    assert "snoozed until 2025-03-01T12:00:00Z by ben" == post.emails(alert)[-1]["why"]
+    assert post.emails(alert)[-1]["why"] == "snoozed until 2025-03-01T12:00:00Z by ben"
     post.clock.pass_(3600)
     await post.settle()
     assert len(post.letters) == 2

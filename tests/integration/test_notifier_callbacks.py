@@ -1,4 +1,4 @@
-"""Signed links, Slack's buttons, snooze, mutes and trials over HTTP, on the whole app and a real PostgreSQL."""
+"""Signed links, Slack's buttons, snooze, mutes and trials over HTTP, on a real PostgreSQL."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class Desk:
         until = now + timedelta(seconds=PATIENCE.timeout_s + CLAIM_MARGIN_S)
         parcels, _ = await claims.claim(
             self.pool, now, until, claims.Lane(10, {}, 8),
-            lambda id: self.roster.team().by_id.get(id or ""), new_id, "http://baton.example",
+            lambda who: self.roster.team().by_id.get(who or ""), new_id, "http://baton.example",
         )  # fmt: skip
         return parcels
 

@@ -73,7 +73,8 @@ class Receiver:
                     return
                 text = msgspec.json.encode(self.answer)
                 writer.write(
-                    f"HTTP/1.1 {status}\r\ncontent-length: {len(text)}\r\n{more}\r\n".encode() + text
+                    f"HTTP/1.1 {status}\r\ncontent-length: {len(text)}\r\n{more}\r\n".encode()
+                    + text
                 )
                 await writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -300,9 +301,7 @@ async def test_slack_by_a_bot_answers_in_the_thread(receiver: Receiver) -> None:
     [("channel_not_found", True, False), ("invalid_auth", False, True),
      ("ratelimited", False, False)],
 )  # fmt: skip
-async def test_slacks_refusals(
-    receiver: Receiver, error: str, permanent: bool, down: bool
-) -> None:
+async def test_slacks_refusals(receiver: Receiver, error: str, permanent: bool, down: bool) -> None:
     receiver.answer = {"ok": False, "error": error}
     url = f"slack+bot://xoxb-1@C012AB?api=http://127.0.0.1:{receiver.port}/api"
     outcome = await sent_by(url, LETTER)
@@ -334,5 +333,3 @@ async def test_what_got_no_answer_is_marked_so(
     assert (outcome.result, outcome.permanent) == ("failed", False)
     assert (outcome.ambiguous, outcome.down) == (ambiguous, down)
     assert "secret-part" not in (outcome.reason or "")
-
-

@@ -54,7 +54,7 @@ CHAPTERS_SHOWN = 100
 OTHERS_MAX = 8
 BY = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 NOT_TO_GROUP_BY = {"name", "first_name", "last_name", "phone", "email"}
-ALERT_STATUSES = ("pending", "delivered", "acknowledged", "dead_lettered")
+ALERT_STATUSES = ("pending", "delivered", "acknowledged", "suppressed", "dead_lettered")
 
 Reader = Annotated[Principal, Depends(allow("read"))]
 Mover = Annotated[Principal, Depends(allow("move"))]

@@ -18,6 +18,7 @@ STATUS_WORDS = {
     "dead_lettered": "undelivered",
     "dead": "failed for good",
     "skipped": "skipped",
+    "suppressed": "not sent on purpose",
     "failed": "failed, tried again",
     "claimed": "being sent",
 }
