@@ -6,6 +6,8 @@ import asyncio
 import os
 import subprocess
 import sys
+import uuid
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
@@ -14,6 +16,8 @@ import pytest
 
 from services.baton.migrations import current_revision, newest_revision
 from services.contracts.access import Gatekeeper
+from services.contracts.team import Person
+from services.notifier import claims
 from services.stage_service.tables import bus_metadata, metadata
 from tests.integration.test_lane import clean, event, walk, wired
 
@@ -123,6 +127,42 @@ async def test_keys_made_before_they_could_be_bound_go_on(bare_database_url: str
             assert who is not None
             assert (who.sources, who.rate, who.event_rate) == (None, None, None)
             assert who.may_ingest_for("/anything")
+    finally:
+        await connection.close()
+
+
+async def test_alerts_recorded_before_they_could_wait_go_on(bare_database_url: str) -> None:
+    """What was pending belongs to a lane, and the version before can still write its own."""
+    migrate(bare_database_url, "0007")
+    connection = await asyncpg.connect(bare_database_url)
+    insert_alert = """
+        INSERT INTO notifier.alerts (id, transition_id, recipient, lead_id, role, person_id,
+          person_name, addressee_id, status, subject, body, stage, created_at)
+        VALUES ($1, gen_random_uuid(), 'ana', gen_random_uuid(), 'ae', 'ana', 'Ana', 'ana',
+          'pending', 's', 'b', 'sql', now())"""
+    insert_delivery = """
+        INSERT INTO notifier.deliveries (alert_id, channel, attempt, last_attempt, status, due_at)
+        VALUES ($1, 'email', 1, 5, 'pending', now() - interval '1 s')"""
+    try:
+        for migrates in (True, False):
+            id = uuid.uuid4()
+            await connection.execute(insert_alert, id)
+            await connection.execute(insert_delivery, id)
+            if migrates:
+                migrate(bare_database_url)
+        lanes = await connection.fetch("SELECT addressee_id FROM notifier.deliveries ORDER BY id")
+        assert [r["addressee_id"] for r in lanes] == ["ana", None]
+        async with asyncpg.create_pool(bare_database_url, min_size=0) as pool:
+            now = datetime.now(UTC)
+            parcels, _ = await claims.claim(
+                pool, now, now + timedelta(seconds=30), claims.Lane(10, {}, 8),
+                lambda who: Person("ana", "Ana"), uuid.uuid4, "http://baton.example",
+            )  # fmt: skip
+            assert len(parcels) == 2
+            for parcel in parcels:
+                assert await claims.finish(pool, parcel, claims.Ending("delivered", None, 1, now))
+        statuses = await connection.fetch("SELECT DISTINCT status FROM notifier.alerts")
+        assert [r["status"] for r in statuses] == ["delivered"]
     finally:
         await connection.close()
 

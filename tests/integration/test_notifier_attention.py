@@ -1,4 +1,4 @@
-"""Held, gathered, grouped, limited, muted, snoozed, escalated: on a real PostgreSQL, with time that is told."""
+"""Held, gathered, grouped, limited, muted, snoozed, escalated: on a real PostgreSQL, with told time."""
 
 from __future__ import annotations
 

@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import email
 import email.policy
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from email.message import EmailMessage
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -110,6 +113,95 @@ async def test_an_email_arrives_as_written(mailbox: Mailbox, smtp_port: int) -> 
     assert message["Message-ID"] == f"<{LETTER.alert_id}@baton.invalid>"
     assert message.get_content().replace("\r\n", "\n") == LETTER.body
     assert mailbox.logins == [(b"baton", b"p/w")]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate and key of 127.0.0.1, in one file."""
+    file = tmp_path / "mail.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj",
+         "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", file, "-out",
+         tmp_path / "cert.pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    file.write_text(file.read_text() + (tmp_path / "cert.pem").read_text())
+    return file
+
+
+@pytest.mark.parametrize("tls", ["tls", "starttls"])
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_over_tls_with_a_login_and_only_to_a_server_that_is_who_it_says(
+    mailbox: Mailbox, certificate: Path, monkeypatch: pytest.MonkeyPatch, tls: str, trusted: bool
+) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    def protocol() -> SMTP:
+        return SMTP(
+            mailbox, authenticator=mailbox.authenticate, auth_exclude_mechanism=["CRAM-MD5"],
+            hostname="mail.example", auth_require_tls=tls == "starttls",
+            require_starttls=tls == "starttls",
+            tls_context=context if tls == "starttls" else None,
+        )  # fmt: skip
+
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        protocol, "127.0.0.1", 0, ssl=context if tls == "tls" else None
+    )
+    port = server.sockets[0].getsockname()[1]
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate.with_name("cert.pem")))
+    url = f"smtp://baton:p%2Fw@127.0.0.1:{port}?from=baton@acme.example&tls={tls}"
+    async with opened(url) as channels:
+        outcome = await channels.send("email", ANA, LETTER)
+    server.close()
+    assert outcome.result == ("delivered" if trusted else "failed"), outcome.reason
+    assert len(mailbox.mails) == len(mailbox.logins) == trusted
+
+
+async def test_later_mails_of_a_journey_stand_in_one_thread(
+    mailbox: Mailbox, smtp_port: int
+) -> None:
+    letter = msgspec.structs.replace(LETTER, earlier=("first", "second"))
+    async with opened(f"smtp://127.0.0.1:{smtp_port}?tls=no") as channels:
+        assert (await channels.send("email", ANA, letter)).result == "delivered"
+    [(_, _, message)] = mailbox.mails
+    assert message["In-Reply-To"] == "<second@baton.invalid>"
+    assert message["References"] == "<first@baton.invalid> <second@baton.invalid>"
+
+
+async def test_a_mail_has_the_link_that_acknowledges(mailbox: Mailbox, smtp_port: int) -> None:
+    link = "https://n.example/seen/" + "x" * 300
+    letter = msgspec.structs.replace(LETTER, seen_link=link)
+    async with opened(f"smtp://127.0.0.1:{smtp_port}?tls=no") as channels:
+        assert (await channels.send("email", ANA, letter)).result == "delivered"
+    assert f"Got it: {link}" in mailbox.mails[0][2].get_content()
+
+
+async def test_a_server_that_hangs_up_after_the_mail_leaves_it_unsure() -> None:
+    """It may have taken the mail: that is marked, and only then."""
+
+    async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 hello\r\n")
+        async for line in reader:
+            if line.upper().startswith(b"DATA"):
+                writer.write(b"354 go on\r\n")
+            elif line == b".\r\n":
+                break
+            elif line.split(b" ")[0].strip().upper() in (b"EHLO", b"HELO", b"MAIL", b"RCPT"):
+                writer.write(b"250 fine\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(rude, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with opened(f"smtp://127.0.0.1:{port}?tls=no") as channels:
+        outcome = await channels.send("email", ANA, LETTER)
+    server.close()
+    assert (outcome.result, outcome.ambiguous, outcome.down) == ("failed", True, True)
+    async with opened("smtp://127.0.0.1:1?tls=no") as channels:
+        away = await channels.send("email", ANA, LETTER)
+    assert (away.ambiguous, away.down) == (False, True)
 
 
 async def test_an_apprise_mail_url_works_too(mailbox: Mailbox, smtp_port: int) -> None:

@@ -1,0 +1,90 @@
+"""`baton alerts preview` and how the page shows why an alert waits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from services.baton.cli import app
+from services.notifier.escalations import waits_of
+from services.stage_service.pages.rendering import _templates
+
+TEAM = str(Path(__file__).parents[2] / "playbooks/team.yaml")
+
+
+def baton(*arguments: str, **more: str) -> Any:
+    """Run a command."""
+    return CliRunner().invoke(
+        app, ["alerts", *arguments], env={"BATON_TEAM_FILE": TEAM, "COLUMNS": "200", **more}
+    )
+
+
+def test_a_role_and_a_person_can_be_previewed() -> None:
+    for who in ("ae", "elena"):
+        result = baton("preview", who)
+        assert result.exit_code == 0, result.output
+        assert "Elena Petrova, this lead is yours now" in result.output
+        assert "== inbox" in result.output
+        assert "== email" in result.output
+
+
+def test_a_channel_shows_what_is_posted() -> None:
+    result = baton("preview", "elena", "--channel", "teams+https://x.example/secret")
+    assert '"AdaptiveCard"' in result.output
+    assert "secret" not in result.output
+    assert baton("preview", "elena", "--channel", "telegraph").exit_code == 2
+    assert baton("preview", "nobody").exit_code == 2
+
+
+def test_an_event_of_ones_own_is_shown(tmp_path: Path) -> None:
+    from services.notifier.previews import SAMPLE
+
+    file = tmp_path / "event.json"
+    file.write_text(json.dumps(SAMPLE | {"lead": SAMPLE["lead"] | {"name": "Grace Hopper"}}))
+    assert "Grace Hopper (Acme) is at SQL" in baton("preview", "ae", "--event", str(file)).output
+    file.write_text("{}")
+    assert baton("preview", "ae", "--event", str(file)).exit_code == 2
+
+
+def test_a_broken_template_fails_the_preview_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "alert.ae.txt.j2").write_text("{{ who }}\n{{ nobody }}\n")
+    result = baton("preview", "ae", "--templates", str(tmp_path))
+    assert result.exit_code == 1
+    assert "alert.ae.txt.j2:2" in result.output
+    assert "Ada Lovelace" in result.output
+
+
+@pytest.mark.parametrize("text", ["ae", "ae=", "ae=0m", "ae=5", "AE=5m", "=5m", "ae=5m csm=4h"])
+def test_waits_that_cannot_be_read_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="write ae=30m"):
+        waits_of(text)
+
+
+def test_waits() -> None:
+    assert waits_of("") == {}
+    assert waits_of("ae=30m, csm=4h, *=1d,") == {"ae": 1800, "csm": 14_400, "*": 86_400}
+
+
+def test_the_page_says_why_an_alert_waits() -> None:
+    delivery = {
+        "channel": "email", "attempt": 1, "status": "pending", "reason": None, "latency_ms": None,
+        "due_at": "2026-03-05T08:00:00Z", "finished_at": None,
+    }  # fmt: skip
+    alert = {
+        "id": "1", "lead_id": "2", "subject": "S", "body": "B", "role": "ae", "status": "pending",
+        "person": None, "created_at": "2026-03-04T20:00:00Z", "acknowledged_at": None,
+        "acknowledged_by": None, "deliveries": [delivery],
+    }  # fmt: skip
+    more = {"may_move": False, "roles": {}, "back": "/", "open": True}
+    template = _templates.get_template("_alert.html")
+    assert "held until" not in template.render(alert=alert, **more)  # of a notifier before
+    delivery |= {"why": "held until 09:00 Europe/Berlin: quiet hours", "ambiguous": True}
+    alert |= {"why": "not acknowledged by Ben", "snoozed_until": "2026-03-06T08:00:00Z"}
+    shown = template.render(alert=alert, **more)
+    for text in (delivery["why"], "Escalated: not acknowledged by Ben", "Snoozed until",
+                 "it may have arrived"):  # fmt: skip
+        assert text in shown
