@@ -141,7 +141,7 @@ class Journal:
         stage = playbook.stages[move.to_stage]
         for role in (move.role, *stage.alerts):
             self._own(record, facts, role)
-        wishes = [AlertWish(role, _person(facts, role)) for role in stage.alerts]
+        wishes = [AlertWish(role, _person(facts, role), stage.urgent) for role in stage.alerts]
         return self._write(record, playbook, move, "transition", [], wishes, trace)
 
     def correction(
@@ -165,7 +165,7 @@ class Journal:
         if alert:
             for role in stage.alerts:
                 self._own(record, facts, role)
-                wishes.append(AlertWish(role, _person(facts, role)))
+                wishes.append(AlertWish(role, _person(facts, role), stage.urgent))
         return self._write(record, playbook, move, "correction", replaces, wishes, trace)
 
     def retraction(
@@ -185,7 +185,8 @@ class Journal:
             self._own(record, facts, move.role)
             for role in playbook.stages[move.to_stage].alerts:
                 self._own(record, facts, role)
-                wishes.append(AlertWish(role, _person(facts, role)))
+                urgent = playbook.stages[move.to_stage].urgent
+                wishes.append(AlertWish(role, _person(facts, role), urgent))
         return self._write(record, playbook, move, "retraction", replaces, wishes, trace)
 
     def _own(self, record: Record, facts: Facts, role: str) -> None:

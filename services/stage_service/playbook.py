@@ -58,6 +58,8 @@ class Stage:
     gate: Gate
     alerts: tuple[str, ...]
     path_index: int | None
+    urgent: bool = False
+    """Its alerts go out at any hour, at once."""
 
 
 @dataclass(frozen=True)

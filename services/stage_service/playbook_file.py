@@ -182,7 +182,7 @@ class PlaybookFile:
 
     def _stage(self, key: str, node: Node) -> Stage:
         known = ("title", "band", "kind", "focus", "goal", "responsible", "guidance", "next_steps",
-                 "gate", "alerts")  # fmt: skip
+                 "gate", "alerts", "urgent")  # fmt: skip
         fields = node.mapping(known, ("title", "band", "focus", "goal", "responsible"))
         on_path = key in self._path
         kind = "open" if on_path else "exit"
@@ -206,6 +206,7 @@ class PlaybookFile:
             gate=self._gate(fields["gate"]) if "gate" in fields else Gate(),
             alerts=self._names(fields, "alerts", self._roles, "role"),
             path_index=self._path.index(key) if on_path else None,
+            urgent=fields["urgent"].flag() if "urgent" in fields else False,
         )
 
     def _gate(self, node: Node) -> Gate:

@@ -492,3 +492,16 @@ async def test_what_comes_back_from_the_database_folds_the_same(it: Wired) -> No
     )
     await it.lane.submit([event("page.viewed", 1)])  # late: everything is folded again
     await clean(it.url)
+
+
+async def test_an_urgent_stage_says_so_in_its_alerts_and_others_say_nothing(it: Wired) -> None:
+    text = (ROOT / "playbooks/sales.yaml").read_text()
+    changed = text.replace(
+        "    alerts: [lead_agent]\n", "    alerts: [lead_agent]\n    urgent: true\n", 1
+    )
+    assert changed != text
+    await it.shelf.publish(it.pool, parse_playbook(changed, "sales.yaml"))
+    await it.lane.submit(walk())
+    wishes = {w["role"]: w for m in await it.messages() for w in m["alerts"]}
+    assert wishes["lead_agent"]["urgent"] is True
+    assert "urgent" not in wishes["ae"]
