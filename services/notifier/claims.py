@@ -121,8 +121,11 @@ _SENT = """
 SELECT l.channel, l.lane, max(d.finished_at) AS at, array_agg(DISTINCT a.lead_id) AS leads,
   array_remove(array_agg(DISTINCT a.company), NULL) AS companies
 FROM unnest($1::text[], $2::text[]) AS l (channel, lane)
-  JOIN notifier.deliveries d ON d.channel = l.channel AND d.addressee_id = l.lane
-    AND d.status = 'delivered' AND d.finished_at > $3
+  CROSS JOIN LATERAL (
+    SELECT * FROM notifier.deliveries d
+    WHERE d.channel = l.channel AND d.addressee_id = l.lane AND d.status = 'delivered'
+      AND d.finished_at > $3
+    ORDER BY d.finished_at DESC LIMIT 1000) d
   JOIN notifier.alerts a ON a.id = d.alert_id
 GROUP BY l.channel, l.lane, coalesce(d.digest_id, d.alert_id), d.attempt ORDER BY at
 """
