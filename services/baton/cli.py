@@ -175,7 +175,10 @@ def send(
     """Send CloudEvents from a file; exit 1 when one was rejected."""
     from services.baton.send import send_events
 
-    text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except OSError as error:
+        fail(f"{file}: {error.strerror}", 2)
     try:
         counts, rejected = run(send_events(url, api_key(data), text))
     except ValueError as error:
@@ -319,7 +322,10 @@ def dead_letters_retry(
     """Deliver a dead-lettered alert again."""
     from services.baton.send import retry
 
-    print(run(retry(notifier_url, api_key(data), id)))
+    try:
+        print(run(retry(notifier_url, api_key(data), id)))
+    except ValueError as error:
+        fail(str(error))
 
 
 def main() -> None:

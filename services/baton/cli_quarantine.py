@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
 
-from services.baton.command import DATA, STAGE_URL, Data, Url, api_key, fail, run
+from services.baton.command import DATA, STAGE_URL, Data, Url, api_key, fail, run, told
 
-app = typer.Typer(no_args_is_help=True, help="What could not be mapped: list, show, replay.")
+app = typer.Typer(
+    no_args_is_help=True, help="What could not be mapped: list, show, replay, discard."
+)
 
 
 async def _ask(url: str, key: str, method: str, path: str, **options: Any) -> Any:
@@ -21,7 +24,7 @@ async def _ask(url: str, key: str, method: str, path: str, **options: Any) -> An
         answer = await client.request(method, path, **options)
     body = answer.json()
     if answer.status_code != 200:
-        fail(f"{body.get('detail', answer.text)} {body.get('remedy', '')}".strip())
+        fail(told(body) or answer.text)
     return body
 
 
@@ -44,6 +47,9 @@ def quarantine_list(
                 f"{item['id']}  {item['source']:16} {item['last_received_at'][:19]}  "
                 f"{item['times']}x  {reason.get('field', '')}: {reason['reason']}"
             )
+        if not page["items"] and cursor is None:
+            of = f" of {source}" if source else ""
+            print(f"nothing in quarantine{of}, status {status}", file=sys.stderr)
         cursor = page["next_cursor"]
         if cursor is None:
             return
@@ -74,3 +80,10 @@ def quarantine_replay(
         wish["source"] = source
     found = run(_ask(url, api_key(data), "POST", path, json=wish))
     print(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+@app.command("discard")
+def quarantine_discard(id: str, url: Url = STAGE_URL, data: Data = DATA) -> None:
+    """Close a delivery that says nothing of worth, without applying it; it stays readable."""
+    run(_ask(url, api_key(data), "POST", f"/v1/quarantine/{id}/discard"))
+    print(f"{id}: discarded")

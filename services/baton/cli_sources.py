@@ -59,7 +59,9 @@ def sources_test(
     try:
         source = sources.source_named(_directory(directory), name)
         delivery = sources.read_sample(sample, {n.strip(): v.strip() for n, _, v in pairs})
-    except (SourceError, OSError, ValueError) as error:
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}", 2)
+    except (SourceError, ValueError) as error:
         fail(str(error), 2)
     mapped = map_delivery(source, delivery)
     if as_json:
@@ -86,7 +88,7 @@ def secret_set(
 
     try:
         sources.source_named(_directory(directory), name)
-    except (SourceError, OSError) as error:
+    except (SourceError, OSError, ValueError) as error:
         fail(str(error), 2)
     if sys.stdin.isatty():
         value = typer.prompt("secret", hide_input=True, confirmation_prompt=False)
@@ -104,7 +106,8 @@ def secret_set(
         removed = run(sources.set_secret(database_url(data), cipher, name, value, keep=keep))
     except (EncryptionError, OSError) as error:
         fail(str(error), 2)
-    print(f"{name}: set" + (f", {removed} older removed" if removed else ""))
+    older = f", {removed} older removed" if removed else ""
+    print(f"{name}: set{older}; counts within 2 s. Posts go to /webhooks/{name}")
 
 
 @secret.command("remove")

@@ -5,28 +5,71 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+if TYPE_CHECKING:
+    import httpx
+
 DATA = Path(".baton")
-Data = Annotated[Path, typer.Option("--data", help="directory of `baton up`")]
-Url = Annotated[str, typer.Option("--url", envvar="BATON_URL", help="the stage service")]
-NotifierUrl = Annotated[
-    str, typer.Option("--notifier-url", envvar="BATON_NOTIFIER_URL", help="the notifier")
-]
-STAGE_URL = "http://127.0.0.1:8080"
-NOTIFIER_URL = "http://127.0.0.1:8081"
+URL_FILE = "url"
+NOTIFIER_URL_FILE = "notifier-url"
+STAGE_URL = NOTIFIER_URL = ""
+"""Where nothing else is said: where `baton up` of the data directory listens, else its default ports."""
 
 T = TypeVar("T")
+
+
+def _address(file: str, otherwise: str) -> Callable[[typer.Context, str], str]:
+    def found(context: typer.Context, given: str) -> str:
+        if given:
+            return given
+        written = Path(context.params.get("data") or DATA) / file
+        return written.read_text().strip() if written.is_file() else otherwise
+
+    return found
+
+
+# Read before the addresses, which are looked for in it.
+Data = Annotated[Path, typer.Option("--data", help="directory of `baton up`", is_eager=True)]
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url", envvar="BATON_URL", help="the stage service",
+        callback=_address(URL_FILE, "http://127.0.0.1:8080"), show_default="that of `baton up`",
+    ),
+]  # fmt: skip
+NotifierUrl = Annotated[
+    str,
+    typer.Option(
+        "--notifier-url", envvar="BATON_NOTIFIER_URL", help="the notifier",
+        callback=_address(NOTIFIER_URL_FILE, "http://127.0.0.1:8081"),
+        show_default="that of `baton up`",
+    ),
+]  # fmt: skip
 
 
 def fail(reason: str, code: int = 1) -> NoReturn:
     """Print `reason` to stderr and exit with `code`."""
     print(reason, file=sys.stderr)
     raise typer.Exit(code)
+
+
+def told(problem: Mapping[str, Any]) -> str:
+    """Give the reason and the remedy of an error that a service answered, as sentences."""
+    parts = [str(problem.get(name) or "").strip() for name in ("detail", "remedy")]
+    return " ".join(p if p.endswith((".", "!", "?")) else f"{p}." for p in parts if p)
+
+
+def _asked(error: httpx.HTTPError) -> str:
+    try:
+        url = error.request.url
+    except RuntimeError:  # it happened before there was a request
+        return ""
+    return f" at {url.scheme}://{url.netloc.decode()} (--url, BATON_URL)"
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -37,7 +80,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except httpx.HTTPError as error:
-        fail(f"Baton does not answer: {error}. Is `baton up` running?")
+        fail(f"Baton does not answer{_asked(error)}: {error}. Is `baton up` running?")
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         fail(f"the database cannot be used: {error}")
     except KeyboardInterrupt:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import httpx
 
+from services.baton.command import told
+
 
 async def regroup(url: str, key: str, deed: str, lead: str, other: str, reason: str) -> str:
     """Ask the stage service to ``merge`` or ``unmerge`` (`deed`) `other`, and say what it answered.
@@ -18,7 +20,7 @@ async def regroup(url: str, key: str, deed: str, lead: str, other: str, reason: 
         )
     body = answer.json()
     if answer.status_code != 200:
-        raise ValueError(f"{body.get('detail', answer.text)} {body.get('remedy', '')}".strip())
+        raise ValueError(told(body) or answer.text)
     records = len(body["transitions"])
     done = f"{other} is part of" if deed == "merge" else f"{other} is by itself again, apart from"
     if deed == "merge" and body["lead_id"] == other:

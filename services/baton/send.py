@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import httpx
 
+from services.baton.command import told
 from services.contracts.cloudevents import BATCHED
 
 BATCH = 500
@@ -77,12 +78,12 @@ async def dead_letters(notifier_url: str, key: str) -> list[str]:
 
 
 async def retry(notifier_url: str, key: str, id: str) -> str:
-    """Deliver the alert `id` again and say what the notifier answered."""
+    """Deliver the alert `id` again and say what became of it; ValueError with the reason of a refusal."""
     async with httpx.AsyncClient(
         base_url=notifier_url, headers={"authorization": f"Bearer {key}"}, timeout=10
     ) as client:
         answer = await client.post(f"/v1/alerts/{id}/retry")
     body = answer.json()
     if answer.status_code != 200:
-        return f"{body.get('detail', answer.text)} {body.get('remedy', '')}".strip()
+        raise ValueError(told(body) or answer.text)
     return f"{id}: {body.get('status', 'queued')}"

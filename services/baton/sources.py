@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 
 import asyncpg
@@ -67,14 +68,19 @@ def print_mapped(mapped: Mapped, console: Console) -> None:
             f"item {index} would be quarantined: {defect.field}: {defect.reason}. {defect.remedy}",
             markup=False, style="yellow",
         )  # fmt: skip
-    console.print(
-        f"{len(mapped.events)} events, {len(mapped.defects)} quarantined, {mapped.ignored} ignored"
-    )
+    events = "1 event" if len(mapped.events) == 1 else f"{len(mapped.events)} events"
+    console.print(f"{events}, {len(mapped.defects)} quarantined, {mapped.ignored} ignored")
 
 
 def source_named(directory: Path, name: str) -> Source:
-    """Load the source `name`; raises SourceError, or OSError when there is no such file."""
-    return load_source(Path(name) if name.endswith(".yaml") else directory / f"{name}.yaml")
+    """Load the source `name`; raises SourceError, or ValueError when there is no such file."""
+    path = Path(name) if name.endswith(".yaml") else directory / f"{name}.yaml"
+    if path.is_file():
+        return load_source(path)
+    known = sorted(file.stem for file in directory.glob("*.yaml"))
+    near = get_close_matches(path.stem, known, 1)
+    remedy = f"Did you mean '{near[0]}'?" if near else f"Write {path}, or see 'baton sources list'."
+    raise ValueError(f"there is no source '{path.stem}' in {path.parent}. {remedy}")
 
 
 def print_list(directory: Path, stored: dict[str, int] | None, console: Console) -> bool:
@@ -85,7 +91,7 @@ def print_list(directory: Path, stored: dict[str, int] | None, console: Console)
     table = Table("source", "title", "written after", "verified by", "secrets")
     given = source_secrets.given_secrets({})
     problems: list[str] = []
-    for path in sorted(directory.glob("*.yaml")):
+    for path in sorted(directory.glob("*.yaml"), key=lambda file: file.stem):
         try:
             source = load_source(path)
         except SourceError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from services.baton.command import NOTIFIER_URL_FILE, URL_FILE
 from services.baton.embedded import EmbeddedError, EmbeddedPostgres
 from services.baton.encryption_key import ensure_key_file, ensure_link_key, key_file
 from services.baton.migrations import migrate, newest_revision
@@ -104,6 +105,8 @@ class System:
         self._check_ports()
         self.data.mkdir(parents=True, exist_ok=True)
         lock = self._lock_data()
+        (self.data / URL_FILE).write_text(self.url)
+        (self.data / NOTIFIER_URL_FILE).write_text(self.notifier_url)
         try:
             starting = asyncio.ensure_future(self._start())
             stopped = asyncio.ensure_future(stop.wait())

@@ -51,6 +51,13 @@ _WHY = {
     "expired": "the time of the signature is too far from now",
     "mismatch": "the signature or secret is not the right one",
 }
+_REMEDIES = {
+    "no-secret": "Set it with 'baton sources secret set {}'; it counts within 2 s.",
+    "missing": "See 'verify' in the file of the source, and docs/sources.md, 'Verification'.",
+    "expired": "Sign anew at each try, and set the clocks of both machines.",
+    "mismatch": "Compare the secret at the sender with the one of 'baton sources secret set {}'. "
+    "What is signed is told by 'verify' in the file of the source; behind a proxy set BATON_PUBLIC_URL.",
+}
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -158,7 +165,7 @@ class Intake:
             _log.warning("source.no_secret", source=source.name)
         raise NotAuthenticatedError(
             f"{source.name}: {_WHY[reason]}",
-            remedy="Set the source's secret with 'baton sources secret set'; see docs/sources.md.",
+            remedy=_REMEDIES[reason].format(source.name),
         )
 
     async def admit_key(self, request: Request) -> Principal:
@@ -223,6 +230,7 @@ class Intake:
         What was applied before is a duplicate. The delivery leaves quarantine when nothing in it is amiss
         any more. None when there is no such delivery; raises ConflictError when it is not open.
         """
+        self.book.refresh()  # who has just mended the file shall see that
         found = await quarantine.find_kept(self._pool, id)
         if found is None:
             return None

@@ -242,7 +242,7 @@ async def test_a_mended_source_file_and_a_replay(module_database: str, tmp_path:
         assert answer.json()["mapped"]["events"] == []
 
         file.write_text(text.replace("of: coalesce(item.type,", "of: coalesce(item.what,"))
-        stage.app.state.intake.book.refresh()
+        # The file counts at once for who replays, without waiting for the next look.
         dry = (await stage.client.post(f"{path}/replay", json={"dry_run": True})).json()
         assert dry["mapped"]["events"][0]["type"] == "demo.requested"
         assert dry["status"] == "open"
@@ -271,6 +271,8 @@ async def test_all_of_a_source_are_replayed_and_one_is_discarded(stage: Stage) -
     assert ids[1] in [item["id"] for item in body["items"]]
     assert ids[0] not in [item["id"] for item in body["items"]]
     assert body["counts"]["still_quarantined"] == body["counts"]["deliveries"]
+    answer = await stage.client.post("/v1/quarantine/replay", json={"source": "genric"})
+    assert (answer.status_code, answer.json()["detail"]) == (404, "there is no source 'genric'")
 
 
 async def test_a_repeated_discard_is_answered_alike(stage: Stage) -> None:
@@ -504,7 +506,7 @@ async def test_the_pages_of_quarantine(stage: Stage) -> None:
     assert "&lt;b&gt;odd" in shown.text
     assert "gives no type" in shown.text
     dry = await stage.client.get(f"/quarantine/{id}?dry=true")
-    assert "1 items still amiss" in dry.text
+    assert "1 item still amiss" in dry.text
     replayed = await stage.client.post(f"/quarantine/{id}/replay")
     assert replayed.headers["location"] == f"/quarantine/{id}"
     discarded = await stage.client.post(f"/quarantine/{id}/discard")

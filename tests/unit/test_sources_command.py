@@ -116,3 +116,19 @@ def test_what_is_no_key_is_refused(key: str) -> None:
         read_cipher(key, None)
     with pytest.raises(EncryptionError, match="no encryption key"):
         read_cipher(None, None).seal("x", "here")
+
+
+def test_a_source_or_a_sample_that_is_not_there_is_said(tmp_path: Path) -> None:
+    """A slip is told with the nearest name, a new name with the file to write; no errno."""
+    sample = tmp_path / "one.json"
+    code, _, told = baton("test", "hubsot", str(sample), *DIRECTORY)
+    assert code == 2
+    assert told.strip().endswith("Did you mean 'hubspot'?")
+    code, _, told = baton("test", "zzz-tool", str(sample), *DIRECTORY)
+    assert code == 2
+    assert f"Write {ROOT / 'sources' / 'zzz-tool.yaml'}" in told
+    code, _, told = baton("test", "hubspot", str(sample), *DIRECTORY)
+    assert (code, told.strip()) == (2, f"{sample}: No such file or directory")
+    code, _, told = baton("secret", "set", "hubsot", *DIRECTORY)
+    assert code == 2
+    assert "Did you mean 'hubspot'?" in told

@@ -106,9 +106,16 @@ async def get_quarantined(request: Request, _: Admin, id: str) -> Response:
 @router.post("/v1/quarantine/replay", operation_id="replay_quarantine")
 async def replay_all(request: Request, who: Admin, wish: ReplayAllWish) -> Response:
     """Replay the open deliveries of a source, oldest first, at most 1,000 a call."""
+    pool, book = house(request).pool, intake_of(request).book
+    ids = await quarantine.open_ids(pool, wish.source, REPLAY_MAX)
+    if not ids and wish.source not in book.sources and wish.source not in book.refused:
+        raise NotFoundError(
+            f"there is no source {wish.source!r}", field="source", value=wish.source,
+            remedy="Known ones: 'baton sources list'.",
+        )  # fmt: skip
     items = [
         replayed
-        for id in await quarantine.open_ids(house(request).pool, wish.source, REPLAY_MAX)
+        for id in ids
         if (replayed := await _replay_open(intake_of(request), id, who.name, wish.dry_run))
     ]
     counts = {
