@@ -60,6 +60,14 @@ def take(page: Page, name: str, *, whole: bool = False) -> None:
     print(f"docs/images/{name}.png")
 
 
+def known_twice(page: Page, url: str) -> str:
+    """Give the lead with the longest history among those who were two leads once."""
+    found = page.request.get(f"{url}/v1/leads?limit=200").json()["items"]
+    asked = [page.request.get(f"{url}/v1/leads/{lead['id']}").json() for lead in found]
+    merged = [lead for lead in asked if lead["merged_from"]] or asked
+    return max(merged, key=lambda lead: lead["journeys"][0]["sequence"])["id"]
+
+
 def pictures(browser: Browser, link: str) -> None:
     """Take all pictures."""
     url = link.partition("/login")[0]
@@ -79,8 +87,7 @@ def pictures(browser: Browser, link: str) -> None:
     take(page, "funnel", whole=True)
     page.goto(f"{url}/leads")
     take(page, "leads")
-    page.goto(f"{url}/leads?stage=closed_won")
-    page.click("#leads tbody a")
+    page.goto(f"{url}/leads/{known_twice(page, url)}")
     page.wait_for_selector(".story .record")
     take(page, "lead", whole=True)
     lead = page.url
@@ -92,6 +99,10 @@ def pictures(browser: Browser, link: str) -> None:
     page.goto(f"{url}/alerts")
     page.click(".alert summary")
     take(page, "alerts")
+    page.goto(f"{url}/quarantine")
+    page.click("tbody a")
+    page.click("text=Try the source file")
+    take(page, "quarantine")
     page.set_viewport_size(PHONE)
     for name, address in (("board", url), ("lead", lead), ("leads", f"{url}/leads"),
                           ("funnel", f"{url}/funnel"), ("alerts", f"{url}/alerts")):  # fmt: skip

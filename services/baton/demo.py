@@ -1,7 +1,8 @@
 """A believable day at a made-up company: leads come in, answer, book meetings, sign or go away.
 
-Sent over HTTP as CloudEvents like any marketing tool's. The first start tells the last ten days at once;
-after that a trickle keeps the board alive.
+Sent over HTTP as tools send: CloudEvents, the generic webhook, and Segment's API. The first start tells the
+last ten days at once, with people whom two tools know by different names, and one delivery that no mapping
+wants; after that a trickle keeps the board alive.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from itertools import groupby
+from typing import Any, Literal
 
 import httpx
 import structlog
@@ -22,6 +24,8 @@ DAYS = 10
 LEADS = 90
 BATCH = 200
 TRICKLE_S = (1.0, 4.0)
+TOOLS_EVERY = 6
+"""Of so many leads one is told of by several tools; every second of these has two names among them."""
 
 _log = structlog.get_logger("baton.demo")
 
@@ -52,6 +56,18 @@ _NEXT = {
 }
 
 Event = dict[str, Any]
+Tool = Literal["events", "generic", "segment"]
+Told = tuple[Tool, Event]
+"""Who tells it, in its own form."""
+_WEBHOOK: dict[str, Tool] = {
+    "webinar.attended": "generic", "form.submitted": "generic",
+    "page.viewed": "segment", "content.downloaded": "segment",
+}  # fmt: skip
+# A badge scanner whose fields nobody has mapped yet.
+ODD_DELIVERY = {
+    "scanner": "hall-4", "badge": {"no": "B-20817", "mail": "rosa.lindt@orchard-foods.example"},
+    "stand": "4C-12", "note": "wants a call about the logistics package",
+}  # fmt: skip
 
 
 def _event(type: str, time: datetime, email: str, **data: Any) -> Event:
@@ -103,10 +119,60 @@ def lead_story(chance: random.Random, start: datetime, until: datetime) -> list[
     return [e for e in events if datetime.fromisoformat(e["time"]) <= until]
 
 
-def first_days(chance: random.Random, now: datetime) -> Iterator[Event]:
+def by_its_tool(event: Event) -> Told:
+    """Put an event into the form of the tool that would tell it."""
+    tool, data = _WEBHOOK.get(event["type"], "events"), event["data"]
+    if tool == "generic":
+        return tool, {"type": event["type"], "id": event["id"], "time": event["time"], **data}
+    if tool == "segment":
+        call = {"type": "page", "name": "Pricing"} if event["type"] == "page.viewed" else {
+            "type": "track", "event": "Content Downloaded"
+        }  # fmt: skip
+        return tool, {
+            **call, "messageId": event["id"], "timestamp": event["time"],
+            "anonymousId": uuid.uuid5(uuid.NAMESPACE_DNS, data["email"]).hex,
+            "context": {"traits": {"email": data["email"]}},
+        }  # fmt: skip
+    return tool, event
+
+
+def product_user(chance: random.Random, email: str, start: datetime, end: datetime) -> list[Told]:
+    """Tell what the product knows of somebody: a user id, and only at last the address.
+
+    Until then nobody can know that the user and the lead with this address are one person.
+    """
+    user = f"user_{chance.randrange(16**6):06x}"
+    calls: tuple[dict[str, Any], ...] = (
+        {"type": "page", "name": "Product tour"},
+        {"type": "track", "event": "Signed Up"},
+        {"type": "track", "event": "Trial Started"},
+        {"type": "identify", "traits": {"email": email}},
+    )
+    step = (end - start) / (len(calls) + 1)
+    return [
+        ("segment", {**call, "userId": user, "messageId": uuid.uuid4().hex,
+                     "timestamp": (start + step * (place + 1)).isoformat()})
+        for place, call in enumerate(calls)
+    ]  # fmt: skip
+
+
+def _time(told: Told) -> datetime:
+    return datetime.fromisoformat(told[1].get("time") or told[1]["timestamp"])
+
+
+def first_days(chance: random.Random, now: datetime) -> Iterator[Told]:
     """Tell the days before `now`, lead after lead."""
-    for _ in range(LEADS):
-        yield from lead_story(chance, now - timedelta(days=chance.uniform(0.05, DAYS)), now)
+    for number in range(LEADS):
+        story = lead_story(chance, now - timedelta(days=chance.uniform(0.05, DAYS)), now)
+        if number % TOOLS_EVERY:
+            for event in story:
+                yield "events", event
+            continue
+        told = [by_its_tool(event) for event in story]
+        if number % (2 * TOOLS_EVERY) == 0 and story:
+            start = datetime.fromisoformat(story[0]["time"])
+            told += product_user(chance, story[0]["data"]["email"], start, now)
+        yield from sorted(told, key=_time)
 
 
 async def run(url: str, key: str) -> None:
@@ -116,9 +182,8 @@ async def run(url: str, key: str) -> None:
         base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=10
     ) as client:
         if not (await client.get("/v1/leads", params={"limit": 1})).json()["items"]:
-            events = list(first_days(random.Random(7), datetime.now(UTC)))
-            for start in range(0, len(events), BATCH):
-                await _send(client, events[start : start + BATCH])
+            await _send(client, first_days(random.Random(7), datetime.now(UTC)))
+            await _send(client, [("generic", ODD_DELIVERY)])
         while True:
             await asyncio.sleep(chance.uniform(*TRICKLE_S))
             try:
@@ -127,25 +192,38 @@ async def run(url: str, key: str) -> None:
                 _log.warning("demo.waits", reason=type(error).__name__)
 
 
-async def _send(client: httpx.AsyncClient, events: list[Event]) -> None:
-    answer = await client.post("/v1/events", json=events, headers={"content-type": BATCHED})
-    answer.raise_for_status()
+async def _send(client: httpx.AsyncClient, told: Iterable[Told]) -> None:
+    """Send in order, what one tool tells in a row as one request."""
+    for tool, run_of in groupby(told, key=lambda each: each[0]):
+        messages = [message for _, message in run_of]
+        for start in range(0, len(messages), BATCH):
+            some = messages[start : start + BATCH]
+            if tool == "events":
+                headers = {"content-type": BATCHED}
+                answer = await client.post("/v1/events", json=some, headers=headers)
+            elif tool == "generic":
+                answer = await client.post("/webhooks/generic", json=some if some[1:] else some[0])
+            else:
+                answer = await client.post("/v1/batch", json={"batch": some})
+            answer.raise_for_status()
 
 
-async def _next(client: httpx.AsyncClient, chance: random.Random) -> list[Event]:
+async def _next(client: httpx.AsyncClient, chance: random.Random) -> list[Told]:
     """Let somebody on the board take a next step, or a new lead come."""
     now = datetime.now(UTC)
     if chance.random() < 0.3:
         email, about = _person(chance)
-        return [_event("lead.created", now, email, **about)]
+        return [("events", _event("lead.created", now, email, **about))]
     stage = chance.choice(list(_NEXT))
     answer = await client.get("/v1/leads", params={"stage": stage, "limit": 50})
     leads = [lead for lead in answer.json()["items"] if lead["email"]]
     if not leads:
         return []
     email = chance.choice(leads)["email"]
+    if chance.random() < 0.05:
+        return product_user(chance, email, now - timedelta(minutes=1), now)
     if chance.random() < 0.35:
-        return [_event(chance.choice(_TOUCHES), now, email)]
+        return [by_its_tool(_event(chance.choice(_TOUCHES), now, email))]
     if stage in ("sql", "proposal", "closing") and chance.random() < 0.25:
-        return [_event("deal.lost", now, email, reason=chance.choice(_LOST))]
-    return [_event(_NEXT[stage], now, email)]
+        return [("events", _event("deal.lost", now, email, reason=chance.choice(_LOST)))]
+    return [by_its_tool(_event(_NEXT[stage], now, email))]

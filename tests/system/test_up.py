@@ -28,6 +28,11 @@ def test_demo_fills_the_board_and_keeps_it_alive(tmp_path: Path) -> None:
         stages = {s["stage"]: s for s in baton.get("/v1/funnel")["stages"]}
         assert all(stages[key]["reached"] for key in ("lead", "mql", "sql", "proposal"))
         until(lambda: baton.alerts(), "alerts")
+        (odd,) = until(lambda: baton.get("/v1/quarantine")["items"], "the delivery nobody maps")
+        assert odd["source"] == "generic"
+        leads = baton.get("/v1/leads", limit=200)["items"]
+        merged = [lead for lead in leads if baton.get(f"/v1/leads/{lead['id']}")["merged_from"]]
+        assert len(merged) >= 3
         before = len(baton.feed())
         until(lambda: len(baton.feed()) > before, "the trickle")
     finally:

@@ -89,6 +89,12 @@ def fact(name: str) -> str:
     return name.partition(".")[2].replace("_", " ") or name
 
 
+def happening(type: str) -> str:
+    """Give an event's type that no playbook has a label for: ``email.spam_reported``, Email spam reported."""
+    words = type.replace(".", " ").replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
 def facts(names: Iterable[str]) -> str:
     """Give the names of missing facts as one text."""
     return ", ".join(fact(n) for n in names)
@@ -119,6 +125,6 @@ def pretty(value: Any) -> str:
 
 def teach(environment: Environment) -> None:
     """Give the templates these words."""
-    for word in (span, ago, since, iso, absolute, percent, points, fact, facts, initials,
+    for word in (span, ago, since, iso, absolute, percent, points, fact, facts, happening, initials,
                  status_word, shown, pretty):  # fmt: skip
         environment.filters[word.__name__] = word
