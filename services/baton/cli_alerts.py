@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.baton.command import DATA, NOTIFIER_URL, Data, NotifierUrl, api_key, fail, run
+from services.baton.command import DATA, NOTIFIER_URL, Data, NotifierUrl, api_key, fail, run, told
 
 if TYPE_CHECKING:
     from services.contracts.team import Person, Team
@@ -108,7 +108,7 @@ def try_channels(
     answer = run(send())
     body = answer.json()
     if answer.status_code != 200:
-        fail(f"{body.get('detail', answer.text)} {body.get('remedy', '')}".strip())
+        fail(told(body) or answer.text)
     for each in body["items"]:
         reason = f"  {each['reason']}" if each["reason"] else ""
         print(f"{each['result']:10} {each['channel']:24} {each['latency_ms']} ms{reason}")

@@ -123,7 +123,7 @@ def by_its_tool(event: Event) -> Told:
     """Put an event into the form of the tool that would tell it."""
     tool, data = _WEBHOOK.get(event["type"], "events"), event["data"]
     if tool == "generic":
-        return tool, {"type": event["type"], "id": event["id"], "time": event["time"], **data}
+        return tool, {"type": event["type"], "event_id": event["id"], "time": event["time"], **data}
     if tool == "segment":
         call = {"type": "page", "name": "Pricing"} if event["type"] == "page.viewed" else {
             "type": "track", "event": "Content Downloaded"

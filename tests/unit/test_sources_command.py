@@ -31,7 +31,7 @@ def test_a_sample_is_shown_to_people_and_to_programs() -> None:
     assert "email=ada@example.com" in shown
     code, text, _ = baton("test", "generic", sample, "--json", *DIRECTORY)
     assert code == 0
-    assert json.loads(text)["events"][0]["id"] == "zap-1"
+    assert json.loads(text)["events"][0]["type"] == "demo.requested"
 
 
 def test_a_sample_that_would_be_quarantined_says_why() -> None:
