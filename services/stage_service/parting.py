@@ -59,19 +59,33 @@ WITH told AS (
 named AS (
   UPDATE stage.identities SET lead_id = $2 WHERE lead_id = $1 AND own_lead_id = ANY($3::uuid[])),
 forgotten AS (DELETE FROM stage.barriers WHERE inherited_by = $4),
-parted AS (
-  INSERT INTO stage.barriers (one, other, merge_id) VALUES (least($1, $2), greatest($1, $2), $4)
-  ON CONFLICT (one, other) DO NOTHING),
 freed AS (
   UPDATE stage.leads SET regrouped_by = pg_current_xact_id(),
     merged_into = CASE WHEN id = $2 THEN NULL ELSE merged_into END WHERE id IN ($1, $2))
 UPDATE stage.merges SET undone_at = $5, undone_by = $6, undone_reason = $7, undone_event_id = $8
-WHERE id = $4 AND undone_at IS NULL RETURNING survivor::text, owners
+WHERE id = $4 AND undone_at IS NULL RETURNING survivor::text, owners, recorded_at
+"""
+
+# $1, the lead it is part of, and so on, each with the merge that put the one before it there.
+_WAY = """
+WITH RECURSIVE way(id, merge_id, step) AS (
+  SELECT $1::uuid, NULL::uuid, 0
+  UNION ALL SELECT m.survivor, m.id, w.step + 1 FROM way w
+    JOIN stage.merges m ON m.merged = w.id AND m.undone_at IS NULL)
+SELECT id::text, merge_id::text FROM way ORDER BY step
+"""
+
+# Leads above the one that it was parted from stay apart as long as that one is part of them.
+_BAR = """
+INSERT INTO stage.barriers AS b (one, other, merge_id, inherited_by)
+SELECT least($1, k.id), greatest($1, k.id), $2, k.merge_id
+FROM unnest($3::uuid[], $4::uuid[]) AS k(id, merge_id)
+ON CONFLICT (one, other) DO UPDATE SET inherited_by = NULL WHERE excluded.inherited_by IS NULL
 """
 
 _LATER = """
 SELECT source, id, data FROM stage.events
-WHERE lead_id = $1 AND (own_lead_id IS NULL OR own_lead_id = $1) AND source <> 'baton'
+WHERE lead_id = $1 AND (own_lead_id IS NULL OR own_lead_id = ANY($2::uuid[])) AND source <> 'baton'
 ORDER BY recorded_at, source, id
 """
 
@@ -110,7 +124,7 @@ async def part(
     recorded_at: datetime,
     new_id: Callable[[], str],
 ) -> tuple[list[Message], list[Record]] | None:
-    """Undo a merge whose leads are locked as `records`; None when it was undone already.
+    """Undo a merge whose leads are locked as `records`; None when others were faster.
 
     Gives what is published, and the third leads that go with the merged one, as they were.
     """
@@ -123,7 +137,14 @@ async def part(
     )  # fmt: skip
     if done is None:
         return None
-    followers = await _share_later(connection, survivor, merged, policy)
+    way = await connection.fetch(_WAY, done["survivor"])
+    if way[-1]["id"] != survivor:  # the merged lead is part of another by now
+        return None
+    holders = [row["id"] for row in way]
+    await connection.execute(
+        _BAR, merged, parting.merge_id, holders, [row["merge_id"] for row in way]
+    )
+    followers = await _share_later(connection, holders, merged, done["recorded_at"], policy)
     if done["survivor"] == survivor:
         _take_back(records[survivor], records[merged], msgspec.json.decode(done["owners"]))
     await store.restore_journeys(connection, records[merged], journey_id)
@@ -176,30 +197,33 @@ async def _merge_again(
 
 
 async def _share_later(
-    connection: Connection, survivor: str, merged: str, policy: Policy
+    connection: Connection, holders: list[str], merged: str, since: datetime, policy: Policy
 ) -> list[Follower]:
     """Give `merged` the events that came after the merge and name it first, and what they claimed.
 
-    Gives the third leads that such an event merged in.
+    `holders` are the lead it was merged into at the moment `since`, the one that is part of by now, and so
+    on to the survivor of all. Gives the third leads that such an event merged in.
     """
-    followers = await _followers(connection, survivor)
+    survivor = holders[-1]
+    followers = await _followers(connection, holders)
     owned: dict[Key, str] = {}
     unsettled: set[Key] = set()
     own_by_key: dict[Key, str | None] = {}
-    for kind, value, lead, own in await connection.fetch(
-        """SELECT kind, value, lead_id::text, own_lead_id::text FROM stage.identities
-           WHERE lead_id IN ($1, $2)""",
-        survivor, merged,
+    for kind, value, lead, own, is_later in await connection.fetch(
+        """SELECT kind, value, lead_id::text, own_lead_id::text, recorded_at >= $3
+           FROM stage.identities WHERE lead_id IN ($1, $2)""",
+        survivor, merged, since,
     ):  # fmt: skip
         own_by_key[kind, value] = own
-        if lead == survivor and own in (None, survivor):  # the events say, in the order they came
+        # Claimed after the merge: the events say by whom, in the order they came.
+        if lead == survivor and (own is None or (own in holders and is_later)):
             unsettled.add((kind, value))
         else:
             owned[kind, value] = lead
     events: list[tuple[str, str]] = []
     claimed: list[Key] = []
     going: list[Follower] = []
-    for source, id, data in await connection.fetch(_LATER, survivor):
+    for source, id, data in await connection.fetch(_LATER, survivor, holders):
         said = msgspec.json.decode(data)
         keys = keys_of(store.sent_identities(said), said, policy)[0]
         here = followers.get((source, id), ())
@@ -226,14 +250,15 @@ async def _share_later(
 
 
 async def _followers(
-    connection: Connection, survivor: str
+    connection: Connection, holders: list[str]
 ) -> dict[tuple[str, str], list[Follower]]:
-    """Give the leads that are directly part of `survivor`, by the event that merged them in."""
+    """Give the leads that are directly part of one of `holders`, by the event that merged them in."""
     found: dict[tuple[str, str], list[Follower]] = {}
     for row in await connection.fetch(
         """SELECT id::text, merged::text, event_source, event_id FROM stage.merges
-           WHERE survivor = $1 AND undone_at IS NULL AND event_source <> 'baton'""",
-        survivor,
+           WHERE survivor = ANY($1::uuid[]) AND merged <> ALL($1::uuid[]) AND undone_at IS NULL
+             AND event_source <> 'baton'""",
+        holders,
     ):
         tree = [r["id"] for r in await connection.fetch(_TREE, row["merged"])]
         key = (row["event_source"], row["event_id"])

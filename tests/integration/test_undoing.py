@@ -1,0 +1,139 @@
+"""Undoing merges in the hard cases: weak identities shared before, later merges, barriers, other orders."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from services.contracts.events import MERGED_BY_HAND, UNMERGED_BY_HAND
+from services.stage_service.errors import UnavailableError
+from tests.integration.test_lane import Wired, clean, wired
+from tests.integration.test_merging import by_hand, live, owned, part, said
+
+
+@pytest.fixture
+async def it(database_url: str) -> AsyncIterator[Wired]:
+    async with wired(database_url) as w:
+        yield w
+
+
+async def leads_of_events(it: Wired) -> dict[str, str]:
+    """Whose each tool's event is."""
+    rows = await it.pool.fetch("SELECT id, lead_id::text FROM stage.events WHERE source = '/t'")
+    return {r["id"]: r["lead_id"] for r in rows}
+
+
+async def test_what_came_before_the_merge_stays_whose_it_was(it: Wired) -> None:
+    """The survivor named itself by an event with a phone that the other had first: it is the survivor's."""
+    phone = {"phone": "+49 30 901820"}
+    await it.lane.submit([said("page.viewed", 0, id="visit", anonymous_id="x")])
+    await it.lane.submit([said("lead.created", 1, id="other", email="c@d.example", **phone)])
+    await it.lane.submit(
+        [said("demo.requested", 2, id="demo", email="a@b.example", anonymous_id="x", **phone)]
+    )
+    one, other = await live(it)
+    before, people = await leads_of_events(it), await owned(it)
+    assert before == {"visit": one, "demo": one, "other": other}
+    await it.lane.submit_alone(by_hand(MERGED_BY_HAND, one, other))
+    await part(it, other)
+    assert await leads_of_events(it) == before
+    assert await owned(it) == people
+    await clean(it.url)
+
+
+async def test_what_one_batch_brought_stays_together(it: Wired) -> None:
+    """Events of one request were recorded in the same moment, whatever their ids."""
+    phone = {"phone": "+49 30 901820"}
+    [first] = await it.lane.submit([said("page.viewed", 0, id="z", external_ids={"crm": "1"})])
+    await it.lane.submit([said("lead.created", 0, id="other", email="c@d.example", **phone)])
+    await it.lane.submit(
+        [
+            said("lead.created", 0, id="y", external_ids={"crm": "1"}, email="a@b.example"),
+            said("demo.requested", 0, id="a", email="a@b.example", **phone),
+        ]
+    )
+    one, other = await live(it)
+    before, people = await leads_of_events(it), await owned(it)
+    assert (before["a"], before["y"]) == (one, one) == (first.lead_id, first.lead_id)
+    await it.lane.submit_alone(by_hand(MERGED_BY_HAND, one, other))
+    await part(it, other)
+    assert await leads_of_events(it) == before
+    assert await owned(it) == people
+    await clean(it.url)
+
+
+async def test_what_came_between_goes_with_it_after_later_merges_too(it: Wired) -> None:
+    """C was merged into B, an event named C, and B was merged into A: undone, the event is C's."""
+    for n, name in enumerate("abc"):
+        await it.lane.submit([said("lead.created", n, email=f"{name}@b.example")])
+    a, b, c = await live(it)
+    await it.lane.submit_alone(by_hand(MERGED_BY_HAND, b, c))
+    await it.lane.submit(
+        [said("demo.requested", 5, id="demo", email="c@b.example", external_ids={"crm": "7"})]
+    )
+    await it.lane.submit_alone(by_hand(MERGED_BY_HAND, a, b))
+    await part(it, c)
+    assert await live(it) == [a, c]
+    assert (await leads_of_events(it))["demo"] == c
+    assert frozenset({"email c@b.example", "external:crm 7"}) in await owned(it)
+    await clean(it.url)
+
+
+async def test_a_third_lead_goes_with_it_after_later_merges_too(it: Wired) -> None:
+    for n, name in enumerate("abcd"):
+        await it.lane.submit([said("lead.created", n, email=f"{name}@b.example")])
+    a, b, c, d = await live(it)
+    await it.lane.submit_alone(by_hand(MERGED_BY_HAND, b, c))
+    for n, name in enumerate("cd"):
+        await it.lane.submit(
+            [said("x", 5 + n, email=f"{name}@b.example", external_ids={"crm": "7"})]
+        )
+    await it.lane.submit_alone(by_hand(MERGED_BY_HAND, a, b))
+    assert await live(it) == [a]
+    await part(it, c)
+    assert await live(it) == [a, c]
+    assert await it.pool.fetchval("SELECT merged_into::text FROM stage.leads WHERE id = $1", d) == c
+    await clean(it.url)
+
+
+async def test_who_was_parted_in_a_chain_is_parted_from_every_link(it: Wired) -> None:
+    """C was parted while B was part of A: neither A nor B, once by itself again, is merged with C."""
+    for n, name in enumerate("abc"):
+        await it.lane.submit([said("lead.created", n, email=f"{name}@b.example")])
+    a, b, c = await live(it)
+    await it.lane.submit_alone(by_hand(MERGED_BY_HAND, b, c))
+    await it.lane.submit_alone(by_hand(MERGED_BY_HAND, a, b))
+    await part(it, c)
+    await part(it, b)
+    assert await live(it) == [a, b, c]
+    for n, name in enumerate("bc"):
+        await it.lane.submit(
+            [said("x", 9 + n, email=f"{name}@b.example", external_ids={"crm": "7"})]
+        )
+    assert await live(it) == [a, b, c]
+    # Nothing parted A and C by themselves: that they were held apart went with B.
+    for n, name in enumerate("ac"):
+        await it.lane.submit(
+            [said("x", 19 + n, email=f"{name}@b.example", external_ids={"erp": "7"})]
+        )
+    assert await live(it) == [a, b]
+    await clean(it.url)
+
+
+async def test_a_parting_that_others_overtook_changes_nothing(it: Wired) -> None:
+    """Asked for while C was in A by way of B, and B was parted meanwhile: C is B's, and stays whole."""
+    for n, name in enumerate("abc"):
+        await it.lane.submit([said("demo.requested", n, email=f"{name}@b.example")])
+    a, b, c = await live(it)
+    await it.lane.submit_alone(by_hand(MERGED_BY_HAND, b, c))
+    merge_id = await it.pool.fetchval("SELECT id::text FROM stage.merges")
+    await it.lane.submit_alone(by_hand(MERGED_BY_HAND, a, b))
+    await part(it, b)
+    people = await owned(it)
+    with pytest.raises(UnavailableError):
+        await it.lane.submit_alone(by_hand(UNMERGED_BY_HAND, a, merge_id=merge_id, lead=c))
+    assert await owned(it) == people
+    await part(it, c)
+    assert await live(it) == [a, b, c]
+    await clean(it.url)
