@@ -6,7 +6,7 @@ such an event merged in goes with it. A barrier stays: no event merges the two a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -220,33 +220,68 @@ async def _share_later(
             unsettled.add((kind, value))
         else:
             owned[kind, value] = lead
-    events: list[tuple[str, str]] = []
-    claimed: list[Key] = []
-    going: list[Follower] = []
+    told: list[tuple[tuple[str, str], Sequence[Key]]] = []
     for source, id, data in await connection.fetch(_LATER, survivor, holders):
         said = msgspec.json.decode(data)
-        keys = keys_of(store.sent_identities(said), said, policy)[0]
-        here = followers.get((source, id), ())
-        # What a third lead brought itself does not say which of both it was merged for.
-        brought = {key for key in keys for f in here if own_by_key.get(key) in f.tree}
-        lead = next((owned[k] for k in keys if k in owned and k not in brought), survivor)
-        if lead != merged:
-            owned.update({key: lead for key in keys if key in unsettled and key not in owned})
-            continue
-        events.append((source, id))
-        for key in keys:
-            if key in unsettled and key not in owned:
-                owned[key] = merged
-                claimed.append(key)
-        for follower in here:
-            going.append(follower)
-            owned.update({k: merged for k, own in own_by_key.items() if own in follower.tree})
-    if events:
+        told.append(((source, id), keys_of(store.sent_identities(said), said, policy)[0]))
+    share = _Share(survivor, merged, owned, unsettled, own_by_key, followers)
+    while share.take(told):
+        told = [each for each in told if each[0] not in share.events]
+    if share.events:
         await connection.execute(
-            _GIVE, merged, [e[0] for e in events], [e[1] for e in events],
-            [k[0] for k in claimed], [k[1] for k in claimed],
+            _GIVE, merged, [e[0] for e in share.events], [e[1] for e in share.events],
+            [k[0] for k in share.claimed], [k[1] for k in share.claimed],
         )  # fmt: skip
-    return going
+    return share.going
+
+
+class _Share:
+    """What goes with `merged` of what came while it was part of `survivor`. Pure.
+
+    `owned` says whose the identities are that are settled, and learns; `own_by_key` whose they were.
+    """
+
+    def __init__(
+        self,
+        survivor: str,
+        merged: str,
+        owned: dict[Key, str],
+        unsettled: set[Key],
+        own_by_key: dict[Key, str | None],
+        followers: dict[tuple[str, str], list[Follower]],
+    ) -> None:
+        self._survivor = survivor
+        self._merged = merged
+        self._owned = owned
+        self._unsettled = unsettled
+        self._own_by_key = own_by_key
+        self._followers = followers
+        self.events: dict[tuple[str, str], None] = {}
+        self.claimed: list[Key] = []
+        self.going: list[Follower] = []
+
+    def take(self, told: Sequence[tuple[tuple[str, str], Sequence[Key]]]) -> bool:
+        """Decide of the events `told`, in the order they came.
+
+        True when a third lead goes too: one that was told before, in the same batch, may be that lead's.
+        """
+        owned, going = self._owned, len(self.going)
+        for event, keys in told:
+            here = self._followers.get(event, ())
+            # What a third lead brought itself does not say which of both it was merged for.
+            brought = {key for key in keys for f in here if self._own_by_key.get(key) in f.tree}
+            lead = next((owned[k] for k in keys if k in owned and k not in brought), self._survivor)
+            free = [key for key in keys if key in self._unsettled and key not in owned]
+            owned.update(dict.fromkeys(free, lead))
+            if lead != self._merged:
+                continue
+            self.events[event] = None
+            self.claimed += free
+            for follower in here:
+                self.going.append(follower)
+                theirs = (k for k, own in self._own_by_key.items() if own in follower.tree)
+                owned.update(dict.fromkeys(theirs, self._merged))
+        return len(self.going) > going
 
 
 async def _followers(

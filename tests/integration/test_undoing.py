@@ -137,3 +137,24 @@ async def test_a_parting_that_others_overtook_changes_nothing(it: Wired) -> None
     await part(it, c)
     assert await live(it) == [a, b, c]
     await clean(it.url)
+
+
+async def test_what_a_third_lead_told_before_it_was_merged_goes_with_it(it: Wired) -> None:
+    """In the batch that merged the third lead in, it had been told of by itself."""
+    for n, name in enumerate("ab"):
+        await it.lane.submit([said("lead.created", n, email=f"{name}@b.example")])
+    await it.lane.submit([said("lead.created", 2, external_ids={"crm": "7"})])
+    a, b, c = await live(it)
+    await it.lane.submit_alone(by_hand(MERGED_BY_HAND, a, b))
+    await it.lane.submit(
+        [
+            said("demo.requested", 5, id="demo", external_ids={"crm": "7"}),
+            said("x", 5, id="link", email="b@b.example", external_ids={"crm": "7"}),
+        ]
+    )
+    assert await live(it) == [a]
+    await part(it, b)
+    assert await leads_of_events(it) | {"demo": b, "link": b} == await leads_of_events(it)
+    await part(it, c)
+    assert (await leads_of_events(it))["demo"] == c
+    await clean(it.url)
