@@ -352,7 +352,7 @@ class StageTransitioned(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     """``baton.stage.transitioned.v1``: a journey entered another stage.
 
     With ``type`` ``baton.transition.corrected.v1`` the same shape tells corrected history:
-    `replaces` names the transitions that no longer hold.
+    `replaces` names the transitions that no longer hold; `ended`: the journey is no more.
     """
 
     transition_id: str
@@ -374,6 +374,7 @@ class StageTransitioned(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     alerts: list[AlertWish] = []
     skipped: list[str] = []
     replaces: list[str] = []
+    ended: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class LeadMerged(msgspec.Struct, frozen=True):

@@ -108,7 +108,8 @@ class Corrections:
     ) -> None:
         """End a journey that came with another lead and went with it: its records never happened."""
         self.ended.append(journey_id(record.id, name))
-        replaced = revise(past, [], lambda _: False).replaced
+        # Where nothing holds any more, who was told of the journey still counts it until told of its end.
+        replaced = revise(past, [], lambda _: False).replaced or past
         if replaced:
             playbook = self._shelf.version(journey.playbook, journey.version)
             move = _taken_back(
@@ -116,7 +117,7 @@ class Corrections:
             )
             row = self._journal.retraction(
                 record, playbook, move, [r.id for r in replaced], change.cause.traceparent,
-                alert=False,
+                alert=False, ended=True,
             )  # fmt: skip
             self._told(change.cause, row, move)
 
@@ -161,11 +162,13 @@ def _taken_back(
     assert record.lead is not None  # noqa: S101
     stage, cause = playbook.stages[key], change.cause
     at = replaced[0].occurred_at
-    gone = ", ".join(f"{r.from_stage} to {r.to_stage}" for r in replaced)
+    gone = ", ".join(
+        f"{r.from_stage} to {r.to_stage}" for r in replaced if r.from_stage != r.to_stage
+    )
     return Move(
         name, journey.playbook, playbook.version, journey.key, key, key, at, at, cause.source,
         cause.id, cause.type, None, None, stage.responsible[0], replaced[-1].role, [],
         funnel.score_of(record.lead, playbook, record.lead.last[0]),
-        f"Still in {stage.title}: {change.because} and takes back {gone}.",
+        f"Still in {stage.title}: {change.because} and takes back {gone or 'the journey'}.",
         {"retracted": [r.id for r in replaced]},
     )  # fmt: skip

@@ -177,8 +177,12 @@ class Journal:
         trace: str | None,
         *,
         alert: bool,
+        ended: bool = False,
     ) -> TransitionRow:
-        """Record that moves never happened: `move` starts and ends in the stage that holds."""
+        """Record that moves never happened: `move` starts and ends in the stage that holds.
+
+        `ended`: the journey itself is no more.
+        """
         facts = record.facts[move.journey]
         wishes: list[AlertWish] = []
         if alert:
@@ -187,7 +191,9 @@ class Journal:
                 self._own(record, facts, role)
                 urgent = playbook.stages[move.to_stage].urgent
                 wishes.append(AlertWish(role, _person(facts, role), urgent))
-        return self._write(record, playbook, move, "retraction", replaces, wishes, trace)
+        return self._write(
+            record, playbook, move, "retraction", replaces, wishes, trace, ended=ended
+        )
 
     def _own(self, record: Record, facts: Facts, role: str) -> None:
         """Choose the journey's owner for `role`, once: an owner sticks to the journey."""
@@ -205,6 +211,8 @@ class Journal:
         replaces: list[str],
         wishes: list[AlertWish],
         trace: str | None,
+        *,
+        ended: bool = False,
     ) -> TransitionRow:
         lead = record.lead
         assert lead is not None  # noqa: S101  a record with moves has been folded
@@ -246,6 +254,7 @@ class Journal:
             alerts=wishes,
             skipped=move.skipped,
             replaces=replaces,
+            ended=ended or msgspec.UNSET,
         )
         type_ = TRANSITIONED if kind == "transition" else CORRECTED
         headers = message_headers(id, type_, self.recorded_at, trace, record.id)
