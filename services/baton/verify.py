@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from services.baton.verify_identities import check_identities, identities_of_leads
 from services.baton.verify_merges import check_merges
 from services.contracts.events import MOVED_BY_HAND, TRANSITIONS_TOPIC
 from services.stage_service import funnel, store
@@ -103,6 +104,7 @@ async def _leads(connection: Connection, shelf: Shelf, ids: list[str], report: R
     states = {r["id"]: store.unpack_record(r["id"], r["state"]) for r in rows}
     stored = await store.events_of_leads(connection, ids)
     history = await store.history(connection, ids)
+    owned = await identities_of_leads(connection, ids)
     journeys: dict[str, dict[str, Any]] = {}
     for r in await connection.fetch(
         """SELECT lead_id::text, id::text, stage, furthest_stage, sequence, started_at, entered_at,
@@ -116,6 +118,7 @@ async def _leads(connection: Connection, shelf: Shelf, ids: list[str], report: R
     for lead_id in ids:
         report.leads += 1
         report.events += len(stored[lead_id])
+        check_identities(lead_id, owned[lead_id], (e for e, _ in stored[lead_id]), report.found)
         record = states[lead_id]
         lead, moves, _ = funnel.refold((e, shelf.at(epoch)) for e, epoch in stored[lead_id])
         if lead is None or record.lead is None:

@@ -384,21 +384,29 @@ async def test_verify_notices_a_merge_that_is_not_whole(it: Wired) -> None:
     await it.lane.submit([said("lead.created", 0, email="a@b.example")])
     await it.lane.submit([said("demo.requested", 5, external_ids={"crm": "7"})])
     await it.lane.submit([said("x", 9, email="a@b.example", external_ids={"crm": "7"})])
+    [other] = await it.lane.submit([said("lead.created", 0, email="other@b.example")])
     await clean(it.url)
+    tables = ("leads", "identities", "merges", "events", "journeys")
     for breakage in (
         "UPDATE stage.leads SET merged_into = NULL",
         "UPDATE stage.identities SET lead_id = own_lead_id WHERE own_lead_id IS NOT NULL",
         "DELETE FROM stage.merges",
         "UPDATE stage.merges SET event_id = 'other'",
         "UPDATE stage.events SET own_lead_id = gen_random_uuid() WHERE own_lead_id IS NOT NULL",
+        "UPDATE stage.identities SET lead_id = %other%, own_lead_id = NULL WHERE value = '7'",
+        "UPDATE stage.events SET lead_id = %other%, own_lead_id = NULL WHERE type = 'x'",
+        "DELETE FROM stage.identities WHERE value = '7'",
+        "UPDATE stage.journeys SET lead_id = (SELECT id FROM stage.leads WHERE merged_into IS NOT NULL) "
+        "WHERE lead_id <> %other%",
+        "UPDATE stage.leads SET merged_into = id WHERE merged_into IS NOT NULL",
     ):
         await it.pool.execute("CREATE SCHEMA kept")
-        for table in ("leads", "identities", "merges", "events"):
+        for table in tables:
             await it.pool.execute(f"CREATE TABLE kept.{table} AS TABLE stage.{table}")
-        await it.pool.execute(breakage)
+        await it.pool.execute(breakage.replace("%other%", f"'{other.lead_id}'"))
         report = await verify_database(it.url)
         assert report.findings, breakage
-        for table in ("leads", "identities", "merges", "events"):
+        for table in tables:
             await it.pool.execute(f"TRUNCATE stage.{table}")
             await it.pool.execute(f"INSERT INTO stage.{table} SELECT * FROM kept.{table}")
         await it.pool.execute("DROP SCHEMA kept CASCADE")
