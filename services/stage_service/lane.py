@@ -26,7 +26,7 @@ from services.contracts.team import Team
 from services.stage_service import metrics
 from services.stage_service.batch import Batch, Outcome, RacedError
 from services.stage_service.errors import OverloadedError, UnavailableError
-from services.stage_service.identities import Policy
+from services.stage_service.identities import LEAD_IDENTITY, Policy
 from services.stage_service.playbook import Playbook
 from services.stage_service.shelf import Shelf
 
@@ -58,6 +58,10 @@ def new_id() -> str:
 
 
 _NOBODY = (("", ""),)
+
+
+def _names_by_id(event: LeadEvent) -> bool:
+    return bool(event.identities) and event.identities[0][0] == LEAD_IDENTITY
 
 
 class _Request:
@@ -262,6 +266,11 @@ class Lane:
             for waiting in batch:
                 waiting.request.fail(failure)
         except UnavailableError as error:  # too many writers: halves would only write more often
+            by_id = [w for w in batch if _names_by_id(w.event)]
+            if 0 < len(by_id) < len(batch):  # a lead that was merged meanwhile holds nobody else up
+                await self._settle([w for w in batch if w not in by_id])
+                await self._settle(by_id)
+                return
             for waiting in batch:
                 waiting.request.fail(error)
         except Exception as error:  # a bug, or an event that does what we did not foresee

@@ -15,6 +15,7 @@ from services.baton.verify import verify_database
 from services.contracts.events import (
     MAIN,
     MERGED_BY_HAND,
+    MOVED_BY_HAND,
     UNMERGED_BY_HAND,
     LeadEvent,
     identities_of,
@@ -456,3 +457,21 @@ async def test_merges_and_partings_beside_traffic(database_url: str) -> None:
         ) == len(sent)
         assert await one.pool.fetchval("SELECT count(*) FROM stage.merges") > 5
     await clean(database_url)
+
+
+async def test_a_move_that_a_merge_overtook_takes_nobody_along(it: Wired) -> None:
+    """A move by hand of a lead that is part of another by now is refused; its batch is not."""
+    await it.lane.submit([said("lead.created", 0, email="a@b.example")])
+    await it.lane.submit([said("lead.created", 1, email="c@d.example")])
+    one, other = await live(it)
+    await it.lane.submit_alone(by_hand(MERGED_BY_HAND, one, other))
+    moved, told = await asyncio.gather(
+        it.lane.submit([by_hand(MOVED_BY_HAND, other, to="nurture", playbook="sales")]),
+        it.lane.submit([said("demo.requested", 5, email="a@b.example")]),
+        return_exceptions=True,
+    )
+    assert isinstance(moved, UnavailableError)
+    assert not isinstance(told, BaseException)
+    assert [o.status for o in told] == ["applied"]
+    assert await it.ways() == [("lead", "mql")]
+    await clean(it.url)
