@@ -73,7 +73,7 @@ async def standing_of(
 
 # Rows of this transaction are the batch's own events and claims: they came with the merge, not before it.
 _ABSORB = """
-WITH member AS (SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS m(lead, root)),
+WITH RECURSIVE member AS (SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS m(lead, root)),
 pair AS (
   SELECT * FROM unnest($3::uuid[], $4::uuid[], $5::uuid[], $6::text[], $7::text[], $8::text[],
     $9::timestamptz[], $10::text[], $11::text[], $12::jsonb[], $13::text[])
@@ -91,13 +91,15 @@ ended AS (
 lifted AS (
   DELETE FROM stage.barriers b USING pair p
   WHERE b.one = least(p.survivor, p.merged) AND b.other = greatest(p.survivor, p.merged)),
+kept_apart(lead, other, merge_id, inherited_by) AS (
+  SELECT p.survivor, CASE WHEN b.one = p.merged THEN b.other ELSE b.one END, b.merge_id, p.id
+  FROM pair p JOIN stage.barriers b ON p.merged IN (b.one, b.other)
+  UNION ALL SELECT p.survivor, k.other, k.merge_id, p.id
+  FROM kept_apart k JOIN pair p ON p.merged = k.lead),
 inherited AS (
   INSERT INTO stage.barriers (one, other, merge_id, inherited_by)
-  SELECT least(p.survivor, x.lead), greatest(p.survivor, x.lead), x.merge_id, p.id
-  FROM pair p CROSS JOIN LATERAL (
-    SELECT CASE WHEN b.one = p.merged THEN b.other ELSE b.one END AS lead, b.merge_id
-    FROM stage.barriers b WHERE p.merged IN (b.one, b.other)) x
-  WHERE x.lead <> p.survivor
+  SELECT least(lead, other), greatest(lead, other), merge_id, inherited_by
+  FROM kept_apart WHERE lead <> other
   ON CONFLICT (one, other) DO NOTHING),
 recorded AS (
   INSERT INTO stage.merges (id, survivor, merged, event_source, event_id, event_type, occurred_at,

@@ -158,3 +158,33 @@ async def test_what_a_third_lead_told_before_it_was_merged_goes_with_it(it: Wire
     await part(it, c)
     assert (await leads_of_events(it))["demo"] == c
     await clean(it.url)
+
+
+async def test_a_barrier_is_inherited_through_a_chain_of_one_batch(it: Wired) -> None:
+    """B was parted from X; one batch makes B part of A and A part of Z: Z and X stay apart too."""
+    for n, name in enumerate("zabx"):
+        await it.lane.submit([said("lead.created", n, email=f"{name}@b.example")])
+    z, a, b, x = await live(it)
+    await it.lane.submit_alone(by_hand(MERGED_BY_HAND, b, x))
+    await part(it, x)
+    links = [("a", "one"), ("b", "one"), ("z", "two"), ("a", "two")]
+    await it.lane.submit(
+        [
+            said("x", 9 + n, email=f"{name}@b.example", external_ids={system: "1"})
+            for n, (name, system) in enumerate(links)
+        ]
+    )
+    assert await live(it) == [z, x]
+    for n, name in enumerate("zx"):
+        await it.lane.submit(
+            [said("x", 19 + n, email=f"{name}@b.example", external_ids={"three": "1"})]
+        )
+    assert await live(it) == [z, x]
+    # Once A is by itself again, B keeps A and X apart, and nothing keeps Z and X apart.
+    await part(it, a)
+    for n, (name, system) in enumerate([("a", "four"), ("x", "four"), ("z", "five"), ("x", "five")]):
+        await it.lane.submit(
+            [said("x", 29 + n, email=f"{name}@b.example", external_ids={system: "1"})]
+        )
+    assert await live(it) == [z, a]
+    await clean(it.url)
