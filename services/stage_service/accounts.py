@@ -21,6 +21,7 @@ DOMAIN_CHARACTERS_MAX = 253
 COMPANY_ATTRIBUTES = ("company_domain", "website")
 
 _HOST = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?(?://)?(?:[^/?#@]*@)?([^/?#:@]+)")
+_DOMAIN = re.compile(r"[a-z0-9.-]+")
 _suffixes = PublicSuffixList()
 
 
@@ -52,7 +53,7 @@ def company_domain(text: str) -> str | None:
         domain = host.encode("idna").decode()
     except UnicodeError:
         return None
-    if len(domain) > DOMAIN_CHARACTERS_MAX:
+    if len(domain) > DOMAIN_CHARACTERS_MAX or not _DOMAIN.fullmatch(domain):
         return None
     account = _suffixes.privatesuffix(domain)
     if account is None or account.rpartition(".")[2].isdecimal():  # an IP address

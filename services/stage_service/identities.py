@@ -33,9 +33,11 @@ SHARED_MAILBOXES = frozenset((
 ))  # fmt: skip
 IGNORED_VALUES = frozenset((
     "null", "undefined", "none", "nan", "nil", "n/a", "na", "unknown", "anonymous", "guest",
-    "[object object]", "00000000-0000-0000-0000-000000000000",
+    "[object object]", "-1", "false", "true",
 ))  # fmt: skip
 """What a tool sends as an id when it has none: everybody would become one person."""
+_PLACEHOLDERS = ("{{", "{%", "${", "*|", "%%", "[[")
+"""How what a tool's template should have filled in begins: the same for everybody, too."""
 DOTLESS_DOMAINS = frozenset(("gmail.com", "googlemail.com"))
 
 
@@ -97,13 +99,22 @@ def keys_of(
                                    f"read as one of {policy.region}"))  # fmt: skip
             else:
                 keys.append(("phone", number))
-        elif value.lower() in policy.ignored_values:
+        elif _says_none(value, policy):
             warnings.append(f"{spoken(kind)}: the value stands for no id, ignored")
         else:
             keys.append((kind, value))
     if any(is_strong(key, policy) for key in keys):
         keys = [key for key in keys if not is_shared(key, policy)]
     return tuple(dict.fromkeys(keys)), warnings
+
+
+def _says_none(value: str, policy: Policy) -> bool:
+    """Say whether an id stands for none: also one of zeros and dashes, as the nil UUID."""
+    return (
+        not value.strip("-0")
+        or value.startswith(_PLACEHOLDERS)
+        or value.lower() in policy.ignored_values
+    )
 
 
 def _folds(policy: Policy) -> bool:
@@ -126,7 +137,7 @@ def _emails(address: str, data: Mapping[str, Any], policy: Policy) -> list[Key]:
 
 @lru_cache(maxsize=10_000)
 def e164(text: str, region: str | None) -> str | None:
-    """Give a phone number as E.164 (``+4930901820``), or None when it cannot be one.
+    """Give a phone number as E.164 (``+4930901820``), or None when it cannot be one (``555 555 5555``).
 
     Numbers without a country code are read as those of `region`.
     """
@@ -134,7 +145,7 @@ def e164(text: str, region: str | None) -> str | None:
         number = phonenumbers.parse(text, region)
     except phonenumbers.NumberParseException:
         return None
-    if not phonenumbers.is_possible_number(number):
+    if not phonenumbers.is_possible_number(number) or len(set(str(number.national_number))) == 1:
         return None
     return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
 

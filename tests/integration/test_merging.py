@@ -300,15 +300,15 @@ async def test_two_lanes_link_the_same_people_at_once(database_url: str) -> None
     events: list[LeadEvent] = []
     for p in people:
         keys: list[dict[str, Any]] = [
-            {"email": f"p{p}@x.example"}, {"external_ids": {"crm": f"{p}"}},
-            {"external_ids": {"erp": f"{p}"}}, {"anonymous_id": f"a{p}"},
+            {"email": f"p{p}@x.example"}, {"external_ids": {"crm": f"c{p}"}},
+            {"external_ids": {"erp": f"e{p}"}}, {"anonymous_id": f"a{p}"},
         ]  # fmt: skip
         events += [said("page.viewed", n, **k) for n, k in enumerate(keys)]
         events += [said("demo.requested", 5, **keys[1])]
         events += [
             said("page.viewed", 6, **keys[0], **keys[3]),
             said("page.viewed", 7, **keys[0], **keys[1]),
-            said("page.viewed", 8, external_ids={"crm": f"{p}", "erp": f"{p}"}),
+            said("page.viewed", 8, external_ids={"crm": f"c{p}", "erp": f"e{p}"}),
         ]
     async with wired(database_url) as one, wired(database_url) as two:
         requests = [events[n::24] for n in range(24)]
@@ -419,7 +419,7 @@ async def test_merges_and_partings_beside_traffic(database_url: str) -> None:
     chance = random.Random(7)
     keys: list[dict[str, Any]] = [
         *({"email": f"p{n}@x.example"} for n in range(8)),
-        *({"external_ids": {"crm": f"{n}"}} for n in range(8)),
+        *({"external_ids": {"crm": f"c{n}"}} for n in range(8)),
         *({"anonymous_id": f"a{n}"} for n in range(4)),
     ]
     types = ("page.viewed", "demo.requested", "meeting.booked", "lead.recycled", "proposal.sent")

@@ -182,7 +182,9 @@ async def test_a_barrier_is_inherited_through_a_chain_of_one_batch(it: Wired) ->
     assert await live(it) == [z, x]
     # Once A is by itself again, B keeps A and X apart, and nothing keeps Z and X apart.
     await part(it, a)
-    for n, (name, system) in enumerate([("a", "four"), ("x", "four"), ("z", "five"), ("x", "five")]):
+    for n, (name, system) in enumerate(
+        [("a", "four"), ("x", "four"), ("z", "five"), ("x", "five")]
+    ):
         await it.lane.submit(
             [said("x", 29 + n, email=f"{name}@b.example", external_ids={system: "1"})]
         )

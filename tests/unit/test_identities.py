@@ -53,7 +53,7 @@ def test_several_ids_of_one_system() -> None:
     [
         ("+49 30 901820", None, "+4930901820"), ("030/90 18 20", "DE", "+4930901820"),
         ("030/90 18 20", None, None), ("(212) 555-0100", "US", "+12125550100"), ("call me", "US", None),
-        ("12", "US", None),
+        ("12", "US", None), ("555 555 5555", "US", None), ("0000000000", "US", None),
     ],
 )  # fmt: skip
 def test_phones_are_e164(text: str, region: str | None, number: str | None) -> None:
@@ -70,7 +70,11 @@ def test_a_phone_that_cannot_be_read_is_a_warning() -> None:
     assert keys_of((("phone", "12"),), {}, Policy())[1]
 
 
-@pytest.mark.parametrize("value", ["null", "Undefined", "[object Object]", "anonymous"])
+@pytest.mark.parametrize("value", [
+    "null", "Undefined", "[object Object]", "anonymous", "0", "-1", "--",
+    "00000000-0000-0000-0000-000000000000", "False", "{{contact.id}}",
+    "*|UNIQID|*", "%%subscriberid%%", "${user.id}",
+])  # fmt: skip
 def test_values_that_stand_for_no_id_name_nobody(value: str) -> None:
     found, warnings = keys_of((("anonymous", value), ("external:crm", value)), {}, Policy())
     assert (list(found), len(warnings)) == ([], 2)
@@ -230,6 +234,11 @@ def test_a_batch_asks_for_all_it_needs(events: list[list[Key]], owners: dict[Key
 )  # fmt: skip
 def test_accounts_are_registered_domains(text: str, account: str | None) -> None:
     assert company_domain(text) == account
+
+
+@pytest.mark.parametrize("text", ["acme.com (old)", "acme.com, Inc", "ac me.com", "n/a", "[::1]"])
+def test_what_is_no_domain_is_no_account(text: str) -> None:
+    assert company_domain(text) is None
 
 
 def test_the_account_of_a_lead() -> None:
