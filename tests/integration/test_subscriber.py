@@ -78,7 +78,7 @@ async def it(database_url: str) -> AsyncIterator[Wired]:
 
 
 def told(chance: random.Random, request: int, n: int) -> LeadEvent:
-    """What some tool says in the `request`: late or not, of one identity or two of one person, of a shared phone too."""
+    """What some tool says in the `request`: late or not, of one identity or two, of a shared phone too."""
     person = chance.randrange(PEOPLE)
     mine: list[dict[str, Any]] = [
         {"email": f"p{person}@x.example"}, {"external_ids": {"crm": f"c{person}"}},
