@@ -25,6 +25,7 @@ from services.contracts.events import (
     Message,
     message_headers,
 )
+from services.stage_service import store
 from services.stage_service.resolution import Link, Standing
 from services.stage_service.store import Connection, Facts, Owner, Record, as_json
 
@@ -111,6 +112,12 @@ UPDATE stage.leads l SET regrouped_by = pg_current_xact_id(),
 FROM member m WHERE l.id = m.lead
 """
 
+# A lead that owners came to, and that became part of another in the same batch, keeps them.
+_KEEP = """
+UPDATE stage.leads l SET state = k.state FROM unnest($1::uuid[], $2::bytea[]) AS k(id, state)
+WHERE l.id = k.id
+"""
+
 
 async def absorb(
     connection: Connection,
@@ -127,6 +134,7 @@ async def absorb(
     """
     rows: list[tuple[Any, ...]] = []
     messages: list[Message] = []
+    grown: set[str] = set()
     for link in links:
         survivor, merged = records[link.survivor], records[link.merged]
         id, cause = new_id(), link.cause
@@ -136,6 +144,7 @@ async def absorb(
             "\n".join(link.linked), link.reason, as_json(owners_of(survivor)), actor,
         ))  # fmt: skip
         inherit(survivor, merged)
+        grown.add(link.survivor)
         messages += told_of(LEAD_MERGED, LeadMerged(
             id, link.merged, link.survivor, link.merged, link.reason, link.linked,
             Cause(cause.id, cause.source, cause.type, None, actor), cause.time, recorded_at,
@@ -145,6 +154,12 @@ async def absorb(
         _ABSORB, members, [root(lead) for lead in members],
         *([row[i] for row in rows] for i in range(len(rows[0]))), recorded_at,
     )  # fmt: skip
+    between = [r for r in (records[link.merged] for link in links) if r.id in grown and r.lead]
+    if between:
+        await connection.execute(
+            _KEEP, [r.id for r in between],
+            [store.pack_state(r.lead, r.facts) for r in between if r.lead],
+        )  # fmt: skip
     for link in links:
         del records[link.merged]
     return messages

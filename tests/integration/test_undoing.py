@@ -190,3 +190,31 @@ async def test_a_barrier_is_inherited_through_a_chain_of_one_batch(it: Wired) ->
         )
     assert await live(it) == [z, a]
     await clean(it.url)
+
+
+async def test_owners_stick_through_a_chain_of_one_batch(it: Wired) -> None:
+    """B, whom an AE has, became part of A and A of Z at once: A by itself again has B's AE, who knows."""
+    for n, name in enumerate("za"):
+        await it.lane.submit([said("lead.created", n, email=f"{name}@b.example")])
+    await it.lane.submit([said("meeting.booked", 3, email="b@b.example")])
+    z, a, b = await live(it)
+    had = await it.pool.fetchval("SELECT owners -> 'ae' FROM stage.journeys WHERE lead_id = $1", b)
+    links = [("a", "one"), ("b", "one"), ("z", "two"), ("a", "two")]
+    await it.lane.submit(
+        [
+            said("x", 9 + n, email=f"{name}@b.example", external_ids={system: "1"})
+            for n, (name, system) in enumerate(links)
+        ]
+    )
+    assert await live(it) == [z]
+    alerts = [w for m in await it.messages() for w in m.get("alerts", ())]
+    await part(it, a)
+    assert await live(it) == [z, a]
+    rows = await it.pool.fetch(
+        "SELECT stage, owners -> 'ae' AS ae FROM stage.journeys ORDER BY stage"
+    )
+    assert [(r["stage"], r["ae"]) for r in rows] == [("lead", None), ("sql", had)]
+    assert [w for m in await it.messages() for w in m.get("alerts", ())] == alerts
+    await part(it, b)
+    assert [w for m in await it.messages() for w in m.get("alerts", ())] == alerts
+    await clean(it.url)
