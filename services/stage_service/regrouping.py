@@ -115,9 +115,15 @@ class Regrouping:
     ) -> dict[str, Change] | None:
         """Merge the leads that events link, and part those parted by hand; give whose history changes.
 
-        None when a merge that is to be undone was undone meanwhile.
+        None when a merge that is to be undone was undone, or its lead parted from another, meanwhile.
         """
         links = self._resolution.links
+        if (links or self._partings) and any(
+            not self._shelf.knows(journey.playbook, journey.version)
+            for record in records.values() if record.lead is not None
+            for journey in record.lead.journeys.values()
+        ):  # fmt: skip
+            await self._shelf.load(self._connection)  # published while we waited for the locks
         for link in links:
             self._change(records, self.root(link.survivor), link.cause,
                          (link.survivor, link.merged),

@@ -44,6 +44,10 @@ class Shelf:
         """Give the published `version` of the playbook `name`; KeyError when there is none."""
         return self._versions[name, version]
 
+    def knows(self, name: str, version: int) -> bool:
+        """Say whether the `version` of the playbook `name` is loaded."""
+        return (name, version) in self._versions
+
     async def load(self, pool: Executor) -> None:
         """Read the versions published since the last call."""
         rows = await pool.fetch(

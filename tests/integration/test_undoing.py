@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 
 from services.contracts.events import MERGED_BY_HAND, UNMERGED_BY_HAND
+from services.stage_service.batch import Batch
 from services.stage_service.errors import UnavailableError
-from tests.integration.test_lane import Wired, clean, wired
+from services.stage_service.lane import new_id
+from services.stage_service.playbook import parse_playbook
+from services.stage_service.shelf import Shelf
+from tests.integration.test_lane import ROOT, START, Wired, clean, wired
 from tests.integration.test_merging import by_hand, live, owned, part, said
 
 
@@ -217,4 +222,34 @@ async def test_owners_stick_through_a_chain_of_one_batch(it: Wired) -> None:
     assert [w for m in await it.messages() for w in m.get("alerts", ())] == alerts
     await part(it, b)
     assert [w for m in await it.messages() for w in m.get("alerts", ())] == alerts
+    await clean(it.url)
+
+
+async def test_a_playbook_published_while_a_merge_waited(it: Wired) -> None:
+    """What the other moved under a version that was not out yet when the merge was begun: it is known."""
+    await it.lane.submit([said("lead.created", 0, email="a@b.example")])
+    await it.lane.submit([said("lead.created", 1, external_ids={"crm": "7"})])
+    behind = Shelf()  # of another process
+    await behind.load(it.pool)
+    async with it.pool.acquire() as here, it.pool.acquire() as there:
+        faster, slower = here.transaction(), there.transaction()
+        await faster.start()
+        await slower.start()
+        await here.execute("SELECT FROM stage.leads FOR UPDATE")
+        link = said("x", 9, email="a@b.example", external_ids={"crm": "7"})
+        merging = asyncio.create_task(
+            Batch(there, behind, it.lane.team, START, new_id, it.lane.policy).apply([link])
+        )
+        async with asyncio.timeout(10):
+            while not await it.pool.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                assert not merging.done()
+        text = (ROOT / "playbooks/sales.yaml").read_text() + "\n# another version\n"
+        assert await it.shelf.publish(it.pool, parse_playbook(text, "sales.yaml")) == 2
+        moved = said("demo.requested", 5, external_ids={"crm": "7"})
+        await Batch(here, it.shelf, it.lane.team, START, new_id, it.lane.policy).apply([moved])
+        await faster.commit()
+        await merging
+        await slower.commit()
+    assert len(await live(it)) == 1
+    assert await it.pool.fetchval("SELECT stage FROM stage.journeys") == "mql"
     await clean(it.url)
