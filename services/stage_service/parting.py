@@ -46,6 +46,14 @@ class Follower(msgspec.Struct):
     tree: list[str]
 
 
+class Parted(msgspec.Struct):
+    """What comes of undoing a merge; `held_by` gives (role, owner id) by journey name."""
+
+    messages: list[Message]
+    gone: list[Record]
+    held_by: dict[str, set[tuple[str, str | None]]]
+
+
 # The leads that were merged into $1, and into these, and so on.
 _TREE = """
 WITH RECURSIVE tree(id) AS (
@@ -123,10 +131,11 @@ async def part(
     policy: Policy,
     recorded_at: datetime,
     new_id: Callable[[], str],
-) -> tuple[list[Message], list[Record]] | None:
+) -> Parted | None:
     """Undo a merge whose leads are locked as `records`; None when others were faster.
 
-    Gives what is published, and the third leads that go with the merged one, as they were.
+    Gives what is published, the third leads that go with the merged one, as they were, and who held the
+    survivor's journeys before the merge.
     """
     event, survivor, merged = parting.event, parting.survivor, parting.merged
     reason = str(event.data.get("reason") or "")
@@ -145,8 +154,12 @@ async def part(
         _BAR, merged, parting.merge_id, holders, [row["merge_id"] for row in way]
     )
     followers = await _share_later(connection, holders, merged, done["recorded_at"], policy)
+    held_by: dict[str, set[tuple[str, str | None]]] = {}
     if done["survivor"] == survivor:
-        _take_back(records[survivor], records[merged], msgspec.json.decode(done["owners"]))
+        before: dict[str, dict[str, list[str]]] = msgspec.json.decode(done["owners"])
+        _take_back(records[survivor], records[merged], before)
+        for name, owners in before.items():
+            held_by[name] = {(role, id) for role, (id, _) in owners.items()}
     await store.restore_journeys(connection, records[merged], journey_id)
     cause = Cause(event.id, event.source, event.type, None, actor_of(event))
     messages = told_of(LEAD_UNMERGED, LeadUnmerged(
@@ -169,7 +182,7 @@ async def part(
         messages += await _merge_again(
             connection, follower, records[merged], record, event, recorded_at, new_id
         )
-    return messages, gone
+    return Parted(messages, gone, held_by)
 
 
 async def _merge_again(

@@ -144,11 +144,18 @@ class Regrouping:
             )  # fmt: skip
             if done is None:
                 return None
-            messages, third = done
-            self._journal.written.messages += messages
-            for record in third:
+            self._journal.written.messages += done.messages
+            self._held(one, done.held_by)
+            for record in done.gone:
                 self._change({record.id: record}, other, wish.event, (record.id,), _PARTED)
         return self._changes
+
+    def _held(self, lead_id: str, held_by: dict[str, set[tuple[str, str | None]]]) -> None:
+        """Note who else held the journeys of `lead_id`, of which they were told then."""
+        change = self._changes.get(lead_id)
+        if change is not None and change.held_by is not None:
+            for name, holders in held_by.items():
+                change.held_by.setdefault(name, set()).update(holders)
 
     def _change(
         self,

@@ -253,3 +253,18 @@ async def test_a_playbook_published_while_a_merge_waited(it: Wired) -> None:
     assert len(await live(it)) == 1
     assert await it.pool.fetchval("SELECT stage FROM stage.journeys") == "mql"
     await clean(it.url)
+
+
+async def test_a_merge_undone_at_once_alerts_nobody(it: Wired) -> None:
+    """Who held each lead was told of it before the merge, and holds it again (I6, I7)."""
+    await it.lane.submit([said("demo.requested", 0, email="a@b.example")])
+    await it.lane.submit([said("deal.won", 1, email="c@d.example")])
+    one, other = await live(it)
+    alerts = [w for m in await it.messages() for w in m.get("alerts", ())]
+    assert [w["role"] for w in alerts] == ["lead_agent", "csm"]
+    for _ in range(2):
+        await it.lane.submit_alone(by_hand(MERGED_BY_HAND, one, other))
+        assert await it.pool.fetchval("SELECT stage FROM stage.journeys") == "closed_won"
+        await part(it, other)
+        assert [w for m in await it.messages() for w in m.get("alerts", ())] == alerts
+    await clean(it.url)
