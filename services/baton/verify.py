@@ -244,10 +244,11 @@ async def _alerts(connection: Connection, report: Report) -> None:
     report.alerts = await connection.fetchval("SELECT count(*) FROM notifier.alerts")
     strange = await connection.fetchval(
         """SELECT count(*) FROM notifier.alerts a WHERE NOT EXISTS
-           (SELECT FROM stage.transitions t WHERE t.id = a.transition_id)"""
+           (SELECT FROM stage.transitions t WHERE t.id = a.transition_id)
+           AND NOT EXISTS (SELECT FROM bus.outbox o WHERE o.message_id = a.transition_id::text)"""
     )
     if strange:
-        report.found(f"{strange} alerts are about no transition")
+        report.found(f"{strange} alerts are about nothing that was published")
     # What was published and wished for; the notifier may be a moment behind, so it is no finding.
     report.alerts_waiting = await connection.fetchval(
         """SELECT count(*) FROM bus.log l JOIN bus.outbox o ON o.id = l.outbox_id

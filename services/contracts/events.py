@@ -19,6 +19,7 @@ from services.contracts.problems import Defect, shown
 
 TRANSITIONED = "baton.stage.transitioned.v1"
 CORRECTED = "baton.transition.corrected.v1"
+OWNER_CHANGED = "baton.owner.changed.v1"
 TRANSITIONS_TOPIC = "baton.transitions"
 HANDOFFS_TOPIC = "baton.handoffs"
 LEADS_TOPIC = "baton.leads"
@@ -33,6 +34,9 @@ UNMERGED_BY_HAND = "baton.lead.unmerged"
 """The lead event that records that a merge was undone."""
 LEAD_MERGED = "baton.lead.merged.v1"
 LEAD_UNMERGED = "baton.lead.unmerged.v1"
+
+ASSIGNED_BY_HAND = "baton.lead.assigned"
+"""The lead event that gives a journey to somebody else; only Baton's own API makes it."""
 
 EMAIL_CHARACTERS_MAX = 254
 IDENTITY_CHARACTERS_MAX = 256
@@ -322,10 +326,14 @@ class PersonRef(msgspec.Struct, frozen=True, gc=False):
 
 
 class Responsible(msgspec.Struct, frozen=True, gc=False):
-    """The role that now holds the journey, and the person chosen for it (None: nobody eligible)."""
+    """The role that now holds the journey, and the person chosen for it (None: nobody eligible).
+
+    `why` says how routing chose that person; None where no choice is told.
+    """
 
     role: str
     owner: PersonRef | None
+    why: str | None = None
 
 
 class AlertWish(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -409,6 +417,28 @@ class LeadUnmerged(msgspec.Struct, frozen=True):
     cause: Cause
     occurred_at: datetime
     recorded_at: datetime
+
+
+class OwnerChanged(msgspec.Struct, frozen=True):
+    """``baton.owner.changed.v1``: a journey's owner for a role became another person, in the same stage.
+
+    `why` says how the owner was found, `reason` and `actor` who wanted it.
+    """
+
+    change_id: str
+    lead: LeadSnapshot
+    journey: JourneyRef
+    role: str
+    owner: PersonRef | None
+    previous_owner: PersonRef | None
+    why: str
+    reason: str
+    actor: str
+    occurred_at: datetime
+    recorded_at: datetime
+    score: Score
+    stage: StageGuide | msgspec.Raw
+    alerts: list[AlertWish] = []
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

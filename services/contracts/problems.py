@@ -73,6 +73,12 @@ class ConflictError(BatonError):
     code = "conflict"
 
 
+class ChangedMeanwhileError(BatonError):
+    """It is not as the request expects it; read it again."""
+
+    code = "changed-meanwhile"
+
+
 class UnavailableError(BatonError):
     """A part that Baton needs does not answer; send it again later."""
 
@@ -119,6 +125,7 @@ STATUS: dict[type[BatonError], int] = {
     NotFoundError: 404,
     ConflictError: 409,
     KeyInUseError: 409,
+    ChangedMeanwhileError: 412,
     InvalidRequestError: 422,
     KeyReusedError: 422,
     RateLimitedError: 429,

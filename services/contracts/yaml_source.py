@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable
+from datetime import date, datetime
 from typing import Any, cast
 
 import msgspec
@@ -161,6 +162,17 @@ class Node:
             self.refuse(f"{self.path} is {self.value}", f"Give a number {bounds}.")
             return least or 0.0
         return float(self.value)
+
+    def day(self) -> date | None:
+        """Read a day (2026-12-24), or a time of it (2026-12-24T13:00); None when it is neither."""
+        if isinstance(self.value, date):
+            return self.value
+        try:
+            text = self.value if isinstance(self.value, str) else ""
+            return date.fromisoformat(text) if len(text) <= 10 else datetime.fromisoformat(text)
+        except ValueError:
+            self._wrong("a day", "Write it as 2026-12-24, or with the time: 2026-12-24T13:00.")
+            return None
 
     def flag(self) -> bool:
         """Read true or false."""

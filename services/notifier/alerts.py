@@ -17,7 +17,15 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from services.contracts.events import CORRECTED, TRANSITIONED, AlertWish, Message, Touch
+from services.contracts.events import (
+    CORRECTED,
+    OWNER_CHANGED,
+    TRANSITIONED,
+    AlertWish,
+    Message,
+    PersonRef,
+    Touch,
+)
 from services.contracts.team import Person, Team
 from services.notifier.errors import UnreadableError
 from services.notifier.plans import first_due
@@ -52,6 +60,7 @@ class Points(msgspec.Struct, frozen=True):
 class Guide(msgspec.Struct, frozen=True):
     """What the playbook says about the stage entered."""
 
+    key: str = ""
     title: str = ""
     focus: str = ""
     goal: str = ""
@@ -96,6 +105,25 @@ class Transition(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     score: Points = Points()
     stage: Guide = Guide()
     journey: Journey | None = None
+    new_owner: str | None = None
+    """Of a change of owner: who takes over. Others who hear of it do not."""
+
+
+class OwnerChange(msgspec.Struct, frozen=True):
+    """A published change of owner, as far as alerts need it."""
+
+    change_id: UUID
+    lead: Lead
+    role: str
+    recorded_at: datetime
+    alerts: list[AlertWish]
+    journey: Journey | None = None
+    owner: PersonRef | None = None
+    why: str = ""
+    reason: str = ""
+    actor: str = ""
+    score: Points = Points()
+    stage: Guide = Guide()
 
 
 class Due(msgspec.Struct, frozen=True):
@@ -137,6 +165,7 @@ class Alert(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(Transition).decode
+_decode_change = msgspec.json.Decoder(OwnerChange).decode
 
 
 def read_transition(message: Message) -> Transition | None:
@@ -147,10 +176,13 @@ def read_transition(message: Message) -> Transition | None:
     type = message.headers.get("ce_type")
     if type is None or not type.startswith("baton."):
         raise UnreadableError("the header ce_type is missing or not of Baton", field="ce_type")
-    if type not in (TRANSITIONED, CORRECTED):
+    if type not in (TRANSITIONED, CORRECTED, OWNER_CHANGED):
         return None
     try:
-        transition = _decode(message.value)
+        if type == OWNER_CHANGED:
+            transition = _as_transition(_decode_change(message.value))
+        else:
+            transition = _decode(message.value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableError(str(error) or type_name(error)) from error
     if len(transition.alerts) > WISHES_MAX:
@@ -163,6 +195,26 @@ def read_transition(message: Message) -> Transition | None:
     if transition.recorded_at.tzinfo is None:
         raise UnreadableError("a time without offset", field="recorded_at")
     return transition
+
+
+def _as_transition(change: OwnerChange) -> Transition:
+    """Give a change of owner as a transition that stays where it is: it is told like one."""
+    said = f"{change.actor} gave it to another person: {change.reason}. {change.why}"
+    return Transition(
+        transition_id=change.change_id,
+        lead=change.lead,
+        from_=change.stage.key,
+        to=change.stage.key,
+        recorded_at=change.recorded_at,
+        alerts=change.alerts,
+        handoff=change.owner is not None,
+        responsible=Holder(change.role),
+        explanation=said,
+        score=change.score,
+        stage=change.stage,
+        journey=change.journey,
+        new_owner=change.owner.id if change.owner else None,
+    )
 
 
 def type_name(error: BaseException) -> str:
@@ -268,7 +320,8 @@ def values(
         "person": one_line(wish.person.name) if wish.person is not None else None,
         "takes_over": transition.handoff
         and transition.responsible is not None
-        and transition.responsible.role == wish.role,
+        and transition.responsible.role == wish.role
+        and transition.new_owner in (None, wish.person.id if wish.person else None),
         "link": f"{public_url.rstrip('/')}/leads/{transition.lead.id}",
     }
 

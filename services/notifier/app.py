@@ -21,6 +21,8 @@ from services.contracts.bus import open_bus
 from services.contracts.database import STEADY_PLANS, nothing_to_reset
 from services.contracts.idempotency import Once
 from services.contracts.rates import RateLimits
+from services.contracts.roster import Roster as SharedRoster
+from services.contracts.roster import RosterWatch
 from services.notifier import callbacks
 from services.notifier.access import House, answer_problems
 from services.notifier.api import router
@@ -105,6 +107,14 @@ def create_app(
             slack_secret,
         )  # fmt: skip
         app.state.house = parts
+        shared = SharedRoster(roster.team())
+
+        async def look() -> None:
+            if await shared.look(pool):
+                roster.adopt(shared.team)
+
+        watch = RosterWatch(look)
+        watch.start()
         consumer.start()
         dispatcher.start()
         escalator.start()
@@ -113,7 +123,7 @@ def create_app(
             yield
         finally:
             parts.stopping.set()
-            await asyncio.gather(consumer.stop(), dispatcher.stop(), escalator.stop())
+            await asyncio.gather(consumer.stop(), dispatcher.stop(), escalator.stop(), watch.stop())
             await channels.aclose()
             try:
                 async with asyncio.timeout(POOL_CLOSE_WITHIN_S):

@@ -23,6 +23,7 @@ import structlog
 from services.contracts.bus import Bus, Received, Subscription
 from services.contracts.events import (
     DEAD_LETTERS_TOPIC,
+    HANDOFFS_TOPIC,
     TRANSITIONS_TOPIC,
     Message,
     message_headers,
@@ -210,7 +211,9 @@ class Consumer:
         if self._bus is None:
             self._bus = await self._open_bus()
         if self._subscription is None:
-            self._subscription = await self._bus.subscribe(GROUP, [TRANSITIONS_TOPIC])
+            self._subscription = await self._bus.subscribe(
+                GROUP, [TRANSITIONS_TOPIC, HANDOFFS_TOPIC]
+            )
         return await self._subscription.fetch(FETCH_MESSAGES_MAX, wait_s)
 
     def _remember(self, received: Sequence[Received]) -> None:

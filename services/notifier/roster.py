@@ -1,4 +1,4 @@
-"""The roster as it is now: read from its file again whenever that changes."""
+"""The roster as it is now: the one that both services share, else its file, read whenever that changes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,17 @@ class Roster:
         self._file = file
         self._seen = self._stamp()
         self._team = load_team(file)
+        self._adopted = False
+
+    def adopt(self, team: Team) -> None:
+        """Give `team` from now on: the shared roster was written, and the file does not count any more."""
+        self._team = team
+        self._adopted = True
 
     def team(self) -> Team:
         """Give the team. A file that has become unreadable is logged, and the last good one kept."""
+        if self._adopted:
+            return self._team
         try:
             stamp = self._stamp()
             if stamp != self._seen:

@@ -25,9 +25,11 @@ from services.contracts.bus import Bus
 from services.contracts.database import STEADY_PLANS, nothing_to_reset
 from services.contracts.idempotency import Once
 from services.contracts.rates import RateLimits
-from services.contracts.team import Team, load_team
-from services.stage_service import metrics
-from services.stage_service.api import health, merges, moves, quarantine, reads
+from services.contracts.roster import Roster, RosterWatch
+from services.contracts.team import Team, documents_of, load_team
+from services.stage_service import metrics, people
+from services.stage_service.api import assign, health, merges, moves, quarantine, reads
+from services.stage_service.api import people as people_api
 from services.stage_service.api.access import House, answer_problems, problem_response
 from services.stage_service.api.events import OPENAPI, PATH, EventsEndpoint
 from services.stage_service.api.segment import CALLS, SegmentEndpoint
@@ -97,6 +99,8 @@ def create_app(settings: StageSettings) -> StageApp:
     app.include_router(moves.router)
     app.include_router(quarantine.router)
     app.include_router(merges.router)
+    app.include_router(assign.router)
+    app.include_router(people_api.router)
     app.include_router(pages_router())
     answer_problems(app)
     _describe_events(app)
@@ -211,7 +215,8 @@ async def _house(
         parts.push_async_callback(bus.close)
     pulse = Pulse(settings.database_url)
     relay = Relay(settings.database_url, bus, pulse.beat)
-    lane = Lane(pool, shelf, team, committed=relay.wake, policy=settings.identity_policy)
+    roster = await _roster(settings, team, pool, parts)
+    lane = Lane(pool, shelf, roster, committed=relay.wake, policy=settings.identity_policy)
     rates = RateLimits(
         settings.rate_limit_requests, settings.rate_limit_events, settings.rate_limit_failures
     )
@@ -219,6 +224,7 @@ async def _house(
         pool, engine, Gatekeeper(pool, rates), lane, pulse, notifier,
         settings.public_url or f"http://{settings.host}:{settings.port}",
         Once(pool, utc_now, uuid_utils.compat.uuid7, settings.idempotency_keep_s),
+        roster_is_file=settings.roster == "file",
     )  # fmt: skip
     pulse.start()
     parts.push_async_callback(pulse.stop)
@@ -228,6 +234,32 @@ async def _house(
     parts.push_async_callback(lane.stop)
     parts.callback(house.stopping.set)
     return house
+
+
+async def _roster(
+    settings: StageSettings, team: Team, pool: asyncpg.Pool[Any], parts: AsyncExitStack
+) -> Roster:
+    """Bring the roster's file in, as the setting says, and keep the roster fresh."""
+    file, wins = settings.team_file, settings.roster == "file"
+    seen = file.stat().st_mtime_ns
+    text = file.read_text(encoding="utf-8")
+    await people.take_file(pool, documents_of(text, str(file)), wins=wins)
+    roster = Roster(team)
+    await roster.load(pool)
+
+    async def look() -> None:
+        nonlocal seen
+        stamp = file.stat().st_mtime_ns if wins else seen
+        if stamp != seen:
+            text = file.read_text(encoding="utf-8")
+            await people.take_file(pool, documents_of(text, str(file)), wins=True)
+            seen = stamp
+        await roster.look(pool)
+
+    watch = RosterWatch(look)
+    watch.start()
+    parts.push_async_callback(watch.stop)
+    return roster
 
 
 async def _connected(settings: StageSettings) -> asyncpg.Pool[Any]:

@@ -14,9 +14,10 @@ from typing import Any
 
 import msgspec
 
-from services.contracts.events import UNMERGED_BY_HAND, LeadEvent
-from services.contracts.team import Person, Team
+from services.contracts.events import ASSIGNED_BY_HAND, SOURCE, UNMERGED_BY_HAND, LeadEvent
+from services.contracts.roster import Roster
 from services.stage_service import funnel, store
+from services.stage_service.assignment import Assigner
 from services.stage_service.corrections import Corrections, change_by
 from services.stage_service.funnel import Lead, Move, Score
 from services.stage_service.identities import LEAD_IDENTITY, Policy, keys_of
@@ -24,9 +25,11 @@ from services.stage_service.journal import Journal, journey_id
 from services.stage_service.merging import Change
 from services.stage_service.playbook import Playbook
 from services.stage_service.regrouping import Regrouping
-from services.stage_service.routing import choose, eligible
 from services.stage_service.shelf import Shelf
 from services.stage_service.store import Connection, Facts, Past, Record, TransitionRow
+
+HELD_KINDS = ("open", "won")
+"""Stages in which a journey is somebody's work, and counts for their load."""
 
 
 class RacedError(Exception):
@@ -79,19 +82,18 @@ class Batch:
         self,
         connection: Connection,
         shelf: Shelf,
-        team: Team,
+        roster: Roster,
         recorded_at: datetime,
         new_id: Callable[[], str],
         policy: Policy,
     ) -> None:
         self._connection = connection
         self._shelf = shelf
-        self._team = team
         self._policy = policy
-        self._journal = Journal(recorded_at, self._assign, new_id)
+        self._assigner = Assigner(roster, recorded_at)
+        self._journal = Journal(recorded_at, self._assigner.assign, self._assigner.is_here, new_id)
         self._corrections = Corrections(self._journal, shelf, self._tell)
         self.regrouping = Regrouping(connection, shelf, self._journal, policy, new_id)
-        self._counts: dict[str, dict[str, int]] = {}
         self._records: dict[str, Record] = {}
         self._changes: dict[str, Change] = {}
         self._epoch = shelf.epoch
@@ -118,8 +120,16 @@ class Batch:
         self._changes = changes
         moves, late = self._fold(by_lead)
         histories = await self._refold(by_lead, late) if late else {}
-        await self._lock_rotations(moves, histories)
+        assigned = {
+            lead_id: found
+            for lead_id, mine in by_lead.items()
+            if (found := [e for e in mine if e.type == ASSIGNED_BY_HAND and e.source == SOURCE])
+        }
+        await self._lock_rotations(moves, histories, assigned)
         self._write_down(by_lead, moves, histories)
+        for lead_id, found in assigned.items():
+            for event in found:
+                self._reassign(self._records[lead_id], event)
         if fresh:
             await self._write(fresh)
         return answers
@@ -230,39 +240,37 @@ class Batch:
         return histories
 
     async def _lock_rotations(
-        self, moves: dict[str, list[Move]], histories: Mapping[str, Any]
+        self,
+        moves: dict[str, list[Move]],
+        histories: Mapping[str, Any],
+        assigned: Mapping[str, list[LeadEvent]],
     ) -> None:
         """Lock the rotations of the roles that may need a person chosen."""
-        roles: set[str] = set()
         for lead_id, made in [*moves.items(), *((i, h[0]) for i, h in histories.items())]:
             record = self._records[lead_id]
             for move in made:
                 facts = record.facts.get(move.journey)
-                alerts = self._stage_alerts(move)
-                roles.update(
-                    r for r in (move.role, *alerts) if facts is None or r not in facts.owners
-                )
-        if histories:  # a correction may bring back the first stage, which no move enters
-            roles.update(
-                role
-                for playbook in self._shelf.at(self._epoch).values()
-                for stage in playbook.stages.values()
-                for role in (stage.responsible[0], *stage.alerts)
-            )
-        if roles:
-            self._counts = await store.lock_rotations(self._connection, sorted(roles))
+                for role in (move.role, *self._stage_alerts(move)):
+                    owner = facts.owners.get(role) if facts is not None else None
+                    if owner is None or not self._assigner.is_here(owner.id):
+                        self._assigner.expect(role, record, self._playbook(move))
+        for lead_id in histories:
+            # A correction may bring back the first stage, which no move enters.
+            for playbook in self._shelf.at(self._epoch).values():
+                for stage in playbook.stages.values():
+                    for role in (stage.responsible[0], *stage.alerts):
+                        self._assigner.expect(role, self._records[lead_id], playbook)
+        for lead_id, events in assigned.items():
+            for event in events:
+                playbook = self._shelf.at(self._epoch)[str(event.data["playbook"])]
+                self._assigner.expect(str(event.data["role"]), self._records[lead_id], playbook)
+        await self._assigner.lock(self._connection)
 
     def _stage_alerts(self, move: Move) -> Sequence[str]:
         return self._playbook(move).stages[move.to_stage].alerts
 
     def _playbook(self, move: Move) -> Playbook:
         return self._shelf.version(move.playbook, move.version)
-
-    def _assign(self, role: str, attributes: Mapping[str, Any]) -> Person | None:
-        counts = self._counts.get(role)
-        if counts is None:
-            return None
-        return choose(eligible(self._team, role, attributes), counts)
 
     def _write_down(
         self,
@@ -288,6 +296,19 @@ class Batch:
                 if known is not journey or lead_id in histories:
                     self._changed[lead_id, name] = record
             self._tell_held(record, events)
+
+    def _reassign(self, record: Record, event: LeadEvent) -> None:
+        """Give a journey to somebody else, as `event` asks; nothing where there is no such journey."""
+        assert record.lead is not None  # noqa: S101
+        playbook = self._shelf.at(self._epoch)[str(event.data["playbook"])]
+        name = funnel.journey_name(playbook.name, event.deal)
+        journey = record.lead.journeys.get(name)
+        if journey is None or journey.stage not in playbook.stages:
+            return
+        decision = self._assigner.by_hand(record, playbook, name, event)
+        if decision is not None:
+            self._journal.reassign(record, playbook, name, decision, event)
+            self._changed[record.id, name] = record
 
     def _transition(
         self,
@@ -362,11 +383,26 @@ class Batch:
             await store.replace_transitions(self._connection, written.replaced)
         everything = store.Written(
             self.regrouping.claims, fresh, self._epoch, records, {r.id: self._score(r) for r in records},
-            [(r, name, journey_id(r.id, name)) for (_, name), r in self._changed.items()],
-            written.rows, self._counts, written.messages,
+            [
+                (r, name, journey_id(r.id, name), self._holder(r, name))
+                for (_, name), r in self._changed.items()
+            ],
+            written.rows, self._assigner.turns, written.messages,
         )  # fmt: skip
+        await self._assigner.own_accounts(self._connection)
         if not await store.write(self._connection, everything):
             raise RacedError
+
+    def _holder(self, record: Record, name: str) -> str | None:
+        """Give who works on a journey now: its stage's owner, while it is open or a customer's."""
+        assert record.lead is not None  # noqa: S101
+        journey = record.lead.journeys[name]
+        playbook = self._shelf.version(journey.playbook, journey.version)
+        stage = playbook.stages.get(journey.stage)
+        if stage is None or stage.kind not in HELD_KINDS:
+            return None
+        owner = record.facts[name].owners.get(stage.responsible[0])
+        return owner.id if owner else None
 
     def _score(self, record: Record) -> tuple[int, int]:
         """Give (fit, intent) under the first playbook at the lead's newest event."""

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from services.contracts.events import (
+    ASSIGNED_BY_HAND,
     ENVELOPE_MEMBERS,
     MAIN,
     MERGED_BY_HAND,
@@ -36,7 +37,8 @@ NAME_CHARACTERS_MAX = 128
 REASON_CHARACTERS_MAX = 500
 _encode = msgspec.json.Encoder().encode
 _RESERVED = ENVELOPE_MEMBERS | {"reason"}
-_REGROUPED = (MERGED_BY_HAND, UNMERGED_BY_HAND)
+_SILENT = (MERGED_BY_HAND, UNMERGED_BY_HAND, ASSIGNED_BY_HAND)
+"""They say whose events or journeys these are, and nothing of the lead (docs/decisions/0020)."""
 _PLACEHOLDER = re.compile(r"\{([a-z_.]+)\}")
 
 
@@ -137,7 +139,7 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
     data = event.data
     facts = {} if by_hand else _facts(data)
     lead = lead or Lead(None, {}, {}, {}, [], {}, event.time, event.place)
-    if event.type in _REGROUPED and event.source == SOURCE:  # says whose events these are: no more
+    if event.type in _SILENT and event.source == SOURCE:
         return Folded(msgspec.structs.replace(lead, last=event.place), [], [])
     email, external_ids = _named(lead, event)
     moves: list[Move] = []
@@ -180,12 +182,7 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
                     changed[each] = _released(case, each, current, moves, each == addressed)
             changed[addressed] = _advanced(case, addressed, changed[addressed], moves)
         journeys = {**journeys, **changed}
-    touches = lead.touches
-    if not by_hand:
-        touches = [
-            *touches[-TOUCHES_MAX + 1 :],
-            Touch(event.type, event.time, _label(playbooks, event)),
-        ]
+    touches = lead.touches if by_hand else _touched(lead.touches, playbooks, event)
     return Folded(
         Lead(
             email, external_ids, attributes, scorings, touches, journeys,
@@ -333,6 +330,13 @@ def _split(
         {k: v for k, v in facts.items() if k not in declared},
         {k: v for k, v in facts.items() if k in declared},
     )
+
+
+def _touched(
+    touches: list[Touch], playbooks: Mapping[str, Playbook], event: LeadEvent
+) -> list[Touch]:
+    newest = Touch(event.type, event.time, _label(playbooks, event))
+    return [*touches[-TOUCHES_MAX + 1 :], newest]
 
 
 def _label(playbooks: Mapping[str, Playbook], event: LeadEvent) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,22 +18,26 @@ import msgspec
 
 from services.contracts.events import (
     CORRECTED,
+    HANDOFFS_TOPIC,
+    OWNER_CHANGED,
     TRANSITIONED,
     TRANSITIONS_TOPIC,
     AlertWish,
     Cause,
     JourneyRef,
+    LeadEvent,
     LeadSnapshot,
     Message,
+    OwnerChanged,
     PersonRef,
     Responsible,
     StageGuide,
     StageTransitioned,
     message_headers,
 )
-from services.contracts.team import Person
-from services.stage_service.funnel import Lead, Move, company_name, display_name
+from services.stage_service.funnel import Lead, Move, company_name, display_name, score_of
 from services.stage_service.playbook import Playbook, Stage
+from services.stage_service.routing import Decision
 from services.stage_service.store import Facts, Owner, Past, Record, TransitionRow, as_json
 
 ATTRIBUTES_BYTES_MAX = 256 * 1024
@@ -42,8 +46,8 @@ ATTRIBUTES_BYTES_MAX = 256 * 1024
 _encode = msgspec.json.Encoder().encode
 _JOURNEYS = uuid.UUID("7a1d4d0e-5f0c-4c7e-9a53-0b0d2f6c1f11")
 
-Assign = Callable[[str, Mapping[str, Any]], Person | None]
-"""Chooses the person for a role and a lead's attributes (routing, with the rotation locked)."""
+Assign = Callable[[str, Record, Playbook, Move], Decision | None]
+"""Decides who gets a record's journey for a role as of a move (routing, with the rotation locked)."""
 
 
 def journey_id(lead_id: str, name: str) -> str:
@@ -127,11 +131,20 @@ def share_replaced(corrections: Sequence[Move], replaced: Sequence[Past]) -> lis
 class Journal:
     """Writes the records of one batch; `new_id` gives ids that sort by time (UUIDv7)."""
 
-    def __init__(self, recorded_at: datetime, assign: Assign, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        recorded_at: datetime,
+        assign: Assign,
+        is_here: Callable[[str], bool],
+        new_id: Callable[[], str],
+    ) -> None:
         self.written = Written([], {}, [])
         self.recorded_at = recorded_at
         self._assign = assign
+        self._is_here = is_here
         self._new_id = new_id
+        self._decided: dict[str, Decision] = {}
+        """The owners chosen for the record being written, by role."""
 
     def transition(
         self, record: Record, playbook: Playbook, move: Move, trace: str | None
@@ -140,7 +153,7 @@ class Journal:
         facts = record.facts[move.journey]
         stage = playbook.stages[move.to_stage]
         for role in (move.role, *stage.alerts):
-            self._own(record, facts, role)
+            self._own(record, facts, role, playbook, move)
         wishes = [AlertWish(role, _person(facts, role), stage.urgent) for role in stage.alerts]
         return self._write(record, playbook, move, "transition", [], wishes, trace)
 
@@ -160,11 +173,11 @@ class Journal:
         facts = record.facts[move.journey]
         stage = playbook.stages[move.to_stage]
         if is_present:
-            self._own(record, facts, move.role)
+            self._own(record, facts, move.role, playbook, move)
         wishes: list[AlertWish] = []
         if alert:
             for role in stage.alerts:
-                self._own(record, facts, role)
+                self._own(record, facts, role, playbook, move)
                 wishes.append(AlertWish(role, _person(facts, role), stage.urgent))
         return self._write(record, playbook, move, "correction", replaces, wishes, trace)
 
@@ -184,23 +197,64 @@ class Journal:
         `ended`: the journey itself is no more.
         """
         facts = record.facts[move.journey]
+        stage = playbook.stages[move.to_stage]
         wishes: list[AlertWish] = []
         if alert:
-            self._own(record, facts, move.role)
-            for role in playbook.stages[move.to_stage].alerts:
-                self._own(record, facts, role)
-                urgent = playbook.stages[move.to_stage].urgent
-                wishes.append(AlertWish(role, _person(facts, role), urgent))
+            self._own(record, facts, move.role, playbook, move)
+            for role in stage.alerts:
+                self._own(record, facts, role, playbook, move)
+                wishes.append(AlertWish(role, _person(facts, role), stage.urgent))
         return self._write(
             record, playbook, move, "retraction", replaces, wishes, trace, ended=ended
         )
 
-    def _own(self, record: Record, facts: Facts, role: str) -> None:
-        """Choose the journey's owner for `role`, once: an owner sticks to the journey."""
-        if role not in facts.owners and record.lead is not None:
-            person = self._assign(role, record.lead.attributes)
-            if person is not None:
-                facts.owners[role] = Owner(person.id, person.name)
+    def reassign(
+        self, record: Record, playbook: Playbook, name: str, decision: Decision, event: LeadEvent
+    ) -> None:
+        """Record that the journey `name` has another owner, as `event` asks, and tell them."""
+        lead = record.lead
+        assert lead is not None  # noqa: S101  it has just been folded
+        facts = record.facts[name]
+        role, journey = decision.role, lead.journeys[name]
+        stage = playbook.stages[journey.stage]
+        before = _person(facts, role)
+        if decision.person is not None:
+            facts.owners[role] = Owner(decision.person, decision.name, decision.why)
+        wishes = [AlertWish(role, _person(facts, role), stage.urgent)]
+        routing = playbook.routing.get(role)
+        if routing is not None and routing.tell_before and before is not None:
+            wishes.append(AlertWish(role, before))
+        id = self._new_id()
+        changed = OwnerChanged(
+            change_id=id,
+            lead=_snapshot(record.id, lead, event.time),
+            journey=JourneyRef(journey_id(record.id, name), journey.playbook, journey.key),
+            role=role,
+            owner=_person(facts, role),
+            previous_owner=before,
+            why=decision.why,
+            reason=str(event.data.get("reason")),
+            actor=str(event.data.get("actor")),
+            occurred_at=event.time,
+            recorded_at=self.recorded_at,
+            score=score_of(lead, playbook, event.time),
+            stage=_guide(playbook, stage),
+            alerts=wishes,
+        )
+        headers = message_headers(id, OWNER_CHANGED, self.recorded_at, None, record.id)
+        self.written.messages.append(Message(HANDOFFS_TOPIC, record.id, headers, _encode(changed)))
+
+    def _own(self, record: Record, facts: Facts, role: str, playbook: Playbook, move: Move) -> None:
+        """Choose the journey's owner for `role`, once: an owner sticks, while they are here."""
+        owner = facts.owners.get(role)
+        if record.lead is None or (owner is not None and self._is_here(owner.id)):
+            return
+        decision = self._assign(role, record, playbook, move)
+        if decision is None:
+            return
+        self._decided[role] = decision
+        if decision.person is not None:
+            facts.owners[role] = Owner(decision.person, decision.name, decision.why)
 
     def _write(
         self,
@@ -222,12 +276,14 @@ class Journal:
         journey = journey_id(record.id, move.journey)
         owner = facts.owners.get(move.role)
         handoff = move.role != move.previous_role
+        why = {**move.why, "routing": self._decided} if self._decided else move.why
+        self._decided = {}
         row = TransitionRow(
             journey, facts.sequence, id, record.id, kind, move.playbook, move.version,
             move.from_stage, move.to_stage, move.visit_entered_at, move.occurred_at,
             self.recorded_at, move.event_source, move.event_id, move.event_type, move.rule,
             move.actor, move.role, owner.id if owner else None, handoff, move.skipped,
-            move.explanation, as_json(move.why), replaces,
+            move.explanation, as_json(why), replaces,
         )  # fmt: skip
         self.written.rows.append(row)
         for old in replaces:
@@ -242,7 +298,7 @@ class Journal:
             occurred_at=move.occurred_at,
             recorded_at=self.recorded_at,
             cause=Cause(move.event_id, move.event_source, move.event_type, move.rule, move.actor),
-            responsible=Responsible(move.role, _ref(owner)),
+            responsible=Responsible(move.role, _ref(owner), (owner.why or None) if owner else None),
             previous_responsible=Responsible(
                 move.previous_role, _person(facts, move.previous_role)
             ),

@@ -22,6 +22,7 @@ import uuid_utils
 
 from services.contracts.database import DATABASE_AWAY
 from services.contracts.events import LeadEvent
+from services.contracts.roster import Roster
 from services.contracts.team import Team
 from services.stage_service import metrics
 from services.stage_service.batch import Batch, Outcome, RacedError
@@ -105,7 +106,7 @@ class Lane:
         self,
         pool: asyncpg.Pool[Any],
         shelf: Shelf,
-        team: Team,
+        roster: Roster,
         *,
         committed: Callable[[], None] = lambda: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -113,7 +114,7 @@ class Lane:
     ) -> None:
         self._pool = pool
         self._shelf = shelf
-        self._team = team
+        self._roster = roster
         self._committed = committed
         self._now = now
         self._policy = policy or Policy()
@@ -131,10 +132,14 @@ class Lane:
         """The active playbooks by name."""
         return self._shelf.playbooks
 
+    async def look_at_roster(self) -> None:
+        """Take the roster over now if it changed; otherwise that takes up to a second."""
+        await self._roster.look(self._pool)
+
     @property
     def team(self) -> Team:
         """The roster that owners are chosen from."""
-        return self._team
+        return self._roster.team
 
     @property
     def policy(self) -> Policy:
@@ -306,7 +311,7 @@ class Lane:
         """The transaction: gather, decide, record; what is answered happened, or none of it did."""
         began = time.perf_counter()
         async with self._pool.acquire() as connection:
-            batch = Batch(connection, self._shelf, self._team, self._now(), new_id, self._policy)
+            batch = Batch(connection, self._shelf, self._roster, self._now(), new_id, self._policy)
             async with connection.transaction():
                 outcomes = await batch.apply(events)
         metrics.observe_batch(outcomes, batch.moved, batch.unevaluated, time.perf_counter() - began)

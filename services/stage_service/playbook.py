@@ -23,6 +23,7 @@ BAND_TITLES = {
     "exit": "Exit",
 }
 KINDS = ("open", "won", "lost", "exit")
+STRATEGIES = ("weighted", "round_robin", "least_loaded")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,39 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class RoutingRule:
+    """Who may get a journey when `when` is true; what is None or empty does not restrict.
+
+    `territory` and `skill` are a text, or an attribute (``lead.region``) whose value people must have.
+    """
+
+    key: str
+    when: Condition | None = None
+    people: tuple[str, ...] = ()
+    team: str | None = None
+    territory: str | None = None
+    skill: str | None = None
+    of_account: bool = False
+    """Only the owner of the lead's account."""
+    strategy: str = "weighted"
+    capacity: int | None = None
+    """Open journeys a person may hold, to get another."""
+    in_hours: bool = False
+    """Only people who are in their working hours."""
+
+
+@dataclass(frozen=True)
+class RoleRouting:
+    """How the journeys of one role are given: the first rule that finds somebody, else the fallback."""
+
+    rules: tuple[RoutingRule, ...]
+    fallback: str | None = None
+    """Id of the person who is responsible for what no rule gives to anybody."""
+    tell_before: bool = False
+    """Whether the owner before is told when somebody else is assigned by hand."""
+
+
+@dataclass(frozen=True)
 class FitRule:
     """Points for who the lead is."""
 
@@ -122,6 +156,8 @@ class Playbook:
     competencies: tuple[str, ...]
     labels: dict[str, str]
     """How an event type reads to people."""
+    routing: dict[str, RoleRouting] = field(default_factory=dict[str, RoleRouting])
+    """By role; a role that is not here is routed by territory and weight."""
     by_type: dict[str, dict[str, tuple[Rule, ...]]] = field(
         default_factory=dict[str, dict[str, tuple[Rule, ...]]]
     )

@@ -27,10 +27,11 @@ from services.stage_service.playbook import (
     digest_of,
 )
 from services.stage_service.playbook_checks import check_graph
+from services.stage_service.playbook_routing import read_routing
 
 TOP_KEYS = (
     "name", "title", "philosophy", "competencies", "roles", "stages", "path", "attributes", "score",
-    "rules", "labels",
+    "rules", "labels", "routing",
 )  # fmt: skip
 BUILT_IN: dict[str, TypeName] = {
     "event.type": "string",
@@ -76,6 +77,8 @@ class PlaybookFile:
         self._read_stages()
         rules, places = self._read_rules()
         fit, signals = self._read_score()
+        attributes = {f"lead.{name}" for name in self._attributes["lead"]}
+        routing = read_routing(self._top.get("routing"), self._roles, attributes, self._condition)
         if not self._root.problems:
             # Names hold together, so the graph can be judged.
             check_graph(rules, self._stages, self._path, places)
@@ -106,6 +109,7 @@ class PlaybookFile:
             philosophy=self._texts("philosophy"),
             competencies=self._texts("competencies"),
             labels={k: n.text() for k, n in self._mapping("labels").items()},
+            routing=routing,
             by_type=by_type,
             of_any_type=of_any_type,
         )

@@ -181,12 +181,18 @@ def _moved(row: RowMapping) -> dict[str, Any]:
             "event_source": row["event_source"], "event_id": row["event_id"],
             "event_type": row["event_type"], "rule": row["rule"], "actor": row["actor"],
         },
-        "responsible": {"role": row["role"], "owner_id": row["owner_id"]},
+        "responsible": {"role": row["role"], "owner_id": row["owner_id"], "why": _chosen(row)},
         "handoff": row["handoff"], "skipped": row["skipped"],
         "playbook_version": row["playbook_version"],
         "seconds_in_stage": (row["occurred_at"] - row["visit_entered_at"]).total_seconds(),
         "replaces": row["replaces"], "replaced_by": row["replaced_by"],
     }  # fmt: skip
+
+
+def _chosen(row: RowMapping) -> str | None:
+    """Give why routing chose the owner, where this record's transition chose them."""
+    decisions: dict[str, Any] = row["why"].get("routing", {})
+    return decisions[row["role"]]["why"] if row["role"] in decisions else None
 
 
 async def state_of(engine: AsyncEngine, lead_id: str) -> bytes | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import phonenumbers
 from pydantic import Field, SecretStr, field_validator
@@ -32,7 +33,14 @@ class StageSettings(BaseSettings):
     playbook_files: list[Path] = Field(
         [Path("playbooks/sales.yaml")], description="playbooks published at start, as JSON list"
     )
-    team_file: Path = Field(Path("playbooks/team.yaml"), description="the roster")
+    team_file: Path = Field(
+        Path("playbooks/team.yaml"), description="the roster, or the people it begins with"
+    )
+    roster: Literal["database", "file"] = Field(
+        "database",
+        description="who has the say: the database (the file is read in once, the API changes people), "
+        "or the file (read again when it changes; the API only reads)",
+    )
     sources_dir: Path = Field(Path("sources"), description="the source files")
     source_secrets: dict[str, SecretStr | list[SecretStr]] = Field(
         {}, description="secrets of sources, as a JSON object of source to secret or secrets"

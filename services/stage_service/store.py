@@ -22,6 +22,7 @@ from services.contracts.postgres_log import OUTBOX_CTES, message_rows
 from services.contracts.problems import Defect
 from services.stage_service.accounts import account_of
 from services.stage_service.funnel import Journey, Lead, company_name, display_name
+from services.stage_service.rotation import Fairness, Turns
 
 if TYPE_CHECKING:
     import asyncpg
@@ -43,6 +44,7 @@ class Owner(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
     id: str
     name: str
+    why: str = ""
 
 
 class Facts(msgspec.Struct, array_like=True, gc=False):
@@ -68,6 +70,7 @@ class _Saved(msgspec.Struct, array_like=True, gc=False):
     facts: dict[str, Facts]
 
 
+_fairness = msgspec.json.Decoder(Fairness).decode
 _unpack = msgspec.msgpack.Decoder(_Saved).decode
 
 
@@ -211,13 +214,45 @@ async def history(
     return found
 
 
-async def lock_rotations(connection: Connection, roles: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Lock the rotations of `roles` and give each role's counts by person.
+class Rotations(msgspec.Struct):
+    """What routing needs of the database: the turns of each role, locked, and what it asked besides.
+
+    `loads` are open journeys by person, `account_owners` the owner's id by (account, role); both, and the
+    roster's `revision`, are as of after the lock, so that no batch decides beside another.
+    """
+
+    turns: dict[str, Turns]
+    loads: dict[str, int]
+    account_owners: dict[tuple[str, str], str]
+    revision: int
+
+
+# The functions are volatile: each sees what was committed while the lock was waited for, which this
+# statement's own snapshot does not.
+_LOCK_ROTATIONS = """
+WITH locked AS MATERIALIZED (
+  SELECT role, counts, fairness FROM stage.rotations WHERE role = ANY($1) ORDER BY role FOR UPDATE),
+done AS MATERIALIZED (SELECT count(*) AS roles FROM locked)
+SELECT role, counts, fairness, 0::bigint AS revision FROM locked
+UNION ALL
+SELECT NULL, CASE WHEN cardinality($2::text[]) > 0 THEN stage.journeys_held($2) END,
+  CASE WHEN cardinality($3::text[]) > 0 THEN stage.owners_of_accounts($3) END,
+  roster.revision_now() FROM done
+"""
+
+
+async def lock_rotations(
+    connection: Connection,
+    roles: Sequence[str],
+    people: Sequence[str] = (),
+    accounts: Sequence[str] = (),
+) -> Rotations:
+    """Lock the rotations of `roles`; also give the loads of `people` and who owns `accounts`.
 
     Taken as late as can be: it makes batches of all processes wait for each other until commit.
     """
-    counts = await _locked_rotations(connection, roles)
-    missing = [role for role in roles if role not in counts]
+    found = await _locked_rotations(connection, roles, people, accounts)
+    missing = [role for role in roles if role not in found.turns]
     if missing:  # the first time ever
         await connection.execute(
             """INSERT INTO stage.rotations (role, counts)
@@ -225,18 +260,38 @@ async def lock_rotations(connection: Connection, roles: Sequence[str]) -> dict[s
                ON CONFLICT (role) DO NOTHING""",
             missing,
         )
-        counts = await _locked_rotations(connection, roles)
-    return counts
+        found = await _locked_rotations(connection, roles, people, accounts)
+    return found
 
 
 async def _locked_rotations(
-    connection: Connection, roles: Sequence[str]
-) -> dict[str, dict[str, int]]:
-    rows = await connection.fetch(
-        "SELECT role, counts FROM stage.rotations WHERE role = ANY($1) ORDER BY role FOR UPDATE",
-        roles,
+    connection: Connection, roles: Sequence[str], people: Sequence[str], accounts: Sequence[str]
+) -> Rotations:
+    found = Rotations({}, {}, {}, 0)
+    decode = msgspec.json.decode
+    for role, one, other, revision in await connection.fetch(
+        _LOCK_ROTATIONS, roles, people, accounts
+    ):
+        if role is not None:
+            found.turns[role] = Turns(decode(one), _fairness(other))
+            continue
+        found.revision = revision
+        found.loads = decode(one) if one else {}
+        for account, owners in (decode(other) if other else {}).items():
+            found.account_owners.update({(account, r): person for r, person in owners.items()})
+    return found
+
+
+async def own_accounts(connection: Connection, owners: dict[tuple[str, str], str]) -> None:
+    """Record who owns accounts: {(account, role): person id}."""
+    await connection.execute(
+        """INSERT INTO stage.account_owners (account, role, person_id)
+           SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
+           ON CONFLICT (account, role) DO UPDATE SET person_id = excluded.person_id, since = now()""",
+        [account for account, _ in owners],
+        [role for _, role in owners],
+        list(owners.values()),
     )
-    return {role: msgspec.json.decode(counts) for role, counts in rows}
 
 
 class TransitionRow(msgspec.Struct, frozen=True, gc=False):
@@ -294,12 +349,13 @@ led AS (
 travelled AS (
   INSERT INTO stage.journeys AS j
     (id, lead_id, playbook, key, stage, furthest_stage, started_at, entered_at, sequence, owners, held,
-     deal, playbook_version)
-  SELECT * FROM unnest($6::stage.journey_row[])
+     deal, playbook_version, holder)
+  SELECT * FROM unnest($6::stage.journey_row[], $12::text[])
   ON CONFLICT (id) DO UPDATE SET stage = excluded.stage, furthest_stage = excluded.furthest_stage,
     started_at = excluded.started_at, entered_at = excluded.entered_at,
     sequence = excluded.sequence, owners = excluded.owners, held = excluded.held,
-    deal = excluded.deal, playbook_version = excluded.playbook_version, updated_at = now()),
+    deal = excluded.deal, playbook_version = excluded.playbook_version, holder = excluded.holder,
+    updated_at = now()),
 moved AS (
   INSERT INTO stage.transitions
     (journey_id, sequence, id, lead_id, kind, playbook, playbook_version, from_stage, to_stage,
@@ -307,8 +363,9 @@ moved AS (
      owner_id, handoff, skipped, explanation, why, replaces)
   SELECT * FROM unnest($7::stage.transition_row[])),
 turned AS (
-  UPDATE stage.rotations r SET counts = k.counts
-  FROM unnest($8::text[], $9::jsonb[]) AS k(role, counts) WHERE r.role = k.role),
+  UPDATE stage.rotations r SET counts = k.counts, fairness = k.fairness
+  FROM unnest($8::text[], $9::jsonb[], $13::jsonb[]) AS k(role, counts, fairness)
+  WHERE r.role = k.role),
 {OUTBOX_CTES.format(rows="$10")}
 SELECT (SELECT count(*) FROM claimed), (SELECT count(*) FROM inserted)
 """  # noqa: S608
@@ -318,9 +375,9 @@ class Written(msgspec.Struct):
     """What a batch writes.
 
     Identities {(kind, value): lead id}; new events with their leads and the epoch of all; the leads'
-    states with their scores (fit, intent by lead id); the journeys (record, journey name, journey id)
-    that changed; the new transitions, whose ``(journey, sequence)`` is unique, so that a number cannot
-    repeat; the rotations' counts by role; the messages to publish, in order.
+    states with their scores (fit, intent by lead id); the journeys (record, journey name, journey id,
+    id of who holds it) that changed; the new transitions, whose ``(journey, sequence)`` is unique, so
+    that a number cannot repeat; the rotations by role; the messages to publish, in order.
     """
 
     claims: dict[tuple[str, str], str]
@@ -328,9 +385,9 @@ class Written(msgspec.Struct):
     epoch: int
     records: list[Record]
     scores: dict[str, tuple[int, int]]
-    journeys: list[tuple[Record, str, str]]
+    journeys: list[tuple[Record, str, str, str | None]]
     transitions: list[TransitionRow]
-    counts: dict[str, dict[str, int]]
+    turns: dict[str, Turns]
     messages: list[Message]
 
 
@@ -351,14 +408,16 @@ async def write(connection: Connection, w: Written) -> bool:
         [_lead_row(r, lead, w.scores[r.id]) for r, lead in leads],
         [
             _journey_row(id, r.id, r.lead.journeys[name], r.facts[name])
-            for r, name, id in w.journeys
+            for r, name, id, _ in w.journeys
             if r.lead is not None
         ],
         [msgspec.structs.astuple(row) for row in w.transitions],
-        list(w.counts),
-        [as_json(c) for c in w.counts.values()],
+        list(w.turns),
+        [as_json(t.given) for t in w.turns.values()],
         message_rows(w.messages),
         [account_of(lead.email, lead.attributes) for _, lead in leads],
+        [holder for r, _, _, holder in w.journeys if r.lead is not None],
+        [as_json(t.fairness) for t in w.turns.values()],
     )
     return done is not None and (done[0], done[1]) == (len(w.claims), len(w.events))
 
@@ -386,7 +445,7 @@ def _journey_row(id: str, lead_id: str, journey: Journey, facts: Facts) -> tuple
     held = [
         {"to": h.to, "rule": h.rule, "since": h.since, "missing": h.missing} for h in journey.held
     ]
-    owners = {role: {"id": o.id, "name": o.name} for role, o in facts.owners.items()}
+    owners = {role: {"id": o.id, "name": o.name, "why": o.why} for role, o in facts.owners.items()}
     return (
         id, lead_id, journey.playbook, journey.key, journey.stage, journey.furthest,
         journey.started_at, journey.entered_at, facts.sequence, as_json(owners), as_json(held),

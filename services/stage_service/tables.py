@@ -142,6 +142,7 @@ journeys = Table(
     Column("deal", JSONB, nullable=False),
     Column("playbook_version", Integer, nullable=False),
     _moment("updated_at"),
+    Column("holder", Text),
     schema="stage",
 )
 
@@ -181,6 +182,32 @@ rotations = Table(
     metadata,
     Column("role", Text, primary_key=True),
     Column("counts", JSONB, nullable=False),
+    Column("fairness", JSONB, nullable=False),
+    schema="stage",
+)
+
+account_owners = Table(
+    "account_owners",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("role", Text, primary_key=True),
+    Column("person_id", Text, nullable=False),
+    _moment("since"),
+    schema="stage",
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    _moment("at"),
+    Column("actor", Text, nullable=False),
+    Column("key_id", Text),
+    Column("action", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("before", JSONB),
+    Column("after", JSONB),
     schema="stage",
 )
 

@@ -54,6 +54,15 @@ ROUTES: dict[tuple[str, str], str | None] = {
     ("post", "/v1/quarantine/replay"): "admin",
     ("post", "/v1/quarantine/{id}/replay"): "admin",
     ("post", "/v1/quarantine/{id}/discard"): "admin",
+    ("get", "/v1/people"): "admin",
+    ("get", "/v1/people/{id}"): "admin",
+    ("put", "/v1/people/{id}"): "admin",
+    ("delete", "/v1/people/{id}"): "admin",
+    ("post", "/v1/people/import"): "admin",
+    ("get", "/v1/audit"): "admin",
+    ("post", "/v1/people/{id}/leave"): "admin",
+    ("post", "/v1/leads/{id}/assign"): "move",
+    ("get", "/v1/leads/{id}/routing"): "read",
 }
 """Every route and the scope it asks for. A route that is missing here fails the test below."""
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from services.baton.verify import verify_database
 from services.contracts.events import MAIN, LeadEvent
+from services.contracts.roster import Roster
 from services.contracts.team import load_team
 from services.stage_service.batch import Batch, Outcome
 from services.stage_service.errors import OverloadedError, UnavailableError
@@ -82,7 +83,7 @@ async def wired(url: str) -> AsyncIterator[Wired]:
     await shelf.load(pool)
     sales = ROOT / "playbooks/sales.yaml"
     await shelf.publish(pool, parse_playbook(sales.read_text(), "sales.yaml"))
-    lane = Lane(pool, shelf, load_team(ROOT / "playbooks/team.yaml"))
+    lane = Lane(pool, shelf, Roster(load_team(ROOT / "playbooks/team.yaml")))
     lane.start()
     try:
         yield Wired(url, pool, lane, shelf)

@@ -21,6 +21,7 @@ from services.contracts.events import (
     identities_of,
 )
 from services.contracts.problems import Defect
+from services.contracts.roster import Roster
 from services.stage_service.batch import Batch, Outcome, RacedError
 from services.stage_service.errors import UnavailableError
 from services.stage_service.identities import LEAD_IDENTITY
@@ -335,7 +336,7 @@ async def test_who_waited_for_a_merge_or_a_parting_looks_again(it: Wired, partin
         first = by_hand(UNMERGED_BY_HAND, one, merge_id=merge_id, lead=other)
 
     def batch(connection: Any) -> Batch:
-        return Batch(connection, it.shelf, it.lane.team, START, new_id, it.lane.policy)
+        return Batch(connection, it.shelf, Roster(it.lane.team), START, new_id, it.lane.policy)
 
     second = said("demo.requested", 3, external_ids={"crm": "7"})
     async with it.pool.acquire() as here, it.pool.acquire() as there:
@@ -364,7 +365,7 @@ async def test_statements_of_a_batch_without_links(it: Wired) -> None:
 
         async def run(*events: LeadEvent) -> int:
             statements.clear()
-            batch = Batch(connection, it.shelf, it.lane.team, START, new_id, it.lane.policy)
+            batch = Batch(connection, it.shelf, Roster(it.lane.team), START, new_id, it.lane.policy)
             async with connection.transaction():
                 await batch.apply(events)
             return len([s for s in statements if "BEGIN" not in s and "COMMIT" not in s])

@@ -89,13 +89,17 @@ async def test_the_newest_on_a_database_with_rows(
 ) -> None:
     """The stage service's rows of an older revision are all there after the newest one, and go on."""
     async with wired(database_url) as it:
-        await it.lane.submit([*walk(), *walk("other@b.example")])
+        await it.lane.submit([*walk(), *walk("other@b.example")[:4]])
         before = await it.transitions()
+        holders = await it.pool.fetch("SELECT id, holder FROM stage.journeys ORDER BY id")
     migrate(bare_database_url, revision)
     await copied(database_url, bare_database_url)
     migrate(bare_database_url)
     async with wired(bare_database_url) as it:
         assert await it.transitions() == before
+        found = await it.pool.fetch("SELECT id, holder FROM stage.journeys ORDER BY id")
+        assert found == holders
+        assert {h["holder"] for h in holders} & {"tom", "yuki"}
         assert {o.status for o in await it.lane.submit(walk())} == {"duplicate"}
         both = event("page.viewed", 9, external_ids={"crm": "1"})
         both = msgspec.structs.replace(both, identities=(*both.identities, ("external:crm", "1")))

@@ -26,7 +26,7 @@ from tests.system.running import RunningBaton, free_port, lead_event, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
-PAGES = ("/", "/funnel", "/leads", "/alerts", "/quarantine")
+PAGES = ("/", "/funnel", "/leads", "/alerts", "/people", "/quarantine")
 
 
 class Running(RunningBaton):

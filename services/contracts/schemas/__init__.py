@@ -16,10 +16,12 @@ from services.contracts.events import (
     CORRECTED,
     LEAD_MERGED,
     LEAD_UNMERGED,
+    OWNER_CHANGED,
     TRANSITIONED,
     LeadMerged,
     LeadSnapshot,
     LeadUnmerged,
+    OwnerChanged,
     StageTransitioned,
 )
 
@@ -32,6 +34,7 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     CORRECTED: StageTransitioned,
     LEAD_MERGED: LeadMerged,
     LEAD_UNMERGED: LeadUnmerged,
+    OWNER_CHANGED: OwnerChanged,
 }
 """Each published type and what its data is."""
 
@@ -41,10 +44,10 @@ def published_event(type: str) -> dict[str, Any]:
     schemas, definitions = msgspec.json.schema_components(
         [STRUCTS[type]], ref_template="#/$defs/{name}"
     )
-    if STRUCTS[type] is StageTransitioned:
+    if STRUCTS[type] in (StageTransitioned, OwnerChanged):
         # Already encoded JSON in the Structs, for speed: say what it is.
-        transitioned = definitions["StageTransitioned"]
-        transitioned["properties"]["stage"] = {"$ref": "#/$defs/StageGuide"}
+        told = definitions[STRUCTS[type].__name__]
+        told["properties"]["stage"] = {"$ref": "#/$defs/StageGuide"}
         definitions[LeadSnapshot.__name__]["properties"]["attributes"] = {"type": "object"}
     return {
         "$schema": DIALECT,

@@ -48,6 +48,8 @@ class House:
     notifier: httpx.AsyncClient
     public_url: str
     once: Once
+    roster_is_file: bool = False
+    """Whether people are changed in the roster's file only."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process begins to stop: readiness fails, streams end."""
 

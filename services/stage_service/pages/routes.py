@@ -29,7 +29,7 @@ from services.stage_service.api.reads import (
     required_lead_id,
 )
 from services.stage_service.errors import NotFoundError, UnavailableError
-from services.stage_service.pages import quarantine_pages, session
+from services.stage_service.pages import people_view, quarantine_pages, session
 from services.stage_service.pages.alert_view import NotifierAwayError, ask
 from services.stage_service.pages.lead_view import score_explained, steps, story
 from services.stage_service.pages.rendering import (
@@ -68,6 +68,7 @@ def pages_router() -> APIRouter:
     whole.include_router(session.router)
     whole.include_router(router)
     whole.include_router(quarantine_pages.router)
+    whole.include_router(people_view.router)
     whole.include_router(_nowhere)
     return whole
 
