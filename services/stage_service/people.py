@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import msgspec
@@ -117,9 +117,12 @@ async def import_people(
     documents: Sequence[Mapping[str, Any]],
     by: Actor,
     *,
+    keep: Sequence[str] = (),
     dry_run: bool = False,
 ) -> Imported:
-    """Add and change people, all or none; who is not named stays. With `dry_run` nothing is kept.
+    """Add and change people, all or none; who is not named stays. With `dry_run` nothing is written.
+
+    The keys `keep`, which the documents cannot tell, stay as they are of people who are here.
 
     The documents must be valid. Raises InvalidRequestError for an unknown stand-in.
     """
@@ -133,6 +136,9 @@ async def import_people(
             known = present.keys() | {str(d["id"]) for d in documents}
             for document in documents:
                 before = present.get(str(document["id"]))
+                if before is not None:
+                    kept = {k: before.document[k] for k in keep if k in before.document}
+                    document = kept | dict(document)  # noqa: PLW2901
                 if before is not None and before.document == document:
                     imported.unchanged.append(before.id)
                     continue
@@ -257,10 +263,21 @@ def _changed(present: Entry | None) -> ChangedMeanwhileError:
 
 
 def _without_secrets(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a person with every channel cut to its kind, those in their preferences too."""
     shown = dict(document)
-    channels = shown.get("channels")
-    if isinstance(channels, str):
-        channels = [channels]
-    if isinstance(channels, list):
-        shown["channels"] = [_CHANNEL.sub(r"\1://...", str(c)) for c in channels]
+    if "channels" in shown:
+        shown["channels"] = _kinds(shown["channels"])
+    alerts = shown.get("alerts")
+    if isinstance(alerts, Mapping):
+        wants = dict(cast("Mapping[str, Any]", alerts))
+        by_kind = wants.get("channels")
+        if isinstance(by_kind, Mapping):
+            each = cast("Mapping[str, Any]", by_kind)
+            wants["channels"] = {key: _kinds(channels) for key, channels in each.items()}
+        shown["alerts"] = wants
     return shown
+
+
+def _kinds(channels: object) -> list[str]:
+    listed = cast("list[object]", channels) if isinstance(channels, list) else [channels]
+    return [_CHANNEL.sub(r"\1://...", str(c)) for c in listed]

@@ -1,7 +1,8 @@
 """People from CSV: one line a person, columns by name; every mistake with its line. Pure.
 
 Columns are the keys of a person in the roster; lists are separated by ``;``. The hours of a weekday are the
-columns ``mon`` to ``sun``. Absences are no part of it: they change too often for a spreadsheet.
+columns ``mon`` to ``sun``. Absences and what somebody wants of their alerts are no part of it: the first
+change too often for a spreadsheet, the second are no list.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from services.contracts.team import read_person
 from services.contracts.yaml_source import Problem, SourceError, nearest
 
 LINES_MAX = 10_000
-_LISTS = ("roles", "territories", "quiet", "skills", "channels")
+_LISTS = ("roles", "territories", "quiet", "skills", "channels", "leads")
 _NUMBERS = ("weight", "capacity")
 _TEXTS = ("id", "name", "email", "time_zone", "working_hours", "holidays", "team")
 COLUMNS = (*_TEXTS, *_LISTS, *_NUMBERS, *WEEKDAYS)
+NO_COLUMNS = ("away", "alerts")
+"""Keys of a person that CSV does not tell."""
 
 
 def read_csv(text: str, file: str = "people.csv") -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -62,9 +63,12 @@ async def test_a_journey_is_given_to_somebody_else_by_hand(database_url: str) ->
         assert message.type == OWNER_CHANGED
         told = read_transition(message)
         assert told is not None
-        [alert] = alerts_of(told, load_team(ROOT / "playbooks/team.yaml"), "http://x", uuid.uuid4)
+        team = load_team(ROOT / "playbooks/team.yaml")
+        [alert] = alerts_of(told, team, "http://x", uuid.uuid4, datetime.now(UTC))
         assert (alert.person_id, alert.subject[:10]) == ("elena", "Yours now:")
         assert "Sofia gave it to another person: she knows them" in alert.body
+        assert alert.deliveries
+        assert alert.journey_id is not None, "it is said in the journey's thread"
         # The next stages and a late event keep her: the fold does not choose.
         await stage.send(
             {"specversion": "1.0", "id": "late", "source": "/t", "type": "lead.created",

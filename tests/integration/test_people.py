@@ -127,6 +127,28 @@ async def test_people_come_from_csv_all_or_none(database_url: str) -> None:
         ] == "there is no column 'name'"
 
 
+async def test_what_csv_cannot_tell_stays_and_is_audited_without_secrets(database_url: str) -> None:
+    wants = {
+        "deliver": "hourly",
+        "channels": {"escalation": ["slack://T0KEN/x"], "ae": "json://K3Y"},
+    }
+    away = [{"from": "2026-08-03", "until": "2026-08-14"}]
+    async with running_stage(database_url) as stage:
+        person = NINA | {"alerts": wants, "away": away, "leads": ["ae"]}
+        assert (await stage.client.put("/v1/people/nina", json=person)).status_code == 201
+        answer = await stage.client.post(
+            "/v1/people/import", content="id,name,roles,leads\nnina,Nina,ae;csm,csm\n",
+            headers={"content-type": "text/csv"},
+        )  # fmt: skip
+        assert answer.json()["changed"] == ["nina"]
+        nina = (await stage.client.get("/v1/people/nina")).json()
+        assert (nina["alerts"], nina["away"], nina["leads"]) == (wants, away, ["csm"])
+        told = str(await audit(stage, subject="nina"))
+        assert "slack://..." in told
+        assert "T0KEN" not in told
+        assert "K3Y" not in told
+
+
 async def test_the_audit_is_only_ever_added_to(database_url: str) -> None:
     async with running_stage(database_url) as stage:
         for statement in ("DELETE FROM stage.audit", "UPDATE stage.audit SET actor = 'x'",

@@ -16,7 +16,7 @@ from services.stage_service import people
 from services.stage_service.api.access import House, allow, house
 from services.stage_service.errors import ConflictError, InvalidRequestError, TooLargeError
 from services.stage_service.people import Actor
-from services.stage_service.people_csv import read_csv
+from services.stage_service.people_csv import NO_COLUMNS, read_csv
 from services.stage_service.workload import state_of, workload
 
 PROBLEMS_MAX = 100
@@ -130,7 +130,9 @@ async def import_people(
             "the file is not UTF-8", field="body", remedy="Save it as UTF-8."
         ) from None
     try:
-        done = await people.import_people(it.pool, read_csv(text), _actor(who), dry_run=dry_run)
+        done = await people.import_people(
+            it.pool, read_csv(text), _actor(who), keep=NO_COLUMNS, dry_run=dry_run
+        )
     except SourceError as error:
         raise _invalid(error) from None
     await it.lane.look_at_roster()
