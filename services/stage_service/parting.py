@@ -159,7 +159,7 @@ async def part(
         before: dict[str, dict[str, list[str]]] = msgspec.json.decode(done["owners"])
         _take_back(records[survivor], records[merged], before)
         for name, owners in before.items():
-            held_by[name] = {(role, id) for role, (id, _) in owners.items()}
+            held_by[name] = {(role, owner[0]) for role, owner in owners.items()}
     await store.restore_journeys(connection, records[merged], journey_id)
     cause = Cause(event.id, event.source, event.type, None, actor_of(event))
     messages = told_of(LEAD_UNMERGED, LeadUnmerged(

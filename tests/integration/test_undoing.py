@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from services.contracts.events import MERGED_BY_HAND, UNMERGED_BY_HAND
+from services.contracts.roster import Roster
 from services.stage_service.batch import Batch
 from services.stage_service.errors import UnavailableError
 from services.stage_service.lane import new_id
@@ -238,7 +239,7 @@ async def test_a_playbook_published_while_a_merge_waited(it: Wired) -> None:
         await here.execute("SELECT FROM stage.leads FOR UPDATE")
         link = said("x", 9, email="a@b.example", external_ids={"crm": "7"})
         merging = asyncio.create_task(
-            Batch(there, behind, it.lane.team, START, new_id, it.lane.policy).apply([link])
+            Batch(there, behind, Roster(it.lane.team), START, new_id, it.lane.policy).apply([link])
         )
         async with asyncio.timeout(10):
             while not await it.pool.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
@@ -246,7 +247,9 @@ async def test_a_playbook_published_while_a_merge_waited(it: Wired) -> None:
         text = (ROOT / "playbooks/sales.yaml").read_text() + "\n# another version\n"
         assert await it.shelf.publish(it.pool, parse_playbook(text, "sales.yaml")) == 2
         moved = said("demo.requested", 5, external_ids={"crm": "7"})
-        await Batch(here, it.shelf, it.lane.team, START, new_id, it.lane.policy).apply([moved])
+        await Batch(here, it.shelf, Roster(it.lane.team), START, new_id, it.lane.policy).apply(
+            [moved]
+        )
         await faster.commit()
         await merging
         await slower.commit()
