@@ -219,8 +219,10 @@ async def get_timeline(request: Request, id: str) -> Response:
     sides = [lead_id, *(m["lead_id"] for m in reads_people.merged_from(merges, lead_id))]
     alerts = await alerts_of(it, token_of(request), *sides[:ALERTS_OF_LEADS_MAX])
     items += [
-        {"kind": "alert", "occurred_at": datetime.fromisoformat(a["created_at"]),
-         "recorded_at": datetime.fromisoformat(a["created_at"]), **a}
+        # An alert has a kind of its own, which must not pass for the item's.
+        {**a, "kind": "alert", "alert_kind": a.get("kind"),
+         "occurred_at": datetime.fromisoformat(a["created_at"]),
+         "recorded_at": datetime.fromisoformat(a["created_at"])}
         for a in alerts or ()
     ]  # fmt: skip
     items.sort(key=lambda i: i["occurred_at"])
