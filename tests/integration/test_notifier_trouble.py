@@ -335,46 +335,27 @@ async def test_what_got_no_answer_is_marked_so(
     assert "secret-part" not in (outcome.reason or "")
 
 
-EMPTY = "TRUNCATE notifier.alerts, notifier.deliveries, notifier.channels"
-
-
-async def healthy_p99_ms(line: Line, healthy: Receiver, others: list[str], count: int) -> float:
-    """Alert one person `count` times, one after the other, while `others` are alerted too."""
-    took: list[float] = []
-    dispatcher = line.new_line()
-    dispatcher.start()
-    for n in range(count):
-        seen = len(healthy.requests)
-        began = time.monotonic()
-        await line.tell("cal", *others[n % len(others) :][:2] if others else ())
-        dispatcher.wake()
-        while len(healthy.requests) == seen:
-            await asyncio.sleep(0.001)
-        took.append((time.monotonic() - began) * 1000)
-        line.clock.pass_(1)
-    await dispatcher.stop()
-    return sorted(took)[count * 99 // 100]
-
-
 @pytest.mark.long
-async def test_a_channel_in_trouble_costs_the_healthy_ones_little(
+async def test_a_channel_that_hangs_holds_up_no_other(
     database_url: str, tmp_path: Path, receiver: Receiver
 ) -> None:
-    """The p99 of a healthy channel beside one that hangs, within 1.5 times the undisturbed one's."""
+    """Forty people's receiver never answers; one more person's alerts arrive all the same, in order."""
     healthy = Receiver()
     await healthy.come()
     names = [f"s{n}" for n in range(40)]
     people = dict.fromkeys(names, receiver.port)
-    ratios: list[float] = []
+    receiver.mood = "slow"
     async with lined(database_url, tmp_path, **people, cal=healthy.port) as line:
-        for _ in range(3):
-            await line.pool.execute(EMPTY)
-            receiver.mood = "ok"
-            plain = await healthy_p99_ms(line, healthy, names, 60)
-            receiver.mood = "slow"
-            beside = await healthy_p99_ms(line, healthy, names, 60)
-            receiver.released.set()
-            receiver.released = asyncio.Event()
-            ratios.append(beside / plain)
-    assert sorted(ratios)[1] <= 1.5, ratios  # the median of three: the machine has other work
+        dispatcher = line.new_line()
+        dispatcher.start()
+        for n in range(60):
+            await line.tell("cal", *names[n % len(names) :][:2])
+            dispatcher.wake()
+            async with asyncio.timeout(30):
+                while len(healthy.requests) <= n:
+                    await asyncio.sleep(0.001)
+            line.clock.pass_(1)
+        assert len(healthy.requests) == 60
+        receiver.released.set()
+        await dispatcher.stop()
     await healthy.go()
