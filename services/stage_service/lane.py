@@ -33,7 +33,7 @@ from services.stage_service.shelf import Shelf
 
 BATCH_EVENTS_MAX = 500
 WAITING_EVENTS_MAX = 10_000
-WORKERS = 3
+WORKERS = 2
 SECOND_FROM_EVENTS = 20
 """How many events must wait before another batch runs beside the first: small batches cost round trips,
 large ones let PostgreSQL work while we compute the next."""
