@@ -8,6 +8,7 @@ vendors drop or disable on 4xx. What cannot be committed in time is answered 503
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -90,7 +91,7 @@ def _told(error: BatonError) -> Reply:
     )
 
 
-class DeliveryEndpoint:
+class DeliveryEndpoint(ABC):
     """What the endpoints that take deliveries share: errors as answers, the answer sent and measured."""
 
     def __init__(self, intake: Intake, public_url: str | None) -> None:
@@ -138,12 +139,13 @@ class DeliveryEndpoint:
             self._seconds[scope["method"], reply.status] = known
         known.observe(time.perf_counter() - began)
 
+    @abstractmethod
     def route(self, scope: dict[str, Any]) -> str:
         """Give the route as metrics and logs name it: never with what may be a secret."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _answer(self, scope: dict[str, Any], receive: Receive) -> Reply:
-        raise NotImplementedError
+        """Answer one request whose errors are told by the caller."""
 
     async def read(self, scope: dict[str, Any], receive: Receive) -> Request | Reply:
         """Read the request whole and unpacked, or refuse it."""
