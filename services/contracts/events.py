@@ -344,6 +344,18 @@ class AlertWish(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     urgent: bool = False
 
 
+class OfferRef(msgspec.Struct, frozen=True, gc=False):
+    """The handoff that a message offers: who is told of it can answer it.
+
+    `reasons` are those that the playbook suggests for a rejection.
+    """
+
+    handoff_id: str
+    role: str
+    due_at: datetime | None
+    reasons: list[str] = []
+
+
 class StageGuide(msgspec.Struct, frozen=True):
     """What the playbook says about the stage entered."""
 
@@ -383,6 +395,7 @@ class StageTransitioned(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     skipped: list[str] = []
     replaces: list[str] = []
     ended: bool | msgspec.UnsetType = msgspec.UNSET
+    offer: OfferRef | None = None
 
 
 class LeadMerged(msgspec.Struct, frozen=True):
@@ -439,6 +452,7 @@ class OwnerChanged(msgspec.Struct, frozen=True):
     score: Score
     stage: StageGuide | msgspec.Raw
     alerts: list[AlertWish] = []
+    offer: OfferRef | None = None
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

@@ -110,6 +110,47 @@ class RoleRouting:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """A step of the ladder: who hears of a missed deadline `after_s` seconds of the clock's time later.
+
+    `to` is ``stand_in``, ``role_lead``, a role, or the id of a person.
+    """
+
+    after_s: float
+    to: str
+
+
+@dataclass(frozen=True)
+class ClockPlan:
+    """A deadline: `within_s` seconds from `since`; in working hours of the owner unless `wall`.
+
+    `since` is ``offered`` (a handoff), ``entered`` (the stage) or ``activity`` (the lead's last event).
+    """
+
+    key: str
+    title: str
+    stages: frozenset[str]
+    since: str
+    within_s: float
+    wall: bool = False
+    remind_s: tuple[float, ...] = ()
+    """How long before the deadline its owner is reminded, the earliest first."""
+    escalate: tuple[Rung, ...] = ()
+
+
+@dataclass(frozen=True)
+class HandoffPlan:
+    """How a role answers what is handed to it: until when, what counts as an answer, why it may say no."""
+
+    role: str
+    clock: ClockPlan
+    accepted_by: frozenset[str] = frozenset()
+    """Event types that show that it was taken up."""
+    reasons: tuple[str, ...] = ()
+    """Suggested reasons of a rejection."""
+
+
+@dataclass(frozen=True)
 class FitRule:
     """Points for who the lead is."""
 
@@ -158,6 +199,11 @@ class Playbook:
     """How an event type reads to people."""
     routing: dict[str, RoleRouting] = field(default_factory=dict[str, RoleRouting])
     """By role; a role that is not here is routed by territory and weight."""
+    handoffs: dict[str, HandoffPlan] = field(default_factory=dict[str, HandoffPlan])
+    """By role; what is handed to a role that is not here needs no answer."""
+    clocks: tuple[ClockPlan, ...] = ()
+    asks_for_contact: frozenset[str] = frozenset()
+    """Event types by which a lead asks to be spoken to."""
     by_type: dict[str, dict[str, tuple[Rule, ...]]] = field(
         default_factory=dict[str, dict[str, tuple[Rule, ...]]]
     )

@@ -27,15 +27,17 @@ from services.stage_service.playbook import (
     digest_of,
 )
 from services.stage_service.playbook_checks import check_graph
+from services.stage_service.playbook_clocks import read_clocks, read_handoffs
 from services.stage_service.playbook_routing import read_routing
 
 TOP_KEYS = (
     "name", "title", "philosophy", "competencies", "roles", "stages", "path", "attributes", "score",
-    "rules", "labels", "routing",
+    "rules", "labels", "routing", "handoffs", "clocks", "asks_for_contact",
 )  # fmt: skip
 BUILT_IN: dict[str, TypeName] = {
     "event.type": "string",
     "event.source": "string",
+    "event.clock": "string",
     "lead.email": "string",
     "journey.stage": "string",
     "journey.furthest_stage": "string",
@@ -79,6 +81,10 @@ class PlaybookFile:
         fit, signals = self._read_score()
         attributes = {f"lead.{name}" for name in self._attributes["lead"]}
         routing = read_routing(self._top.get("routing"), self._roles, attributes, self._condition)
+        taken: dict[str, Node] = {}
+        handoffs = read_handoffs(self._top.get("handoffs"), self._roles, self._event_types, taken)
+        clocks = read_clocks(self._top.get("clocks"), self._roles, self._stages, taken)
+        asks = self._top.get("asks_for_contact")
         if not self._root.problems:
             # Names hold together, so the graph can be judged.
             check_graph(rules, self._stages, self._path, places)
@@ -110,6 +116,9 @@ class PlaybookFile:
             competencies=self._texts("competencies"),
             labels={k: n.text() for k, n in self._mapping("labels").items()},
             routing=routing,
+            handoffs=handoffs,
+            clocks=clocks,
+            asks_for_contact=self._event_types(asks) if asks is not None else frozenset(),
             by_type=by_type,
             of_any_type=of_any_type,
         )

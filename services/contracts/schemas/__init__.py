@@ -24,6 +24,16 @@ from services.contracts.events import (
     OwnerChanged,
     StageTransitioned,
 )
+from services.contracts.handoffs import (
+    ACCEPTED,
+    CLOCK_RANG,
+    OFFERED,
+    OVERDUE,
+    REJECTED,
+    WITHDRAWN,
+    ClockRang,
+    HandoffTold,
+)
 
 HERE = Path(__file__).parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -35,6 +45,12 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     LEAD_MERGED: LeadMerged,
     LEAD_UNMERGED: LeadUnmerged,
     OWNER_CHANGED: OwnerChanged,
+    OFFERED: HandoffTold,
+    ACCEPTED: HandoffTold,
+    REJECTED: HandoffTold,
+    OVERDUE: HandoffTold,
+    WITHDRAWN: HandoffTold,
+    CLOCK_RANG: ClockRang,
 }
 """Each published type and what its data is."""
 
@@ -44,10 +60,11 @@ def published_event(type: str) -> dict[str, Any]:
     schemas, definitions = msgspec.json.schema_components(
         [STRUCTS[type]], ref_template="#/$defs/{name}"
     )
+    # Already encoded JSON in the Structs, for speed: say what it is.
     if STRUCTS[type] in (StageTransitioned, OwnerChanged):
-        # Already encoded JSON in the Structs, for speed: say what it is.
         told = definitions[STRUCTS[type].__name__]
         told["properties"]["stage"] = {"$ref": "#/$defs/StageGuide"}
+    if LeadSnapshot.__name__ in definitions:
         definitions[LeadSnapshot.__name__]["properties"]["attributes"] = {"type": "object"}
     return {
         "$schema": DIALECT,
