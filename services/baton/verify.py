@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
+from services.baton.verify_handoffs import check_clocks, check_handoffs, rows_of_leads
 from services.baton.verify_identities import check_identities, identities_of_leads
 from services.baton.verify_merges import check_merges
 from services.contracts.events import MOVED_BY_HAND, TRANSITIONS_TOPIC
@@ -38,6 +39,7 @@ class Report:
     alerts: int = 0
     alerts_waiting: int = 0
     merges: int = 0
+    handoffs: int = 0
     findings: list[str] = field(default_factory=list[str])
 
     def found(self, finding: str) -> None:
@@ -51,7 +53,7 @@ class Report:
             f"{self.events} events of {self.leads} leads folded again; {self.transitions} records, "
             f"{self.published} published, {self.pending} waiting for the relay; "
             f"{self.alerts} alerts, {self.alerts_waiting} waiting for the notifier; "
-            f"{self.merges} merges"
+            f"{self.merges} merges, {self.handoffs} handoffs"
         )
         yield from (f"WRONG: {finding}" for finding in self.findings)
         yield "clean" if not self.findings else f"{len(self.findings)} findings"
@@ -105,6 +107,7 @@ async def _leads(connection: Connection, shelf: Shelf, ids: list[str], report: R
     stored = await store.events_of_leads(connection, ids)
     history = await store.history(connection, ids)
     owned = await identities_of_leads(connection, ids)
+    handoffs, running = await rows_of_leads(connection, ids)
     journeys: dict[str, dict[str, Any]] = {}
     for r in await connection.fetch(
         """SELECT lead_id::text, id::text, stage, furthest_stage, sequence, started_at, entered_at,
@@ -120,11 +123,15 @@ async def _leads(connection: Connection, shelf: Shelf, ids: list[str], report: R
         report.events += len(stored[lead_id])
         check_identities(lead_id, owned[lead_id], (e for e, _ in stored[lead_id]), report.found)
         record = states[lead_id]
-        lead, moves, _ = funnel.refold((e, shelf.at(epoch)) for e, epoch in stored[lead_id])
+        whole = funnel.refold((e, shelf.at(epoch)) for e, epoch in stored[lead_id])
+        lead, moves = whole.lead, whole.moves
         if lead is None or record.lead is None:
             report.found(f"lead {lead_id} has no events")
             continue
         _compare_states(lead_id, record.lead, lead, report)
+        check_handoffs(lead_id, handoffs[lead_id], whole.handed, report.found)
+        check_clocks(lead_id, running[lead_id], record.facts, report.found)
+        report.handoffs += len(handoffs[lead_id])
         if columns[lead_id] != (lead.email, _plain_json(lead.attributes)):
             report.found(f"lead {lead_id}: e-mail or attributes are not what the events fold to")
         mine = journeys.get(lead_id, {})

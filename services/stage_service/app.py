@@ -49,6 +49,7 @@ from services.stage_service.settings import StageSettings
 from services.stage_service.shelf import Shelf
 from services.stage_service.source_secrets import SourceSecrets, given_secrets
 from services.stage_service.sources.book import SourceBook
+from services.stage_service.ticker import Ticker
 
 CONNECT_AGAIN_S = 0.1
 _NOT_YET = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
@@ -232,6 +233,9 @@ async def _house(
     parts.push_async_callback(relay.stop)
     lane.start()
     parts.push_async_callback(lane.stop)
+    ticker = Ticker(pool, lane, utc_now)
+    ticker.start()
+    parts.push_async_callback(ticker.stop)
     parts.callback(house.stopping.set)
     return house
 
@@ -273,6 +277,7 @@ async def _connected(settings: StageSettings) -> asyncpg.Pool[Any]:
         await pool.fetchval("SELECT max(epoch) FROM stage.playbook_versions")
         await pool.fetchval("SELECT count(sources) FROM access.keys WHERE false")
         await pool.fetchval("SELECT count(*) FROM stage.source_secrets WHERE false")
+        await pool.fetchval("SELECT count(*) FROM stage.clocks WHERE false")
     except BaseException:
         pool.terminate()
         raise

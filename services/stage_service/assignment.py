@@ -12,6 +12,7 @@ from typing import Any
 
 from services.contracts.events import MAIN, LeadEvent
 from services.contracts.roster import Roster
+from services.contracts.team import Person, Team
 from services.stage_service import store
 from services.stage_service.accounts import account_of
 from services.stage_service.funnel import Lead, Move, score_of
@@ -61,9 +62,14 @@ class Assigner:
             if account is not None:
                 self._accounts.add(account)
 
-    def is_here(self, id: str) -> bool:
-        """Tell whether the person `id` is in the roster."""
-        return id in self._roster.team.by_id
+    @property
+    def team(self) -> Team:
+        """The roster that owners are chosen from, as it is under the lock."""
+        return self._roster.team
+
+    def person(self, id: str) -> Person | None:
+        """Give the person `id`, if they are in the roster."""
+        return self._roster.team.by_id.get(id)
 
     async def lock(self, connection: Connection) -> None:
         """Lock the rotations of the roles expected, if any; take over a roster that changed."""
@@ -90,6 +96,20 @@ class Assigner:
         loads[person.id] = loads.get(person.id, 0) + 1
         why = f"{person.name}: assigned by {data.get('actor')}: {data.get('reason')}"
         return Decision(role, person.id, person.name, why, "by-hand")
+
+    def again(
+        self,
+        role: str,
+        record: Record,
+        playbook: Playbook,
+        name: str,
+        event: LeadEvent,
+        without: frozenset[str],
+    ) -> Decision | None:
+        """Decide who gets a journey that somebody rejected: by routing, but nobody of `without`."""
+        assert record.lead is not None  # noqa: S101  it has just been folded
+        at = _Standing(name, playbook, record.lead, event.time)
+        return self._decide(role, record, playbook, at, without)
 
     def assign(self, role: str, record: Record, playbook: Playbook, move: Move) -> Decision | None:
         """Decide who gets the journey of `move` for `role`; None when it was not expected."""

@@ -15,14 +15,17 @@ from typing import Any
 import msgspec
 
 from services.contracts.events import ASSIGNED_BY_HAND, SOURCE, UNMERGED_BY_HAND, LeadEvent
+from services.contracts.handoffs import HANDOFF_REJECTED
 from services.contracts.roster import Roster
-from services.stage_service import funnel, store
+from services.stage_service import funnel, offers, store, store_handoffs
 from services.stage_service.assignment import Assigner
 from services.stage_service.corrections import Corrections, change_by
 from services.stage_service.funnel import Lead, Move, Score
+from services.stage_service.handing import Handing
 from services.stage_service.identities import LEAD_IDENTITY, Policy, keys_of
 from services.stage_service.journal import Journal, journey_id
 from services.stage_service.merging import Change
+from services.stage_service.offers import Handed, Ring
 from services.stage_service.playbook import Playbook
 from services.stage_service.regrouping import Regrouping
 from services.stage_service.shelf import Shelf
@@ -91,7 +94,8 @@ class Batch:
         self._shelf = shelf
         self._policy = policy
         self._assigner = Assigner(roster, recorded_at)
-        self._journal = Journal(recorded_at, self._assigner.assign, self._assigner.is_here, new_id)
+        self._journal = Journal(recorded_at, self._assigner.assign, self._assigner.person, new_id)
+        self._handing = Handing(self._journal, self._assigner, recorded_at)
         self._corrections = Corrections(self._journal, shelf, self._tell)
         self.regrouping = Regrouping(connection, shelf, self._journal, policy, new_id)
         self._records: dict[str, Record] = {}
@@ -100,6 +104,8 @@ class Batch:
         """Stored with the events and folded under: one batch, one epoch, whatever is published now."""
         self._before: dict[str, Lead | None] = {}
         self._changed: dict[tuple[str, str], Record] = {}
+        self._handed: dict[str, list[Handed]] = {}
+        self._rings: dict[str, list[Ring]] = {}
         self._outcomes: dict[tuple[str, str], Outcome] = {}
         self.moved: list[TransitionRow] = []
         self.unevaluated: list[tuple[str, str]] = []
@@ -119,6 +125,7 @@ class Batch:
             raise RacedError
         self._changes = changes
         moves, late = self._fold(by_lead)
+        handoffs: dict[str, dict[str, Any]] = {}
         histories = await self._refold(by_lead, late) if late else {}
         assigned = {
             lead_id: found
@@ -127,9 +134,10 @@ class Batch:
         }
         await self._lock_rotations(moves, histories, assigned)
         self._write_down(by_lead, moves, histories)
-        for lead_id, found in assigned.items():
-            for event in found:
-                self._reassign(self._records[lead_id], event)
+        if late:
+            handoffs = await store_handoffs.handoffs_of(self._connection, list(late))
+        for lead_id, mine in by_lead.items():
+            self._hand_over(lead_id, mine, handoffs.get(lead_id, {}) if lead_id in late else None)
         if fresh:
             await self._write(fresh)
         return answers
@@ -216,6 +224,10 @@ class Batch:
                 record.lead = folded.lead
                 made += folded.moves
                 self.unevaluated += folded.unevaluated
+                if folded.handed:
+                    self._handed.setdefault(lead_id, []).extend(folded.handed)
+                if folded.rings:
+                    self._rings.setdefault(lead_id, []).extend(folded.rings)
         return moves, late
 
     async def _refold(
@@ -232,11 +244,13 @@ class Batch:
         histories: dict[str, Any] = {}
         for lead_id in ids:
             record = self._records[lead_id]
-            record.lead, moves, unevaluated = funnel.refold(
+            whole = funnel.refold(
                 (event, self._shelf.at(epoch)) for event, epoch in stored[lead_id]
             )
-            self.unevaluated += unevaluated
-            histories[lead_id] = (moves, past.get(lead_id, {}), late[lead_id])
+            record.lead = whole.lead
+            self.unevaluated += whole.unevaluated
+            self._handed[lead_id], self._rings[lead_id] = whole.handed, whole.rings
+            histories[lead_id] = (whole.moves, past.get(lead_id, {}), late[lead_id])
         return histories
 
     async def _lock_rotations(
@@ -252,7 +266,7 @@ class Batch:
                 facts = record.facts.get(move.journey)
                 for role in (move.role, *self._stage_alerts(move)):
                     owner = facts.owners.get(role) if facts is not None else None
-                    if owner is None or not self._assigner.is_here(owner.id):
+                    if owner is None or self._assigner.person(owner.id) is None:
                         self._assigner.expect(role, record, self._playbook(move))
         for lead_id in histories:
             # A correction may bring back the first stage, which no move enters.
@@ -264,6 +278,11 @@ class Batch:
             for event in events:
                 playbook = self._shelf.at(self._epoch)[str(event.data["playbook"])]
                 self._assigner.expect(str(event.data["role"]), self._records[lead_id], playbook)
+        for lead_id, changes in self._handed.items():
+            for change in changes:
+                if change.offer.round > 1 and change.event.type == HANDOFF_REJECTED:
+                    playbook = self._shelf.at(self._epoch)[change.playbook]
+                    self._assigner.expect(change.offer.role, self._records[lead_id], playbook)
         await self._assigner.lock(self._connection)
 
     def _stage_alerts(self, move: Move) -> Sequence[str]:
@@ -297,18 +316,44 @@ class Batch:
                     self._changed[lead_id, name] = record
             self._tell_held(record, events)
 
-    def _reassign(self, record: Record, event: LeadEvent) -> None:
-        """Give a journey to somebody else, as `event` asks; nothing where there is no such journey."""
-        assert record.lead is not None  # noqa: S101
-        playbook = self._shelf.at(self._epoch)[str(event.data["playbook"])]
-        name = funnel.journey_name(playbook.name, event.deal)
-        journey = record.lead.journeys.get(name)
-        if journey is None or journey.stage not in playbook.stages:
-            return
-        decision = self._assigner.by_hand(record, playbook, name, event)
-        if decision is not None:
-            self._journal.reassign(record, playbook, name, decision, event)
-            self._changed[record.id, name] = record
+    def _hand_over(
+        self, lead_id: str, events: list[LeadEvent], recorded: Mapping[str, Any] | None
+    ) -> None:
+        """Write down what became of a lead's handoffs and clocks; `recorded`: its history was told anew."""
+        record, playbooks = self._records[lead_id], self._shelf.at(self._epoch)
+        handed, rings = self._handed.get(lead_id, ()), self._rings.get(lead_id, ())
+        is_asked = [e for e in events if offers.is_assignment(e)]
+        if recorded is not None:
+            self._handing.reconcile(record, playbooks, events, handed, rings, recorded)
+        elif handed or rings or is_asked:
+            self._handing.follow(record, playbooks, events, handed, rings)
+        lead, before = record.lead, self._before[lead_id]
+        assert lead is not None  # noqa: S101
+        for event in is_asked:
+            name = funnel.journey_name(str(event.data["playbook"]), event.deal)
+            if name in lead.journeys:
+                self._changed[lead_id, name] = record
+        rung = {(r.event.source, r.event.id) for r in rings}
+        void = [e for e in events if offers.is_clock(e) and (e.source, e.id) not in rung]
+        for name, journey in lead.journeys.items():
+            ticking = record.facts[name].clocks
+            if (
+                (lead_id, name) not in self._changed
+                and not void
+                and not any(clock.step for clock in ticking.values())
+            ):
+                continue
+            self._handing.wind(
+                record,
+                name,
+                playbooks.get(journey.playbook),
+                void,
+                rings,
+                again=recorded is not None,
+            )
+        if before is not None and recorded is not None:
+            for name in before.journeys.keys() - lead.journeys.keys():
+                self._handing.end_all(record, name, lead.last[0])
 
     def _transition(
         self,
@@ -375,6 +420,10 @@ class Batch:
         written = self._journal.written
         self.moved = written.rows
         records = [r for id, r in self._records.items() if id in self._before]
+        if self._handing.gone:
+            await store_handoffs.withdraw(
+                self._connection, self._handing.gone, self._journal.recorded_at
+            )
         if self._corrections.ended:
             await store.end_journeys(self._connection, self._corrections.ended)
         if self._corrections.shifted:
@@ -390,7 +439,8 @@ class Batch:
             written.rows, self._assigner.turns, written.messages,
         )  # fmt: skip
         await self._assigner.own_accounts(self._connection)
-        if not await store.write(self._connection, everything):
+        beside = store_handoffs.beside(*self._handing.rows) if self._handing.has_rows else None
+        if not await store.write(self._connection, everything, beside):
             raise RacedError
 
     def _holder(self, record: Record, name: str) -> str | None:

@@ -17,7 +17,6 @@ import msgspec
 
 from services.contracts.events import (
     ASSIGNED_BY_HAND,
-    ENVELOPE_MEMBERS,
     MAIN,
     MERGED_BY_HAND,
     MOVED_BY_HAND,
@@ -27,18 +26,21 @@ from services.contracts.events import (
     Score,
     Touch,
 )
+from services.contracts.handoffs import CLOCK_FIRED
+from services.stage_service import offers
+from services.stage_service.lead_facts import (
+    facts_in,
+    merged,
+    named,
+    reason_in,
+)
+from services.stage_service.offers import Handed, Offer, Ring
 from services.stage_service.playbook import Playbook, Rule, Stage
 from services.stage_service.scoring import Scoring, score_at, scored
 
 TOUCHES_MAX = 5
-ATTRIBUTES_MAX = 500
-ATTRIBUTE_CHARACTERS_MAX = 8192
-NAME_CHARACTERS_MAX = 128
-REASON_CHARACTERS_MAX = 500
-_encode = msgspec.json.Encoder().encode
-_RESERVED = ENVELOPE_MEMBERS | {"reason"}
-_SILENT = (MERGED_BY_HAND, UNMERGED_BY_HAND, ASSIGNED_BY_HAND)
-"""They say whose events or journeys these are, and nothing of the lead (docs/decisions/0020)."""
+_SILENT = (MERGED_BY_HAND, UNMERGED_BY_HAND)
+"""They say whose events these are, and nothing of the lead."""
 _PLACEHOLDER = re.compile(r"\{([a-z_.]+)\}")
 
 
@@ -66,6 +68,10 @@ class Journey(msgspec.Struct, array_like=True, frozen=True, gc=False):
     deal: dict[str, Any]
     held: list[Held]
     reason: str | None
+    offer: Offer | None = None
+    """The newest handoff, open or answered."""
+    asked_at: datetime | None = None
+    """When the lead first asked for contact, since it last left the path."""
 
 
 class Lead(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -103,6 +109,8 @@ class Move(msgspec.Struct, frozen=True, gc=False):
     score: Score
     explanation: str
     why: dict[str, Any]
+    offer: Offer | None = None
+    """The handoff that it offers."""
 
     @property
     def identity(self) -> tuple[str, str, datetime, str, str, str | None]:
@@ -118,11 +126,16 @@ class Move(msgspec.Struct, frozen=True, gc=False):
 
 
 class Folded(msgspec.Struct, frozen=True, gc=False):
-    """What an event did: the new state, its moves, and rules that could not be evaluated."""
+    """What an event did: the new state, its moves, and rules that could not be evaluated.
+
+    `handed` are the changes of handoffs, in order; `rings` the clocks whose event met what it is about.
+    """
 
     lead: Lead
     moves: list[Move]
     unevaluated: list[tuple[str, str]]
+    handed: list[Handed]
+    rings: list[Ring]
 
 
 def journey_name(playbook: str, key: str) -> str:
@@ -135,29 +148,32 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
 
     The event's place must not be before `lead.last`.
     """
-    by_hand = event.type == MOVED_BY_HAND and event.source == SOURCE
-    data = event.data
-    facts = {} if by_hand else _facts(data)
     lead = lead or Lead(None, {}, {}, {}, [], {}, event.time, event.place)
-    if event.type in _SILENT and event.source == SOURCE:
-        return Folded(msgspec.structs.replace(lead, last=event.place), [], [])
-    email, external_ids = _named(lead, event)
+    own = _own(playbooks, lead, event) if event.source == SOURCE else None
+    if own is not None:
+        return own
+    by_hand = event.type == MOVED_BY_HAND and event.source == SOURCE
+    answers = event.type in offers.ANSWERS
+    data = event.data
+    facts = {} if by_hand or answers else facts_in(data)
+    email, external_ids = named(lead.email, lead.external_ids, event)
     moves: list[Move] = []
+    handed: list[Handed] = []
     unevaluated: list[tuple[str, str]] = []
     scorings = lead.scoring
     journeys = lead.journeys
     attributes = lead.attributes
     lead_facts, deal_facts = _split(playbooks, event, facts)
     if lead_facts:
-        attributes = _merged(attributes, lead_facts)
+        attributes = merged(attributes, lead_facts)
     for name, playbook in playbooks.items():
         fit_changed = email != lead.email or not playbook.fit_attributes.isdisjoint(lead_facts)
         scoring = scored(playbook, scorings.get(name), event, email, attributes, fit_changed)
         if scoring is not scorings.get(name):
             scorings = {**scorings, name: scoring}
-        case = _Case(playbook, event, email, attributes, scoring, unevaluated)
+        case = _Case(playbook, event, email, attributes, scoring, unevaluated, handed)
         addressed = journey_name(name, event.deal)
-        if by_hand and data.get("playbook", name) != name:
+        if (by_hand or answers) and data.get("playbook", name) != name:
             continue
         journey = journeys.get(addressed)
         if journey is None:
@@ -169,18 +185,12 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
         changed = {addressed: journey}
         if deal_facts:
             changed[addressed] = msgspec.structs.replace(
-                journey, deal=_merged(journey.deal, deal_facts)
+                journey, deal=merged(journey.deal, deal_facts)
             )
         if by_hand:
             changed[addressed] = _by_hand(case, addressed, changed[addressed], moves)
         else:
-            for other, waiting in journeys.items():
-                if waiting.held and waiting.playbook == name:
-                    changed.setdefault(other, waiting)
-            for each, current in changed.items():
-                if current.held:
-                    changed[each] = _released(case, each, current, moves, each == addressed)
-            changed[addressed] = _advanced(case, addressed, changed[addressed], moves)
+            _judge(case, addressed, journeys, changed, moves)
         journeys = {**journeys, **changed}
     touches = lead.touches if by_hand else _touched(lead.touches, playbooks, event)
     return Folded(
@@ -188,26 +198,34 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
             email, external_ids, attributes, scorings, touches, journeys,
             lead.first_seen_at, event.place,
         ),
-        moves, unevaluated,
+        moves, unevaluated, handed, [],
     )  # fmt: skip
 
 
-def refold(
-    events: Iterable[tuple[LeadEvent, Mapping[str, Playbook]]],
-) -> tuple[Lead | None, list[Move], list[tuple[str, str]]]:
+class Refolded(msgspec.Struct, gc=False):
+    """What a lead's events did, all of them: as `Folded`; `lead` is None without events."""
+
+    lead: Lead | None
+    moves: list[Move]
+    unevaluated: list[tuple[str, str]]
+    handed: list[Handed]
+    rings: list[Ring]
+
+
+def refold(events: Iterable[tuple[LeadEvent, Mapping[str, Playbook]]]) -> Refolded:
     """Fold a lead's `events`, each with the playbooks active when it was recorded, from nothing.
 
-    Sorts them by place. Gives the state (None without events), all moves, what was not evaluated.
+    Sorts them by place.
     """
-    lead: Lead | None = None
-    moves: list[Move] = []
-    unevaluated: list[tuple[str, str]] = []
+    whole = Refolded(None, [], [], [], [])
     for event, playbooks in sorted(events, key=lambda pair: pair[0].place):
-        folded = fold(playbooks, lead, event)
-        lead = folded.lead
-        moves += folded.moves
-        unevaluated += folded.unevaluated
-    return lead, moves, unevaluated
+        folded = fold(playbooks, whole.lead, event)
+        whole.lead = folded.lead
+        whole.moves += folded.moves
+        whole.unevaluated += folded.unevaluated
+        whole.handed += folded.handed
+        whole.rings += folded.rings
+    return whole
 
 
 def score_of(lead: Lead, playbook: Playbook, at: datetime) -> Score:
@@ -216,28 +234,12 @@ def score_of(lead: Lead, playbook: Playbook, at: datetime) -> Score:
     return score_at(playbook, scoring, at.timestamp()) if scoring else Score(0, 0, 0)
 
 
-def display_name(attributes: Mapping[str, Any]) -> str | None:
-    """Give the person's name from ``name``, or ``first_name`` and ``last_name``."""
-    name = attributes.get("name")
-    if isinstance(name, str) and name:
-        return name
-    parts = [attributes.get("first_name"), attributes.get("last_name")]
-    return " ".join(p for p in parts if isinstance(p, str) and p) or None
-
-
-def company_name(attributes: Mapping[str, Any]) -> str | None:
-    """Give the company's name from ``company`` or ``company_name``."""
-    for key in ("company", "company_name"):
-        value = attributes.get(key)
-        if isinstance(value, str) and value:
-            return value
-    return None
-
-
 class _Case:
     """One event judged under one playbook: the values that its rules may ask for."""
 
-    __slots__ = ("attributes", "email", "event", "playbook", "score", "scoring", "unevaluated")
+    __slots__ = (
+        "attributes", "email", "event", "handed", "playbook", "score", "scoring", "unevaluated",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -247,7 +249,9 @@ class _Case:
         attributes: dict[str, Any],
         scoring: Scoring,
         unevaluated: list[tuple[str, str]],
+        handed: list[Handed],
     ) -> None:
+        self.handed = handed
         self.playbook = playbook
         self.event = event
         self.email = email
@@ -288,6 +292,10 @@ class _Case:
                     return journey.furthest
                 return journey.key if attribute == "key" else journey.stage
 
+    def hand(self, name: str, journey: Journey, offer: Offer) -> None:
+        """Note that the event changed the handoff of the journey `name` to `offer`."""
+        self.handed.append(Handed(name, self.playbook.name, offer, self.event, journey.asked_at))
+
     def fires(self, rule: Rule, journey: Journey) -> dict[str, Any] | None:
         """Give the values that made `rule` true, or None when it is not."""
         if rule.when is None:
@@ -297,26 +305,6 @@ class _Case:
         if verdict.missing is not None:
             self.unevaluated.append((rule.key, verdict.missing))
         return values if verdict.result else None
-
-
-def _facts(data: dict[str, Any]) -> dict[str, Any]:
-    """Give what `data` tells about the lead; null says nothing, and does not erase.
-
-    What is too long for an attribute stays in the event alone: a lead is read at every event.
-    """
-    return {
-        k: v
-        for k, v in data.items()
-        if v is not None and k not in _RESERVED and len(k) <= NAME_CHARACTERS_MAX and _fits(v)
-    }
-
-
-def _fits(value: Any) -> bool:
-    if isinstance(value, str):
-        return len(value) <= ATTRIBUTE_CHARACTERS_MAX
-    if isinstance(value, dict | list):
-        return len(_encode(value)) <= ATTRIBUTE_CHARACTERS_MAX
-    return True
 
 
 def _split(
@@ -347,32 +335,6 @@ def _label(playbooks: Mapping[str, Playbook], event: LeadEvent) -> str:
     return event.type
 
 
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    merged = {**old, **new}
-    if len(merged) > ATTRIBUTES_MAX:
-        # Attributes known first stay: a tool that invents names cannot push facts out.
-        # By name among the new ones: what comes back from jsonb has another order.
-        names = [*old, *sorted(new.keys() - old.keys())][:ATTRIBUTES_MAX]
-        merged = {name: merged[name] for name in names}
-    return merged
-
-
-def _named(lead: Lead, event: LeadEvent) -> tuple[str | None, dict[str, str]]:
-    email, external_ids = lead.email, lead.external_ids
-    told: set[str] = set()
-    for kind, value in event.identities:
-        if kind == "email":
-            email = value
-        elif kind.startswith("external:"):
-            system = kind[9:]
-            if system in told:  # of several ids of one system the first is the newest
-                continue
-            told.add(system)
-            if external_ids.get(system) != value:
-                external_ids = {**external_ids, system: value}
-    return email, external_ids
-
-
 def unmet(
     stage: Stage,
     email: str | None,
@@ -394,9 +356,33 @@ def unmet(
     return missing
 
 
-def _reason(event: LeadEvent) -> str | None:
-    reason = event.data.get("reason")
-    return reason[:REASON_CHARACTERS_MAX] if isinstance(reason, str) and reason.strip() else None
+def _own(playbooks: Mapping[str, Playbook], lead: Lead, event: LeadEvent) -> Folded | None:
+    """Apply an event of Baton's own that tells nothing of the lead; None: it is another."""
+    if event.type == ASSIGNED_BY_HAND:
+        return _assigned(playbooks, lead, event)
+    if event.type in offers.CLOCK_EVENTS:
+        return _rung(playbooks, lead, event)
+    if event.type in _SILENT:
+        return Folded(msgspec.structs.replace(lead, last=event.place), [], [], [], [])
+    return None
+
+
+def _judge(
+    case: _Case,
+    addressed: str,
+    journeys: Mapping[str, Journey],
+    changed: dict[str, Journey],
+    moves: list[Move],
+) -> None:
+    """Let the event release what gates hold, answer the handoff, and fire rules; `changed` gets it."""
+    for other, waiting in journeys.items():
+        if waiting.held and waiting.playbook == case.playbook.name:
+            changed.setdefault(other, waiting)
+    for each, current in changed.items():
+        if current.held:
+            changed[each] = _released(case, each, current, moves, each == addressed)
+    apply = _answered if case.playbook.handoffs else _advanced
+    changed[addressed] = apply(case, addressed, changed[addressed], moves)
 
 
 def _released(
@@ -407,7 +393,7 @@ def _released(
         to = case.playbook.stages.get(held.to)
         if to is None:
             continue
-        reason = held.reason or (_reason(case.event) if addressed else None)
+        reason = held.reason or (reason_in(case.event) if addressed else None)
         if unmet(to, case.email, case.attributes, journey, reason):
             continue
         rule = next((r for r in case.playbook.rules if r.key == held.rule), None)
@@ -424,6 +410,81 @@ def _released(
     return journey
 
 
+def _answered(case: _Case, name: str, journey: Journey, moves: list[Move]) -> Journey:
+    """Apply an event where handoffs are answered: the answer first, then the rules.
+
+    An answer that meets no open offer fires no rule. A rejection that no rule moves offers it again.
+    """
+    playbook, event = case.playbook, case.event
+    if journey.asked_at is None and event.type in playbook.asks_for_contact:
+        journey = msgspec.structs.replace(journey, asked_at=event.time)
+    offer = offers.answered(journey.offer, playbook, event)
+    if offer is None:
+        if event.type in offers.ANSWERS:
+            return journey
+        return _advanced(case, name, journey, moves)
+    journey = msgspec.structs.replace(journey, offer=offer)
+    case.hand(name, journey, offer)
+    journey = _advanced(case, name, journey, moves)
+    if offer.state == "rejected" and journey.offer is offer:
+        journey = msgspec.structs.replace(journey, offer=offers.again(offer, event))
+        assert journey.offer is not None  # noqa: S101
+        case.hand(name, journey, journey.offer)
+    return journey
+
+
+def _assigned(playbooks: Mapping[str, Playbook], lead: Lead, event: LeadEvent) -> Folded:
+    """Offer a journey that was given to another person by hand to them."""
+    name = journey_name(str(event.data.get("playbook")), event.deal)
+    playbook, journey = playbooks.get(str(event.data.get("playbook"))), lead.journeys.get(name)
+    handed: list[Handed] = []
+    journeys = lead.journeys
+    if playbook is not None and journey is not None and playbook.handoffs:
+        stage = playbook.stages.get(journey.stage)
+        for offer in offers.assigned(journey.offer, playbook, stage, event):
+            journey = msgspec.structs.replace(journey, offer=offer)
+            handed.append(Handed(name, playbook.name, offer, event, journey.asked_at))
+        journeys = {**journeys, name: journey} if handed else journeys
+    return Folded(
+        msgspec.structs.replace(lead, last=event.place, journeys=journeys), [], [], handed, []
+    )
+
+
+def active_at(lead: Lead, journey: Journey) -> datetime:
+    """Give when the lead last did anything, or entered the stage if that is later."""
+    return max(journey.entered_at, lead.touches[-1].time) if lead.touches else journey.entered_at
+
+
+def _rung(playbooks: Mapping[str, Playbook], lead: Lead, event: LeadEvent) -> Folded:
+    """Apply what a clock says, if that still stands: an overdue handoff, and rules on a missed deadline."""
+    data = event.data
+    name = journey_name(str(data.get("playbook")), event.deal)
+    playbook, journey = playbooks.get(str(data.get("playbook"))), lead.journeys.get(name)
+    told = msgspec.structs.replace(lead, last=event.place)
+    if playbook is None or journey is None:
+        return Folded(told, [], [], [], [])
+    if not offers.stands(
+        event, journey.offer, journey.stage, journey.entered_at, active_at(lead, journey)
+    ):
+        return Folded(told, [], [], [], [])
+    handed: list[Handed] = []
+    moves: list[Move] = []
+    unevaluated: list[tuple[str, str]] = []
+    rings = [Ring(name, event, journey.offer if data["kind"] == "handoff" else None)]
+    if event.type == CLOCK_FIRED:
+        scoring = scored(
+            playbook, lead.scoring.get(playbook.name), event, lead.email, lead.attributes, False
+        )
+        case = _Case(playbook, event, lead.email, lead.attributes, scoring, unevaluated, handed)
+        if data["kind"] == "handoff" and journey.offer is not None:
+            journey = msgspec.structs.replace(journey, offer=offers.overdue(journey.offer, event))
+            assert journey.offer is not None  # noqa: S101
+            case.hand(name, journey, journey.offer)
+        journey = _advanced(case, name, journey, moves)
+        told = msgspec.structs.replace(told, journeys={**lead.journeys, name: journey})
+    return Folded(told, moves, unevaluated, handed, rings)
+
+
 def _advanced(case: _Case, name: str, journey: Journey, moves: list[Move]) -> Journey:
     """Apply the rules until none moves `journey` any more; never more often than stages exist."""
     playbook = case.playbook
@@ -433,7 +494,7 @@ def _advanced(case: _Case, name: str, journey: Journey, moves: list[Move]) -> Jo
             if values is None:
                 continue
             to = playbook.stages[rule.to]
-            reason = _reason(case.event)
+            reason = reason_in(case.event)
             missing = unmet(to, case.email, case.attributes, journey, reason)
             if missing:
                 journey = _held(case, journey, rule, missing, reason)
@@ -462,7 +523,7 @@ def _by_hand(case: _Case, name: str, journey: Journey, moves: list[Move]) -> Jou
     """Make the move a person asked for; a gate holds it unless it was forced."""
     data = case.event.data
     to = case.playbook.stages.get(str(data.get("to")))
-    reason = _reason(case.event)
+    reason = reason_in(case.event)
     if to is None or to.key == journey.stage:
         return journey
     missing = unmet(to, case.email, case.attributes, journey, reason)
@@ -505,17 +566,27 @@ def _moved(
     explanation = f"Moved from {came_from.title} to {to.title} because {because}."
     if skipped:
         explanation += f" Skipped: {', '.join(stages[s].title for s in skipped)}."
+    offer, made = journey.offer, None
+    if playbook.handoffs:
+        if offer is not None and offer.is_open:
+            offer = offers.left(offer, came_from, to, event)
+            case.hand(name, journey, offer)
+        made = offers.offered(playbook, came_from, to, event)
+        if made is not None:
+            offer = made
+            case.hand(name, journey, made)
     moves.append(
         Move(
             name, playbook.name, playbook.version, journey.key, journey.stage, to.key,
             journey.entered_at, event.time, event.source, event.id, event.type, rule, actor,
             to.responsible[0], came_from.responsible[0], skipped, case.scored(), explanation, why,
+            made,
         )
     )  # fmt: skip
     return Journey(
         journey.playbook, journey.key, to.key, furthest.key if furthest else to.key,
         journey.started_at, event.time, journey.moves + 1, playbook.version, journey.deal, [],
-        reason,
+        reason, offer, journey.asked_at if to.kind in offers.WAITING_KINDS else None,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from services.contracts.events import (
+    ASSIGNED_BY_HAND,
     CORRECTED,
     HANDOFFS_TOPIC,
     OWNER_CHANGED,
@@ -28,6 +29,7 @@ from services.contracts.events import (
     LeadEvent,
     LeadSnapshot,
     Message,
+    OfferRef,
     OwnerChanged,
     PersonRef,
     Responsible,
@@ -35,8 +37,12 @@ from services.contracts.events import (
     StageTransitioned,
     message_headers,
 )
-from services.stage_service.funnel import Lead, Move, company_name, display_name, score_of
-from services.stage_service.playbook import Playbook, Stage
+from services.contracts.team import Person
+from services.stage_service.clocks import reached
+from services.stage_service.funnel import Lead, Move, score_of
+from services.stage_service.lead_facts import company_name, display_name
+from services.stage_service.offers import Offer
+from services.stage_service.playbook import HandoffPlan, Playbook, Stage
 from services.stage_service.routing import Decision
 from services.stage_service.store import Facts, Owner, Past, Record, TransitionRow, as_json
 
@@ -45,6 +51,8 @@ ATTRIBUTES_BYTES_MAX = 256 * 1024
 
 _encode = msgspec.json.Encoder().encode
 _JOURNEYS = uuid.UUID("7a1d4d0e-5f0c-4c7e-9a53-0b0d2f6c1f11")
+
+_HANDOFFS = uuid.UUID("0b7c5a1e-52c4-4f0e-8d0b-5a2f0f6a3c55")
 
 Assign = Callable[[str, Record, Playbook, Move], Decision | None]
 """Decides who gets a record's journey for a role as of a move (routing, with the rotation locked)."""
@@ -60,6 +68,11 @@ def journey_id(lead_id: str, name: str) -> str:
     digest[8] = digest[8] & 0x3F | 0x80
     text = digest[:16].hex()
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def handoff_id(journey: str, offer: Offer) -> str:
+    """Give the id of a journey's handoff: the same for ever, so a re-fold finds it again."""
+    return str(uuid.uuid5(_HANDOFFS, f"{journey}\n{offer.name}"))
 
 
 class Written(msgspec.Struct):
@@ -135,13 +148,13 @@ class Journal:
         self,
         recorded_at: datetime,
         assign: Assign,
-        is_here: Callable[[str], bool],
+        person: Callable[[str], Person | None],
         new_id: Callable[[], str],
     ) -> None:
         self.written = Written([], {}, [])
         self.recorded_at = recorded_at
         self._assign = assign
-        self._is_here = is_here
+        self._who = person
         self._new_id = new_id
         self._decided: dict[str, Decision] = {}
         """The owners chosen for the record being written, by role."""
@@ -154,8 +167,11 @@ class Journal:
         stage = playbook.stages[move.to_stage]
         for role in (move.role, *stage.alerts):
             self._own(record, facts, role, playbook, move)
-        wishes = [AlertWish(role, _person(facts, role), stage.urgent) for role in stage.alerts]
-        return self._write(record, playbook, move, "transition", [], wishes, trace)
+        told = stage.alerts
+        if move.offer is not None and move.role not in told:
+            told = (*told, move.role)  # who has to answer hears of it
+        wishes = [AlertWish(role, _person(facts, role), stage.urgent) for role in told]
+        return self._write(record, playbook, move, "transition", [], wishes, trace, move.offer)
 
     def correction(
         self,
@@ -179,7 +195,8 @@ class Journal:
             for role in stage.alerts:
                 self._own(record, facts, role, playbook, move)
                 wishes.append(AlertWish(role, _person(facts, role), stage.urgent))
-        return self._write(record, playbook, move, "correction", replaces, wishes, trace)
+        offer = self._open_offer(record, move) if alert else None
+        return self._write(record, playbook, move, "correction", replaces, wishes, trace, offer)
 
     def retraction(
         self,
@@ -204,14 +221,24 @@ class Journal:
             for role in stage.alerts:
                 self._own(record, facts, role, playbook, move)
                 wishes.append(AlertWish(role, _person(facts, role), stage.urgent))
+        offer = self._open_offer(record, move) if alert else None
         return self._write(
-            record, playbook, move, "retraction", replaces, wishes, trace, ended=ended
+            record, playbook, move, "retraction", replaces, wishes, trace, offer, ended=ended
         )
 
     def reassign(
-        self, record: Record, playbook: Playbook, name: str, decision: Decision, event: LeadEvent
+        self,
+        record: Record,
+        playbook: Playbook,
+        name: str,
+        decision: Decision,
+        event: LeadEvent,
+        offer: Offer | None,
     ) -> None:
-        """Record that the journey `name` has another owner, as `event` asks, and tell them."""
+        """Record that the journey `name` has another owner, as `event` asks, and tell them.
+
+        `offer` is the handoff that is offered to them by it.
+        """
         lead = record.lead
         assert lead is not None  # noqa: S101  it has just been folded
         facts = record.facts[name]
@@ -222,7 +249,8 @@ class Journal:
             facts.owners[role] = Owner(decision.person, decision.name, decision.why)
         wishes = [AlertWish(role, _person(facts, role), stage.urgent)]
         routing = playbook.routing.get(role)
-        if routing is not None and routing.tell_before and before is not None:
+        by_hand = event.type == ASSIGNED_BY_HAND
+        if routing is not None and routing.tell_before and before is not None and by_hand:
             wishes.append(AlertWish(role, before))
         id = self._new_id()
         changed = OwnerChanged(
@@ -233,21 +261,53 @@ class Journal:
             owner=_person(facts, role),
             previous_owner=before,
             why=decision.why,
-            reason=str(event.data.get("reason")),
-            actor=str(event.data.get("actor")),
+            reason=str(event.data.get("reason") or "no reason given"),
+            actor=str(event.data.get("actor") or event.data.get("person") or event.source),
             occurred_at=event.time,
             recorded_at=self.recorded_at,
             score=score_of(lead, playbook, event.time),
             stage=_guide(playbook, stage),
             alerts=wishes,
+            offer=self.offer_ref(record, playbook, name, offer),
         )
         headers = message_headers(id, OWNER_CHANGED, self.recorded_at, None, record.id)
         self.written.messages.append(Message(HANDOFFS_TOPIC, record.id, headers, _encode(changed)))
 
+    def offer_ref(
+        self, record: Record, playbook: Playbook, name: str, offer: Offer | None
+    ) -> OfferRef | None:
+        """Give what a message says of the handoff it offers."""
+        plan = playbook.handoffs.get(offer.role) if offer is not None else None
+        if offer is None or plan is None:
+            return None
+        return OfferRef(
+            handoff_id(journey_id(record.id, name), offer), offer.role,
+            self.due_at(record, plan, name, offer), list(plan.reasons),
+        )  # fmt: skip
+
+    def due_at(self, record: Record, plan: HandoffPlan, name: str, offer: Offer) -> datetime:
+        """Give until when an offer is to be answered, by the hours of who owns it now."""
+        owner = record.facts[name].owners.get(offer.role)
+        person = self._who(owner.id) if owner is not None else None
+        return reached(plan.clock, offer.offered_at, plan.clock.within_s, person)
+
+    def publish(self, topic: str, type: str, lead_id: str, body: msgspec.Struct) -> str:
+        """Write a message that is no record of the journey's way; gives its id."""
+        id = self._new_id()
+        headers = message_headers(id, type, self.recorded_at, None, lead_id)
+        self.written.messages.append(Message(topic, lead_id, headers, _encode(body)))
+        return id
+
+    def _open_offer(self, record: Record, move: Move) -> Offer | None:
+        """Give the handoff that waits in the journey of `move` for its present role."""
+        assert record.lead is not None  # noqa: S101
+        offer = record.lead.journeys[move.journey].offer
+        return offer if offer is not None and offer.is_open and offer.role == move.role else None
+
     def _own(self, record: Record, facts: Facts, role: str, playbook: Playbook, move: Move) -> None:
         """Choose the journey's owner for `role`, once: an owner sticks, while they are here."""
         owner = facts.owners.get(role)
-        if record.lead is None or (owner is not None and self._is_here(owner.id)):
+        if record.lead is None or (owner is not None and self._who(owner.id)):
             return
         decision = self._assign(role, record, playbook, move)
         if decision is None:
@@ -265,6 +325,7 @@ class Journal:
         replaces: list[str],
         wishes: list[AlertWish],
         trace: str | None,
+        offer: Offer | None,
         *,
         ended: bool = False,
     ) -> TransitionRow:
@@ -311,6 +372,7 @@ class Journal:
             skipped=move.skipped,
             replaces=replaces,
             ended=ended or msgspec.UNSET,
+            offer=self.offer_ref(record, playbook, move.journey, offer),
         )
         type_ = TRANSITIONED if kind == "transition" else CORRECTED
         headers = message_headers(id, type_, self.recorded_at, trace, record.id)

@@ -89,6 +89,14 @@ named AS (
     AND (m.lead <> m.root OR i.own_lead_id IS NULL)),
 ended AS (
   DELETE FROM stage.journeys j USING pair p WHERE j.lead_id = p.merged),
+withdrawn AS (
+  UPDATE stage.handoffs h SET state = 'withdrawn', answered_at = $14, implied = true,
+    reason = 'merged into another lead', updated_at = now()
+  FROM pair p WHERE h.lead_id = p.merged AND h.state = 'offered'),
+stopped AS (
+  UPDATE stage.clocks c SET due_at = NULL, ended_at = $14, claimed_until = NULL, updated_at = now(),
+    state = CASE WHEN c.missed_at IS NULL THEN 'void' ELSE 'missed' END
+  FROM pair p WHERE c.lead_id = p.merged AND c.state = 'running'),
 lifted AS (
   DELETE FROM stage.barriers b USING pair p
   WHERE b.one = least(p.survivor, p.merged) AND b.other = greatest(p.survivor, p.merged)),
@@ -180,7 +188,7 @@ def inherit(survivor: Record, merged: Record) -> None:
     """Let owners stick: those of the merged lead hold where the survivor has none for the role."""
     for name, facts in merged.facts.items():
         mine = survivor.facts.get(name) or Facts(0, {})
-        survivor.facts[name] = Facts(mine.sequence, {**facts.owners, **mine.owners})
+        survivor.facts[name] = Facts(mine.sequence, {**facts.owners, **mine.owners}, mine.clocks)
 
 
 def told_of(

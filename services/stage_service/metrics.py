@@ -43,6 +43,12 @@ KAFKA_POSITION = Gauge("baton_kafka_position", "Newest position that Kafka ackno
 RELAY_LEADER = Gauge(
     "baton_relay_leader", "1 while this process leads the loop: sequencer or publisher", ["loop"]
 )
+CLOCKS_FIRED = Counter("baton_clocks_fired_total", "Clock steps that became lead events")
+CLOCK_LATENESS = Histogram(
+    "baton_clock_lateness_seconds",
+    "From when a step was due to when it was fired",
+    buckets=(0.1, 0.25, 0.5, 1, 2, 5, 30, 300, 3600, 86_400),
+)
 HTTP_SECONDS = Histogram(
     "http_server_request_duration_seconds", "Seconds a request, by route and status",
     ["http_request_method", "http_route", "http_response_status_code"],

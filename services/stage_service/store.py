@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -21,7 +21,9 @@ from services.contracts.events import LeadEvent, Message, identities_of
 from services.contracts.postgres_log import OUTBOX_CTES, message_rows
 from services.contracts.problems import Defect
 from services.stage_service.accounts import account_of
-from services.stage_service.funnel import Journey, Lead, company_name, display_name
+from services.stage_service.clocks import Ticking
+from services.stage_service.funnel import Journey, Lead
+from services.stage_service.lead_facts import company_name, display_name
 from services.stage_service.rotation import Fairness, Turns
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ class Facts(msgspec.Struct, array_like=True, gc=False):
 
     sequence: int
     owners: dict[str, Owner]
+    clocks: dict[str, Ticking] = {}
+    """The clocks that run, by key."""
 
 
 class Record(msgspec.Struct, array_like=True):
@@ -367,8 +371,8 @@ turned AS (
   FROM unnest($8::text[], $9::jsonb[], $13::jsonb[]) AS k(role, counts, fairness)
   WHERE r.role = k.role),
 {OUTBOX_CTES.format(rows="$10")}
-SELECT (SELECT count(*) FROM claimed), (SELECT count(*) FROM inserted)
 """  # noqa: S608
+_COUNT = "SELECT (SELECT count(*) FROM claimed), (SELECT count(*) FROM inserted)"
 
 
 class Written(msgspec.Struct):
@@ -391,8 +395,15 @@ class Written(msgspec.Struct):
     messages: list[Message]
 
 
-async def write(connection: Connection, w: Written) -> bool:
-    """Write `w` in one statement.
+class Beside(NamedTuple):
+    """What else the statement writes: its CTEs, with the placeholders from `$14` on, and their values."""
+
+    ctes: str
+    values: tuple[Any, ...]
+
+
+async def write(connection: Connection, w: Written, beside: Beside | None) -> bool:
+    """Write `w`, and what is `beside` it, in one statement.
 
     False when another transaction recorded one of the events or identities meanwhile; the caller rolls
     back.
@@ -400,7 +411,7 @@ async def write(connection: Connection, w: Written) -> bool:
     names = sorted(w.claims)
     leads = [(r, r.lead) for r in w.records if r.lead is not None]
     done = await connection.fetchrow(
-        _WRITE,
+        f"{_WRITE}, {beside.ctes} {_COUNT}" if beside else _WRITE + _COUNT,
         [k[0] for k in names],
         [k[1] for k in names],
         [w.claims[k] for k in names],
@@ -418,6 +429,7 @@ async def write(connection: Connection, w: Written) -> bool:
         [account_of(lead.email, lead.attributes) for _, lead in leads],
         [holder for r, _, _, holder in w.journeys if r.lead is not None],
         [as_json(t.fairness) for t in w.turns.values()],
+        *(beside.values if beside else ()),
     )
     return done is not None and (done[0], done[1]) == (len(w.claims), len(w.events))
 

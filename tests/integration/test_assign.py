@@ -34,10 +34,12 @@ async def owner_of(stage: Stage, lead: str) -> str:
 
 
 async def changes(stage: Stage) -> list[Message]:
+    """The published changes of owners."""
     rows = await stage.connection.fetch(
-        "SELECT topic, key, headers, value FROM bus.outbox WHERE topic = $1 ORDER BY id",
-        HANDOFFS_TOPIC,
-    )
+        """SELECT topic, key, headers, value FROM bus.outbox
+           WHERE topic = $1 AND headers ->> 'ce_type' = $2 ORDER BY id""",
+        HANDOFFS_TOPIC, OWNER_CHANGED,
+    )  # fmt: skip
     return [
         Message(r["topic"], r["key"], msgspec.json.decode(r["headers"]), r["value"]) for r in rows
     ]

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.baton.verify import verify_database
-from services.contracts.events import MAIN, LeadEvent
+from services.contracts.events import MAIN, TRANSITIONS_TOPIC, LeadEvent
 from services.contracts.roster import Roster
 from services.contracts.team import load_team
 from services.stage_service.batch import Batch, Outcome
@@ -64,9 +64,11 @@ class Wired:
         """From and to of each record that holds."""
         return [(r["from_stage"], r["to_stage"]) for r in await self.transitions()]
 
-    async def messages(self) -> list[dict[str, Any]]:
-        """What was written to the outbox, decoded, with its type."""
-        rows = await self.pool.fetch("SELECT headers, value FROM bus.outbox ORDER BY id")
+    async def messages(self, topic: str = TRANSITIONS_TOPIC) -> list[dict[str, Any]]:
+        """What was written to the outbox for `topic`, decoded, with its type."""
+        rows = await self.pool.fetch(
+            "SELECT headers, value FROM bus.outbox WHERE topic = $1 ORDER BY id", topic
+        )
         return [
             {
                 "type": msgspec.json.decode(r["headers"])["ce_type"],

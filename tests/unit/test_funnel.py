@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from services.contracts.events import MAIN, MOVED_BY_HAND, LeadEvent
 from services.stage_service import funnel
 from services.stage_service.funnel import Lead, Move
+from services.stage_service.lead_facts import ATTRIBUTES_MAX
 from services.stage_service.playbook import Playbook, parse_playbook
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +45,8 @@ def event(type: str, minute: float = 0, *, id: str = "", source: str = "/t", dea
 
 
 def told(*events: LeadEvent, playbook: Playbook | None = None) -> tuple[Lead, list[Move]]:
-    lead, moves, _ = funnel.refold((e, {"sales": playbook or sales()}) for e in events)
+    whole = funnel.refold((e, {"sales": playbook or sales()}) for e in events)
+    lead, moves = whole.lead, whole.moves
     assert lead is not None
     return lead, moves
 
@@ -201,14 +203,13 @@ def test_a_rule_that_cannot_be_evaluated_is_false_and_counted() -> None:
     text = (ROOT / "playbooks/sales.yaml").read_text()
     assert rule in text
     playbook = parse_playbook(text.replace("score.total >= 60", "lead.budget > 100.0"), "x")
-    _, moves, unevaluated = funnel.refold([(event("lead.created", 0), {"sales": playbook})])
+    whole = funnel.refold([(event("lead.created", 0), {"sales": playbook})])
+    moves, unevaluated = whole.moves, whole.unevaluated
     assert moves == []
     assert unevaluated == [("score-reached", "lead.budget")]
     for budget in ("a lot", True, [1], {"a": 1}, 10**30, "NaN"):
-        _, moves, _ = funnel.refold(
-            [(event("lead.created", 0, budget=budget), {"sales": playbook})]
-        )
-        assert moves == [], budget
+        whole = funnel.refold([(event("lead.created", 0, budget=budget), {"sales": playbook})])
+        assert whole.moves == [], budget
 
 
 def test_null_says_nothing_and_does_not_erase() -> None:
@@ -222,7 +223,7 @@ def test_a_tool_that_invents_names_cannot_push_facts_out() -> None:
         event("lead.updated", 1, **{f"x{i}": i for i in range(2000)}),
     )
     assert lead.attributes["company"] == "Acme"
-    assert len(lead.attributes) == funnel.ATTRIBUTES_MAX
+    assert len(lead.attributes) == ATTRIBUTES_MAX
 
 
 TYPES = st.sampled_from([
@@ -265,7 +266,8 @@ def test_arrival_order_does_not_matter(events: list[LeadEvent], chance: random.R
 @given(EVENTS)
 def test_the_history_is_a_chain(events: list[LeadEvent]) -> None:
     """I3: each move starts where the one before it ended; the state is where the last one ended."""
-    lead, moves, _ = funnel.refold((e, {"sales": sales()}) for e in events)
+    whole = funnel.refold((e, {"sales": sales()}) for e in events)
+    lead, moves = whole.lead, whole.moves
     if lead is None:
         assert not events
         return
@@ -287,7 +289,7 @@ def test_the_history_is_a_chain(events: list[LeadEvent]) -> None:
 @given(EVENTS)
 def test_every_move_can_say_why(events: list[LeadEvent]) -> None:
     """I9: event, rule, sentence and playbook version stand in each move."""
-    _, moves, _ = funnel.refold((e, {"sales": sales()}) for e in events)
+    moves = funnel.refold((e, {"sales": sales()}) for e in events).moves
     rules = {r.key for r in sales().rules}
     for move in moves:
         assert move.rule in rules

@@ -32,6 +32,7 @@ from services.stage_service.api.reads import playbook_named, required_lead_id
 from services.stage_service.batch import HELD_KINDS, LEAD_IDENTITY
 from services.stage_service.errors import ConflictError, InvalidRequestError, NotFoundError
 from services.stage_service.lane import new_id
+from services.stage_service.lead_facts import REASON_CHARACTERS_MAX
 from services.stage_service.people import Actor
 from services.stage_service.playbook import Playbook
 from services.stage_service.reads import state_of
@@ -53,7 +54,7 @@ class Assignment(BaseModel):
         None, max_length=64, description="id of the new owner; without it routing chooses another"
     )
     reason: str = Field(
-        min_length=1, max_length=funnel.REASON_CHARACTERS_MAX, pattern=r"^[^\x00]*\S[^\x00]*$"
+        min_length=1, max_length=REASON_CHARACTERS_MAX, pattern=r"^[^\x00]*\S[^\x00]*$"
     )
     playbook: str | None = Field(None, description="needed only when there are several")
     key: str = Field(MAIN, max_length=DEAL_CHARACTERS_MAX, pattern=f"^{DEAL_KEY.pattern}$")

@@ -22,7 +22,7 @@ from services.contracts.events import (
     UNMERGED_BY_HAND,
     LeadEvent,
 )
-from services.stage_service import funnel, reads_people
+from services.stage_service import reads_people
 from services.stage_service.api.access import House, allow, house
 from services.stage_service.api.moves import recorded_briefs
 from services.stage_service.api.reads import living_lead
@@ -30,13 +30,14 @@ from services.stage_service.batch import Outcome
 from services.stage_service.errors import ConflictError, InvalidRequestError, NotFoundError
 from services.stage_service.identities import LEAD_IDENTITY
 from services.stage_service.lane import new_id
+from services.stage_service.lead_facts import REASON_CHARACTERS_MAX
 from services.stage_service.reads import is_recorded, state_of
 from services.stage_service.store import unpack_state
 
 router = APIRouter(route_class=OnceRoute)
 
 _REASON: Any = Field(
-    min_length=1, max_length=funnel.REASON_CHARACTERS_MAX, pattern=r"^[^\x00]*$",
+    min_length=1, max_length=REASON_CHARACTERS_MAX, pattern=r"^[^\x00]*$",
     description="shown in the timeline", examples=["the same person with a new employer"],
 )  # fmt: skip
 

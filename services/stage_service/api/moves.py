@@ -32,6 +32,7 @@ from services.stage_service.errors import (
 )
 from services.stage_service.identities import LEAD_IDENTITY
 from services.stage_service.lane import new_id
+from services.stage_service.lead_facts import REASON_CHARACTERS_MAX
 from services.stage_service.playbook import Playbook
 from services.stage_service.reads import is_recorded, state_of, transitions_of_event
 from services.stage_service.store import unpack_state
@@ -48,7 +49,7 @@ class MoveByHand(BaseModel):
         min_length=1, max_length=64, description="key of the stage", examples=["nurture"]
     )
     reason: str = Field(
-        min_length=1, max_length=funnel.REASON_CHARACTERS_MAX, pattern=r"^[^\x00]*$",
+        min_length=1, max_length=REASON_CHARACTERS_MAX, pattern=r"^[^\x00]*$",
         description="shown in the timeline and in the explanation", examples=["no budget this year"],
     )  # fmt: skip
     playbook: str | None = Field(None, description="needed only when there are several")
