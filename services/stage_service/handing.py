@@ -201,8 +201,11 @@ class Handing:
     def end_all(self, record: Record, name: str, at: datetime) -> None:
         """End the clocks of a journey that is no more."""
         facts = record.facts.get(name)
-        for ticking in facts.clocks.values() if facts is not None else ():
+        if facts is None:
+            return
+        for ticking in facts.clocks.values():
             self._closings[ticking.id] = Closing(ticking.id, at, void=True, missed_at=None)
+        facts.clocks.clear()
 
     def _changed(self, record: Record, playbook: Playbook, change: Handed) -> None:
         offer, event = change.offer, change.event

@@ -238,7 +238,7 @@ async def test_nothing_is_left_of_a_batch_that_fails(
     good = [event("lead.created", 0, f"g{n}@x.example") for n in range(30)]
     bad = event("lead.created", 0, "bad@x.example", id="bad")
     results = await asyncio.gather(
-        *(it.lane.submit([e]) for e in [*good[:15], bad, *good[15:]]), return_exceptions=True
+        *(_retried(it.lane, [e]) for e in [*good[:15], bad, *good[15:]]), return_exceptions=True
     )
     assert sum(isinstance(r, RuntimeError) for r in results) == 1
     assert await it.pool.fetchval("SELECT count(*) FROM stage.events") == 30
