@@ -19,6 +19,7 @@ from services.contracts import calendars
 from services.contracts.events import rfc3339
 from services.contracts.handoffs import CLOCK_ESCALATED, CLOCK_FIRED, CLOCK_REMINDED
 from services.contracts.team import Person, Team
+from services.stage_service.ids import id_of_name
 from services.stage_service.offers import Offer
 from services.stage_service.playbook import ClockPlan, Playbook
 
@@ -136,7 +137,7 @@ def wound(journey_id: str, want: Wanted, person: Person | None) -> Ticking:
 def clock_id(journey_id: str, want: Wanted) -> str:
     """Give the id of a journey's clock: the same for the same start."""
     text = f"{journey_id}/{want.plan.key}/{want.since.isoformat()}/{want.handoff_id or ''}"
-    return str(uuid.uuid5(_CLOCKS, text))
+    return id_of_name(_CLOCKS, text)
 
 
 def struck(

@@ -18,6 +18,7 @@ from services.contracts.events import (
     JourneyRef,
     LeadEvent,
     LeadSnapshot,
+    OfferRef,
     PersonRef,
 )
 from services.contracts.handoffs import (
@@ -260,13 +261,14 @@ class Handing:
         id = journey_id(record.id, change.journey)
         playbook = playbooks.get(change.playbook)
         plan = playbook.handoffs.get(offer.role) if playbook is not None else None
-        known = self._handoffs.get(handoff_id(id, offer))
+        own_id = handoff_id(id, offer)
+        known = self._handoffs.get(own_id)
         # Of an offer that was recorded before, the row keeps whose it was and until when.
         is_new = is_new or (offer.is_open and offer.overdue_at is None)
         owner = facts.owners.get(offer.role) if is_new else None
         giver = facts.owners.get(offer.from_role)
         row = HandoffRow(
-            handoff_id(id, offer), id, record.id, change.playbook, journey.key, offer.stage,
+            own_id, id, record.id, change.playbook, journey.key, offer.stage,
             offer.role, offer.from_role, offer.round,
             owner.id if owner else known and known.person_id,
             owner.name if owner else known and known.person_name,
@@ -325,8 +327,8 @@ class Handing:
             score=score_of(lead, playbook, occurred_at),
             explanation=_explained(playbook, offer, owner, due_at, type),
             alerts=list(wishes),
-            offer=self._journal.offer_ref(record, playbook, change.journey, offer)
-            if offer.is_open else None,
+            offer=OfferRef(row.id, offer.role, due_at, list(plan.reasons))
+            if offer.is_open and plan is not None else None,
         ))  # fmt: skip
 
     def _take_back(self, record: Record, playbook: Playbook | None, row: Mapping[str, Any]) -> None:

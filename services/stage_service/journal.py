@@ -8,7 +8,6 @@ order of time, and each starts where the one before it ended.
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -40,6 +39,7 @@ from services.contracts.events import (
 from services.contracts.team import Person
 from services.stage_service.clocks import reached
 from services.stage_service.funnel import Lead, Move, score_of
+from services.stage_service.ids import id_of_name
 from services.stage_service.lead_facts import company_name, display_name
 from services.stage_service.offers import Offer
 from services.stage_service.playbook import HandoffPlan, Playbook, Stage
@@ -60,19 +60,12 @@ Assign = Callable[[str, Record, Playbook, Move], Decision | None]
 
 def journey_id(lead_id: str, name: str) -> str:
     """Give the id of a lead's journey: the same for ever, so a re-fold finds it again."""
-    # uuid.uuid5 by hand: a third of the time, and every journey of every batch asks.
-    digest = bytearray(
-        hashlib.sha1(_JOURNEYS.bytes + f"{lead_id}/{name}".encode(), usedforsecurity=False).digest()
-    )
-    digest[6] = digest[6] & 0x0F | 0x50
-    digest[8] = digest[8] & 0x3F | 0x80
-    text = digest[:16].hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    return id_of_name(_JOURNEYS, f"{lead_id}/{name}")
 
 
 def handoff_id(journey: str, offer: Offer) -> str:
     """Give the id of a journey's handoff: the same for ever, so a re-fold finds it again."""
-    return str(uuid.uuid5(_HANDOFFS, f"{journey}\n{offer.name}"))
+    return id_of_name(_HANDOFFS, f"{journey}\n{offer.name}")
 
 
 class Written(msgspec.Struct):

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from services.stage_service.store import Beside, Connection, as_json
+from services.stage_service.store import Beside, Connection
 
 CLAIM_S = 10
 
@@ -103,7 +103,7 @@ _WOUND = ", ".join(ClockRow.__struct_fields__)
 _CTES = f"""
 handed AS (
   INSERT INTO stage.handoffs AS h ({_HANDED})
-  SELECT {_HANDED} FROM jsonb_populate_recordset(NULL::stage.handoffs, $14::jsonb)
+  SELECT {_HANDED} FROM unnest($14::stage.handoff_row[])
   ON CONFLICT (id) DO UPDATE SET state = excluded.state, overdue_at = excluded.overdue_at,
     answered_at = excluded.answered_at, answered_by = excluded.answered_by,
     implied = excluded.implied, reason = excluded.reason,
@@ -113,7 +113,7 @@ handed AS (
     due_at = coalesce(excluded.due_at, h.due_at), updated_at = now()),
 wound AS (
   INSERT INTO stage.clocks AS c ({_WOUND}, state)
-  SELECT {_WOUND}, 'running' FROM jsonb_populate_recordset(NULL::stage.clocks, $15::jsonb)
+  SELECT {_WOUND}, 'running' FROM unnest($15::stage.clock_row[])
   ON CONFLICT (id) DO UPDATE SET stage = excluded.stage, role = excluded.role,
     person_id = excluded.person_id, since = excluded.since,
     deadline = excluded.deadline, step = excluded.step, due_at = excluded.due_at, state = 'running',
@@ -152,7 +152,8 @@ def beside(
 ) -> Beside:
     """Give what writes handoffs and running clocks, and ends others, in the batch's one statement."""
     return Beside(_CTES, (
-        as_json(handoffs), as_json(clocks), [c.id for c in closings], [c.at for c in closings],
+        [msgspec.structs.astuple(row) for row in handoffs],
+        [msgspec.structs.astuple(row) for row in clocks], [c.id for c in closings], [c.at for c in closings],
         [c.void for c in closings], [c.missed_at for c in closings],
     ))  # fmt: skip
 
