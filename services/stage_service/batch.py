@@ -340,6 +340,7 @@ class Batch:
             if (
                 (lead_id, name) not in self._changed
                 and not void
+                and not rings
                 and not any(clock.step for clock in ticking.values())
             ):
                 continue

@@ -41,6 +41,7 @@ class Ticking(msgspec.Struct, array_like=True, frozen=True, gc=False):
     due_at: datetime | None
     person: str | None
     handoff_id: str | None
+    stage: str
     told: list[str]
 
 
@@ -51,6 +52,11 @@ class Step(NamedTuple):
     offset_s: float
     to: str
 
+    @property
+    def name(self) -> str:
+        """Give what tells it from the clock's other steps, in every version of the playbook."""
+        return "due" if self.kind == "due" else f"{self.kind}-{self.offset_s:.0f}-{self.to}"
+
 
 class Wanted(NamedTuple):
     """A clock that a journey has as it stands."""
@@ -58,9 +64,9 @@ class Wanted(NamedTuple):
     plan: ClockPlan
     kind: str
     role: str
+    stage: str
     since: datetime
     handoff_id: str | None
-    round: int | None
 
 
 @lru_cache(maxsize=1024)
@@ -101,13 +107,13 @@ def wanted(
         if stage in plan.stages:
             since = active_at if plan.since == "activity" else entered_at
             found[plan.key] = Wanted(
-                plan, KINDS[plan.since], place.responsible[0], since, None, None
+                plan, KINDS[plan.since], place.responsible[0], stage, since, None
             )
     if offer is not None and offer.is_open:
         handoff = playbook.handoffs.get(offer.role)
         if handoff is not None:
             found[handoff.clock.key] = Wanted(
-                handoff.clock, "handoff", offer.role, offer.offered_at, handoff_id, offer.round
+                handoff.clock, "handoff", offer.role, offer.stage, offer.offered_at, handoff_id
             )
     return found
 
@@ -130,13 +136,14 @@ def wound(journey_id: str, want: Wanted, person: Person | None) -> Ticking:
         reached(plan, want.since, first.offset_s, person),
         person.id if person is not None else None,
         want.handoff_id,
+        want.stage,
         [],
     )
 
 
 def clock_id(journey_id: str, want: Wanted) -> str:
     """Give the id of a journey's clock: the same for the same start."""
-    text = f"{journey_id}/{want.plan.key}/{want.since.isoformat()}/{want.handoff_id or ''}"
+    text = f"{journey_id}/{want.plan.key}/{want.stage}/{want.since.isoformat()}/{want.handoff_id or ''}"
     return id_of_name(_CLOCKS, text)
 
 
@@ -152,16 +159,25 @@ def struck(
 
 
 def step_now(
-    plan: ClockPlan, step: int, due_at: datetime, deadline: datetime, now: datetime
+    plan: ClockPlan, step: int, due_at: datetime, deadline: datetime, now: datetime, *, missed: bool
 ) -> tuple[int, datetime]:
-    """Give the step to fire `now` and when it was due: no reminder of a deadline that has passed."""
-    steps = steps_of(plan)
-    if steps[step].kind != "remind" or now < deadline:
-        return step, due_at
-    return next(i for i, s in enumerate(steps) if s.kind == "due"), deadline
+    """Give the step to fire `now` and when it was due.
+
+    No reminder of a deadline that has passed, and nothing after it before it was told itself, also where
+    a new version of the playbook has other steps than the clock began with.
+    """
+    deadline_step = len(plan.remind_s)
+    if not missed:
+        return (deadline_step, deadline) if now >= deadline else (step, due_at)
+    return max(step, deadline_step + 1), due_at
 
 
-def event_id(clock_id: str, since: datetime, step: int) -> str:
+def step_named(plan: ClockPlan, name: str) -> int | None:
+    """Give which step of a clock is called `name`; None when this version has none."""
+    return next((i for i, step in enumerate(steps_of(plan)) if step.name == name), None)
+
+
+def event_id(clock_id: str, since: datetime, step: str) -> str:
     """Give the id of a step's lead event: one a clock, start and step, whoever fires it (I2)."""
     return f"{clock_id}:{rfc3339(since)}:{step}"
 

@@ -357,14 +357,22 @@ class Handing:
         """Tell of a clock's step that counts, and set the next."""
         lead, event, data = record.lead, ring.event, ring.event.data
         assert lead is not None  # noqa: S101
-        key, step = str(data["clock"]), int(data["step"])
+        key = str(data["clock"])
         plan, facts = clocks.plan_of(playbook, key), record.facts[ring.journey]
         ticking = facts.clocks.get(key)
-        if plan is None or ticking is None or step >= len(clocks.steps_of(plan)):
+        if plan is None or ticking is None:
             return
-        role = str(data["role"])
+        role, step = str(data["role"]), clocks.step_named(plan, str(data["step"]))
         owner = facts.owners.get(role)
         person = self._assigner.person(owner.id) if owner is not None else None
+        if step is None:  # the ladder is shorter by now
+            ticking = msgspec.structs.replace(ticking, due_at=None)
+            facts.clocks[key] = ticking
+            want = Wanted(
+                plan, str(data["kind"]), role, ticking.stage, ticking.since, ticking.handoff_id
+            )
+            self._run(record, ring.journey, want, ticking, None)
+            return
         kind = clocks.steps_of(plan)[step]
         told = list(clocks.listeners(
             kind.to, role, owner.id if owner else None, ticking.told, self._assigner.team, self._now
@@ -374,9 +382,11 @@ class Handing:
         facts.clocks[key] = ticking
         id = journey_id(record.id, ring.journey)
         journey = lead.journeys[ring.journey]
-        want = Wanted(plan, str(data["kind"]), role, ticking.since, ticking.handoff_id, None)
+        want = Wanted(
+            plan, str(data["kind"]), role, ticking.stage, ticking.since, ticking.handoff_id
+        )
         missed = event.time if kind.kind == "due" else None
-        self._run(record, ring.journey, want, ticking, missed, stage=str(data["stage"]))
+        self._run(record, ring.journey, want, ticking, missed)
         if kind.kind == "due" and ring.offer is not None:
             return  # the handoff itself says that it is overdue
         if not told and kind.to == "stand_in":
@@ -417,7 +427,6 @@ class Handing:
         want: Wanted,
         ticking: Ticking,
         missed_at: datetime | None,
-        stage: str | None = None,
     ) -> None:
         assert record.lead is not None  # noqa: S101
         journey = record.lead.journeys[name]
@@ -425,7 +434,7 @@ class Handing:
         self._closings.pop(ticking.id, None)  # a row is written once a statement
         self._clocks[ticking.id] = ClockRow(
             ticking.id, journey_id(record.id, name), record.id, journey.playbook, journey.key,
-            want.plan.key, want.kind, stage or journey.stage, want.role, ticking.person,
+            want.plan.key, want.kind, want.stage, want.role, ticking.person,
             ticking.handoff_id, ticking.since, ticking.deadline, ticking.step, ticking.due_at,
             missed_at or (before.missed_at if before else None),
         )  # fmt: skip
@@ -448,10 +457,16 @@ def _is_another(
 ) -> bool:
     """Tell whether the clock wanted is not the one that runs, but has another start."""
     if want.kind != "activity":
-        return ticking.since != want.since or ticking.handoff_id != want.handoff_id
+        return (ticking.stage, ticking.since, ticking.handoff_id) != (
+            want.stage, want.since, want.handoff_id
+        )  # fmt: skip
     # One that has not fired yet is moved when it comes due: not at each event.
     fired = ticking.step > 0 or any(e.data.get("clock") == key for e in void)
-    return (fired and want.since > ticking.since) or ticking.since < journey.entered_at
+    return (
+        ticking.stage != want.stage
+        or ticking.since < journey.entered_at
+        or (fired and want.since > ticking.since)
+    )
 
 
 def _caught_up(
@@ -467,8 +482,8 @@ def _caught_up(
             or _since(ring.event) != want.since
         ):
             continue
-        step = int(data["step"])
-        if step < len(clocks.steps_of(want.plan)) and step >= ticking.step:
+        step = clocks.step_named(want.plan, str(data["step"]))
+        if step is not None and step >= ticking.step:
             ticking = clocks.struck(ticking, want.plan, step, want.since, person)
         if ring.event.type == CLOCK_FIRED:
             missed_at = ring.event.time

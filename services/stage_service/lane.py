@@ -132,6 +132,10 @@ class Lane:
         """The active playbooks by name."""
         return self._shelf.playbooks
 
+    async def look_at_playbooks(self) -> None:
+        """Take over the playbooks that are active now; otherwise that takes until the next batch."""
+        await self._shelf.load(self._pool)
+
     async def look_at_roster(self) -> None:
         """Take the roster over now if it changed; otherwise that takes up to a second."""
         await self._roster.look(self._pool)

@@ -88,6 +88,8 @@ def _clock(
     ]
     if [r.after_s for r in rungs] != sorted(r.after_s for r in rungs):
         fields["escalate"].refuse("the steps are not in order", "Write the earliest first.")
+    if len(set(rungs)) < len(rungs):
+        fields["escalate"].refuse("a step stands here twice", "Leave one out.")
     return ClockPlan(
         key, title, stages, since, within, wall,
         tuple(sorted({before for before, _ in remind}, reverse=True)), tuple(rungs),

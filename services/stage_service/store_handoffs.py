@@ -93,6 +93,7 @@ class DueClock(msgspec.Struct, frozen=True):
     deadline: datetime
     step: int
     due_at: datetime
+    missed_at: datetime | None
     state: bytes | None
     """The lead's state, where the clock counts from its last activity."""
 
@@ -114,7 +115,7 @@ handed AS (
 wound AS (
   INSERT INTO stage.clocks AS c ({_WOUND}, state)
   SELECT {_WOUND}, 'running' FROM unnest($15::stage.clock_row[])
-  ON CONFLICT (id) DO UPDATE SET stage = excluded.stage, role = excluded.role,
+  ON CONFLICT (id) DO UPDATE SET role = excluded.role,
     person_id = excluded.person_id, since = excluded.since,
     deadline = excluded.deadline, step = excluded.step, due_at = excluded.due_at, state = 'running',
     missed_at = coalesce(c.missed_at, excluded.missed_at), ended_at = NULL, claimed_until = NULL,
@@ -142,7 +143,7 @@ WHERE c.id = due.id
 RETURNING c.id::text, c.lead_id::text, c.playbook, c.deal, c.key, c.kind, c.stage, c.role, c.person_id,
   c.handoff_id::text,
   (SELECT h.round FROM stage.handoffs h WHERE h.id = c.handoff_id) AS round,
-  c.since, c.deadline, c.step, c.due_at,
+  c.since, c.deadline, c.step, c.due_at, c.missed_at,
   CASE WHEN c.kind = 'activity' THEN (SELECT l.state FROM stage.leads l WHERE l.id = c.lead_id) END AS state
 """
 

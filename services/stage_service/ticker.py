@@ -18,6 +18,7 @@ import structlog
 
 from services.contracts.database import DATABASE_AWAY
 from services.contracts.events import SOURCE, LeadEvent, rfc3339
+from services.contracts.handoffs import CLOCK_REMINDED
 from services.stage_service import clocks, metrics, store_handoffs
 from services.stage_service.errors import OverloadedError, UnavailableError
 from services.stage_service.funnel import active_at, journey_name
@@ -31,6 +32,8 @@ POLL_S = 0.25
 BACKOFF_MAX_S = 5.0
 AT_ONCE_MAX = 500
 STOP_WITHIN_S = 5.0
+GONE = "gone"
+"""The step of a clock that the playbook does not have any more: it tells nobody, and ends."""
 
 _AWAY = (*DATABASE_AWAY, UnavailableError, OverloadedError)
 _log = structlog.get_logger("baton.ticker")
@@ -68,13 +71,15 @@ class Ticker:
             due = await store_handoffs.claim_due(connection, now, AT_ONCE_MAX)
         if not due:
             return 0
+        if any(self._plan(clock) is None for clock in due):
+            await self._lane.look_at_playbooks()  # wound under a version that we have not seen yet
         events: list[LeadEvent] = []
         moved: list[tuple[str, datetime, datetime, datetime]] = []
         for clock in due:
             made = self._event(clock, now)
             if isinstance(made, LeadEvent):
                 events.append(made)
-            elif made is not None:
+            else:
                 moved.append(made)
         ids = [c.id for c in due]
         try:
@@ -97,29 +102,27 @@ class Ticker:
 
     def _event(
         self, clock: DueClock, now: datetime
-    ) -> LeadEvent | tuple[str, datetime, datetime, datetime] | None:
-        """Give the lead event of a due clock; or, when its lead was active, to when it moves; or None."""
-        playbook = self._lane.playbooks.get(clock.playbook)
-        plan = clocks.plan_of(playbook, clock.key) if playbook is not None else None
-        if playbook is None or plan is None or clock.step >= len(clocks.steps_of(plan)):
-            return None
+    ) -> LeadEvent | tuple[str, datetime, datetime, datetime]:
+        """Give the lead event of a due clock; or, when its lead was active, to when it moves."""
+        plan = self._plan(clock)
+        if plan is None:  # no clock of the playbook any more: the lane ends it
+            return _lead_event(clock, CLOCK_REMINDED, GONE, clock.due_at, now)
         if clock.state is not None and clock.step == 0:
             since = _active(clock)
             if since is not None and since > clock.since:
                 return self._moved(clock, plan, since)
-        step, due_at = clocks.step_now(plan, clock.step, clock.due_at, clock.deadline, now)
-        data = {
-            "clock": clock.key, "kind": clock.kind, "playbook": clock.playbook, "stage": clock.stage,
-            "role": clock.role, "since": rfc3339(clock.since), "deadline": rfc3339(clock.deadline),
-            "step": step, "round": clock.round, "fired_at": rfc3339(now),
-            "late": now - due_at > clocks.LATE_AFTER,
-        }  # fmt: skip
-        return LeadEvent(
-            id=clocks.event_id(clock.id, clock.since, step), source=SOURCE,
-            type=clocks.EVENT_TYPES[clocks.steps_of(plan)[step].kind], time=due_at, recorded_at=now,
-            subject=None, identities=((LEAD_IDENTITY, clock.lead_id),), deal=clock.deal, data=data,
-            envelope={},
-        )  # fmt: skip
+        step, due_at = clocks.step_now(
+            plan, clock.step, clock.due_at, clock.deadline, now, missed=clock.missed_at is not None
+        )
+        steps = clocks.steps_of(plan)
+        if step >= len(steps):  # the ladder is shorter by now
+            return _lead_event(clock, CLOCK_REMINDED, GONE, clock.due_at, now)
+        kind, name = steps[step].kind, steps[step].name
+        return _lead_event(clock, clocks.EVENT_TYPES[kind], name, due_at, now)
+
+    def _plan(self, clock: DueClock) -> ClockPlan | None:
+        playbook = self._lane.playbooks.get(clock.playbook)
+        return clocks.plan_of(playbook, clock.key) if playbook is not None else None
 
     def _moved(
         self, clock: DueClock, plan: ClockPlan, since: datetime
@@ -147,6 +150,23 @@ class Ticker:
             if not more:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), backoff_s)
+
+
+def _lead_event(
+    clock: DueClock, type: str, step: str, due_at: datetime, now: datetime
+) -> LeadEvent:
+    """Make the lead event of a clock's step; its time is when it was due."""
+    data = {
+        "clock": clock.key, "kind": clock.kind, "playbook": clock.playbook, "stage": clock.stage,
+        "role": clock.role, "since": rfc3339(clock.since), "deadline": rfc3339(clock.deadline),
+        "step": step, "round": clock.round, "fired_at": rfc3339(now),
+        "late": now - due_at > clocks.LATE_AFTER,
+    }  # fmt: skip
+    return LeadEvent(
+        id=clocks.event_id(clock.id, clock.since, step), source=SOURCE, type=type, time=due_at,
+        recorded_at=now, subject=None, identities=((LEAD_IDENTITY, clock.lead_id),),
+        deal=clock.deal, data=data, envelope={},
+    )  # fmt: skip
 
 
 def _active(clock: DueClock) -> datetime | None:

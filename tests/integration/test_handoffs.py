@@ -19,6 +19,7 @@ from services.contracts.team import parse_team
 from services.stage_service.identities import LEAD_IDENTITY
 from services.stage_service.lane import Lane
 from services.stage_service.playbook import parse_playbook
+from services.stage_service.shelf import Shelf
 from services.stage_service.ticker import Ticker
 from tests.integration.test_lane import ROOT, START, Wired, clean, event, wired
 
@@ -387,6 +388,45 @@ async def test_a_merge_carries_the_handoff_over_and_an_undo_brings_it_back(it: T
     await it.tick(START + 5 * HOUR)
     assert [t for t, _ in await it.told()].count("handoff.overdue.v1") == 1
     await clean(it.url)
+
+
+async def test_a_new_version_with_other_steps_still_tells_the_deadline_first(it: Timed) -> None:
+    """Wound with a reminder, which has rung; the next version has none, and one without the clock ends it."""
+    await it.tell(event("meeting.booked", 0), event("meeting.booked", 0, "b@b.example"))
+    assert await it.tick(START + 3 * HOUR) == 2
+    bare = SALES.replace("    within: 4h\n    remind: 1h\n", "    within: 4h\n")
+    await it.shelf.publish(it.pool, parse_playbook(bare, "sales.yaml"))
+    await it.tick(START + 4 * HOUR)
+    assert [t for t, _ in await it.told()].count("handoff.overdue.v1") == 2
+    assert (
+        await it.pool.fetchval("SELECT count(*) FROM stage.handoffs WHERE overdue_at IS NOT NULL")
+        == 2
+    )
+    start, end = SALES.index("\nhandoffs:\n"), SALES.index("\nclocks:\n")
+    await it.shelf.publish(it.pool, parse_playbook(SALES[:start] + SALES[end:], "sales.yaml"))
+    await it.tick(START + 9 * HOUR)
+    assert [t for t, _ in await it.told()].count("clock.rang.v1") == 2  # the reminders
+    assert (await it.clocks())["handoff-ae"] == "missed"
+    await clean(it.url)
+
+
+async def test_a_process_with_an_old_playbook_loses_no_clock(database_url: str) -> None:
+    """Another process published a version with a new clock and wound it; this one finds it due."""
+    start, end = SALES.index("\nhandoffs:\n"), SALES.index("\n# What rules may ask for")
+    before = SALES[:start] + SALES[end:].replace("on: handoff.rejected", "on: lead.rejected")
+    async with timed(database_url, playbook=before) as it:
+        shelf = Shelf()
+        await shelf.load(it.pool)
+        await shelf.publish(it.pool, parse_playbook(SALES + "\n", "sales.yaml"))
+        roster = Roster(parse_team(TEAM, "team.yaml"))
+        other = Lane(it.pool, shelf, roster, now=lambda: it.now)
+        other.start()
+        await other.submit([event("meeting.booked", 0)])
+        await other.stop()
+        assert it.lane.playbooks["sales"].clocks == ()
+        await it.tick(START + 4 * HOUR)
+        assert "handoff.overdue.v1" in [t for t, _ in await it.told()]
+        await clean(it.url)
 
 
 KINDS: Sequence[tuple[str, dict[str, Any]]] = (
