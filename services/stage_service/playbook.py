@@ -120,7 +120,7 @@ class Rung:
     to: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # known by identity: its steps are looked up at every move
 class ClockPlan:
     """A deadline: `within_s` seconds from `since`; in working hours of the owner unless `wall`.
 
