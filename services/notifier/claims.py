@@ -216,7 +216,8 @@ async def claim(
         for lane in lanes:
             work.plan(lane["channel"], lane["lane"], lane["failed"])
         await _write(connection, work)
-        probing = [r["channel"] for r in lanes if r["probes"]]
+        sending = {p.channel for p in work.parcels if p.settled is None}
+        probing = [r["channel"] for r in lanes if r["probes"] and r["channel"] in sending]
         if probing:
             await connection.execute(_PROBE, probing, until)
         return await _with_letters(connection, work.parcels), work.held

@@ -204,17 +204,22 @@ class Dispatcher:
 
     async def _heed(self, parcel: Parcel, outcome: Outcome, now: datetime) -> bool:
         """Note what the outcome says about the channel; gives whether the channel rests now."""
+        lease = parcel.claimed_until
         try:
             if outcome.retry_after_s is not None:
                 await breakers.rest(
-                    self._pool, parcel.channel, outcome.retry_after_s, outcome.reason, now
+                    self._pool, parcel.channel, outcome.retry_after_s, outcome.reason, now, lease
                 )
                 return True
             if outcome.down:
-                in_a_row = await breakers.failed(self._pool, parcel.channel, outcome.reason, now)
+                in_a_row = await breakers.failed(
+                    self._pool, parcel.channel, outcome.reason, now, lease
+                )
                 return in_a_row >= breakers.FAILURES_MAX
-            if parcel.channel_failed and outcome.result == "delivered":
-                await breakers.works(self._pool, parcel.channel)
+            if parcel.channel_failed and outcome.result == "skipped":
+                await breakers.untried(self._pool, parcel.channel, lease)
+            elif parcel.channel_failed:  # it answered, though perhaps not what one likes to hear
+                await breakers.works(self._pool, parcel.channel, now, lease)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             _log.warning("channel.unrecorded", reason=type(error).__name__)
         return False
