@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from types import MappingProxyType
 from typing import Any, cast
@@ -28,7 +29,7 @@ from services.contracts.events import (
 )
 from services.contracts.team import Person, Team
 from services.notifier.errors import UnreadableError
-from services.notifier.plans import first_due
+from services.notifier.plans import QUIET_CHANNELS, first_due, may_disturb
 from services.notifier.redaction import kind as channel_kind
 from services.notifier.redaction import label as channel_label
 from services.notifier.templates import SHIPPED, Templates
@@ -156,7 +157,9 @@ class Alert(msgspec.Struct, frozen=True):
     journey_id: str | None = None
     urgent: bool = False
     escalate_after_s: int | None = None
-    """How long it waits for an acknowledgement once it is due; None: for ever."""
+    """How long it waits for an acknowledgement; None: for ever."""
+    waits_from: datetime | None = None
+    """When that time begins."""
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -245,6 +248,7 @@ def alerts_of(
             continue
         told.add(recipient)
         addressee = addressee_of(person_id, team)
+        after_s = escalate_after.get(wish.role, escalate_after.get("*"))
         id = make_id()
         said = values(transition, wish, addressee, id, public_url)
         subject, body = write_alert(wish.role, said, templates)
@@ -267,7 +271,10 @@ def alerts_of(
             ),
             journey_id=transition.journey.id if transition.journey is not None else None,
             urgent=wish.urgent,
-            escalate_after_s=escalate_after.get(wish.role, escalate_after.get("*")),
+            escalate_after_s=after_s,
+            waits_from=seen_from(addressee, "transition", wish.role, wish.urgent, now)
+            if after_s
+            else None,
         )
 
 
@@ -280,6 +287,21 @@ def first_deliveries(
         channels = addressee.alerts.channels_for(kind, role) or addressee.channels
     labels = dict.fromkeys(channel_label(c) for c in channels or ("inbox",))
     return tuple(Due(c, *first_due(addressee, c, urgent, now)) for c in labels)
+
+
+def seen_from(
+    person: Person | None, kind: str, role: str, urgent: bool, now: datetime
+) -> datetime:
+    """Give from when an alert waits for an acknowledgement: when `person` could see it, were they not away.
+
+    Nights and weekends are waited for; an absence is not, since somebody else is there then.
+    """
+    if person is None or urgent:
+        return now
+    there = replace(person, away=())
+    due = first_deliveries(there, kind, role, urgent, now)
+    disturbing = [d.at for d in due if d.channel not in QUIET_CHANNELS]
+    return min(disturbing) if disturbing else may_disturb(there, now)
 
 
 def addressee_of(person_id: str | None, team: Team) -> Person | None:

@@ -100,6 +100,7 @@ _ROWS = """
 SELECT l.channel, l.lane, d.id, d.alert_id, d.attempt, d.last_attempt, d.gather, d.digest_id, d.why,
   a.lead_id, a.company, a.urgent, a.subject, a.created_at, a.addressee_id, a.journey_id,
   a.status = 'acknowledged' AS acknowledged, m.person_id IS NOT NULL AS muted,
+  coalesce(e.why LIKE 'acknowledged%', false) AS answered,
   d.status = 'claimed' OR EXISTS (SELECT FROM notifier.deliveries p
     WHERE p.alert_id = d.alert_id AND p.channel = d.channel AND p.ambiguous) AS is_repeat
 FROM unnest($1::text[], $2::text[]) AS l (channel, lane)
@@ -109,6 +110,7 @@ FROM unnest($1::text[], $2::text[]) AS l (channel, lane)
       AND d.status IN ('pending', 'claimed') AND coalesce(d.claimed_until, d.due_at) <= $3
     ORDER BY d.alert_id LIMIT $4 FOR UPDATE SKIP LOCKED) d
   JOIN notifier.alerts a ON a.id = d.alert_id
+  LEFT JOIN notifier.escalations e ON e.alert_id = a.escalated_from
   LEFT JOIN notifier.mutes m ON m.person_id = a.addressee_id AND m.lead_id = a.lead_id
     AND (m.until IS NULL OR m.until > $3)
 WHERE NOT EXISTS (SELECT FROM notifier.deliveries b
@@ -271,7 +273,8 @@ class _Work:
         for hold in plan.holds:
             self.holds += [(w.delivery_id, hold.until, hold.why, hold.gather) for w in hold.rows]
         for settled, group, why in (
-            ("skipped", plan.skip, ACKNOWLEDGED), ("suppressed", plan.suppress, MUTED)
+            ("skipped", plan.skip, ACKNOWLEDGED), ("suppressed", plan.suppress, MUTED),
+            ("suppressed", plan.answered, ACKNOWLEDGED),
         ):  # fmt: skip
             if group:
                 found = [of_id[w.delivery_id] for w in group]
@@ -333,7 +336,8 @@ class _Work:
 def _waiting(row: Any) -> Waiting:
     return Waiting(
         row["id"], row["alert_id"], row["lead_id"], row["company"], row["attempt"], row["urgent"],
-        row["gather"], row["muted"], row["acknowledged"], row["digest_id"], row["why"],
+        row["gather"], row["muted"], row["acknowledged"], row["answered"], row["digest_id"],
+        row["why"],
     )  # fmt: skip
 
 

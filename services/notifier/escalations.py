@@ -27,6 +27,7 @@ from services.notifier.alerts import (
     SUBJECT_CHARACTERS_MAX,
     first_deliveries,
     one_line,
+    seen_from,
 )
 from services.notifier.plans import may_disturb
 from services.notifier.roster import Roster
@@ -88,26 +89,43 @@ def waits_of(text: str) -> dict[str, int]:
 def ladder(
     team: Team, addressee_id: str | None, role: str, now: datetime
 ) -> Iterator[tuple[Person, str]]:
-    """Give who hears of an unacknowledged alert, in turn, and as what."""
+    """Give who hears of an unacknowledged alert, in turn, and as what; after who is away, their stand-in."""
     addressee = team.by_id.get(addressee_id or "")
-    absence = calendars.away_at(addressee, now) if addressee is not None else None
-    if absence is not None and absence.stand_in in team.by_id:
-        yield team.by_id[absence.stand_in], "stand-in"
-    for person in team.people:
-        if role in person.leads:
-            yield person, f"lead of {role}"
-    for person in team.by_role.get(FALLBACK_ROLE, ()):
-        yield person, "sales leadership"
+    deputy = _stand_in(team, addressee, now) if addressee is not None else None
+    if deputy is not None:
+        yield deputy, "stand-in"
+    leads = [(p, f"lead of {role}") for p in team.people if role in p.leads]
+    top = [(p, "sales leadership") for p in team.by_role.get(FALLBACK_ROLE, ())]
+    for person, rung in (*leads, *top):
+        yield person, rung
+        deputy = _stand_in(team, person, now)
+        if deputy is not None:
+            yield deputy, f"stand-in of {one_line(person.name)}, {rung}"
+
+
+def _stand_in(team: Team, person: Person, now: datetime) -> Person | None:
+    """Give who is there for somebody away; None when they are not away, or nobody is."""
+    found, passed = person, {person.id}
+    while (absence := calendars.away_at(found, now)) is not None:
+        following = team.by_id.get(absence.stand_in or "")
+        if following is None or following.id in passed:
+            return None
+        found = following
+        passed.add(found.id)
+    return found if found is not person else None
 
 
 def next_step(
     team: Team, addressee_id: str | None, role: str, told: Sequence[str], now: datetime
 ) -> tuple[Person, str] | None:
-    """Give the next of the ladder who was not told yet; None at its end."""
+    """Give the next of the ladder who was not told yet; None at its end.
+
+    Who is away is passed over while anybody else is left: they would read it after their vacation.
+    """
     known = {addressee_id, *told}
-    return next(
-        ((p, rung) for p, rung in ladder(team, addressee_id, role, now) if p.id not in known), None
-    )
+    left = [s for s in ladder(team, addressee_id, role, now) if s[0].id not in known]
+    there = (s for s in left if calendars.away_at(s[0], now) is None)
+    return next(there, left[0] if left else None)
 
 
 class Escalator:
@@ -200,7 +218,7 @@ class Escalator:
             )  # fmt: skip
             metrics.ALERTS.labels(row["role"]).inc()
         # Who is told next waits as long, from when this person could see it.
-        seen_at = max(now, min((d.at for d in due if d.channel != "inbox"), default=now))
+        seen_at = seen_from(person, "escalation", row["role"], row["urgent"], now)
         due_at = seen_at + timedelta(seconds=row["after_s"])
         await connection.execute(_STEP, row["alert_id"], due_at, [*row["told"], person.id])
 

@@ -43,6 +43,8 @@ class Waiting(msgspec.Struct, frozen=True):
     gather: bool = False
     muted: bool = False
     acknowledged: bool = False
+    answered: bool = False
+    """An escalation of an alert that somebody answers for by now."""
     digest_id: UUID | None = None
     why: str | None = None
 
@@ -73,6 +75,7 @@ class Plan(msgspec.Struct):
     holds: list[Hold] = []
     skip: tuple[Waiting, ...] = ()
     suppress: tuple[Waiting, ...] = ()
+    answered: tuple[Waiting, ...] = ()
 
 
 def may_disturb(person: Person, at: datetime) -> datetime:
@@ -136,8 +139,9 @@ def plan_lane(
     plan = Plan(
         skip=tuple(r for r in rows if r.acknowledged),
         suppress=tuple(r for r in rows if r.muted and not r.acknowledged),
+        answered=tuple(r for r in rows if r.answered and not r.muted and not r.acknowledged),
     )
-    left = tuple(r for r in rows if not r.acknowledged and not r.muted)
+    left = tuple(r for r in rows if not (r.acknowledged or r.muted or r.answered))
     if not left:
         return plan
     if person is None or channel in QUIET_CHANNELS:

@@ -18,7 +18,6 @@ from asyncpg.pool import PoolConnectionProxy
 from services.contracts.events import Message
 from services.contracts.postgres_log import Executor
 from services.notifier.alerts import Alert
-from services.notifier.plans import QUIET_CHANNELS
 
 ACKNOWLEDGED = "acknowledged"
 """The reason of a delivery that was not sent because the alert had been seen."""
@@ -228,10 +227,9 @@ async def _save_dead(
 
 
 def _escalates_at(alert: Alert, now: datetime) -> datetime:
-    """Give when an alert nobody acknowledges is escalated: its time begins when it can be seen."""
+    """Give when an alert nobody acknowledges is escalated."""
     assert alert.escalate_after_s is not None  # noqa: S101
-    disturbing = [d.at for d in alert.deliveries if d.channel not in QUIET_CHANNELS]
-    return min(disturbing, default=now) + timedelta(seconds=alert.escalate_after_s)
+    return (alert.waits_from or now) + timedelta(seconds=alert.escalate_after_s)
 
 
 def _first_status(channels: Sequence[str], settled: Mapping[str, str]) -> str:
