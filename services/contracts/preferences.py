@@ -21,6 +21,11 @@ WITHIN: tuple[Within, ...] = ("working", "quiet-only", "always")
 PER_HOUR_MAX = 30
 GROUP_OVER = 3
 
+OWN_VARIABLES = ("BATON_", "PG")
+"""How names begin that a channel may not take from the environment: who may write the roster shall not
+learn Baton's own secrets, nor the database's password, by naming a channel."""
+
+_OWN = re.compile(r"\$\{(BATON_|PG)")
 _APPRISE = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
 _TIME = re.compile(r"([01]\d|2[0-3]):[0-5]\d")
 
@@ -97,6 +102,11 @@ def read_channels(node: Node, who: str, email: str | None) -> tuple[str, ...]:
             item.refuse(
                 "a channel is neither built in nor a URL",
                 f"Use {', '.join(BUILT_IN_CHANNELS)}, or an Apprise URL such as slack://...",
+            )
+        if _OWN.search(channel):
+            item.refuse(
+                f"a channel holds a variable of Baton's own ({' and '.join(OWN_VARIABLES)}...)",
+                "Set its secret in a variable of another name.",
             )
         if channel == "email" and not email:
             item.refuse(f"{who} has the channel 'email' and no address", "Add 'email: ...'.")

@@ -66,6 +66,12 @@ class Person:
     leads: tuple[str, ...] = ()
     """Roles of which they are the lead: escalations go to them before sales leadership."""
 
+    @property
+    def all_channels(self) -> tuple[str, ...]:
+        """Give their channels, those too that they want for some alerts only."""
+        chosen = (channel for _, channels in self.alerts.channels for channel in channels)
+        return tuple(dict.fromkeys((*self.channels, *chosen)))
+
 
 @dataclass(frozen=True)
 class Team:

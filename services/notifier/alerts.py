@@ -289,9 +289,7 @@ def first_deliveries(
     return tuple(Due(c, *first_due(addressee, c, urgent, now)) for c in labels)
 
 
-def seen_from(
-    person: Person | None, kind: str, role: str, urgent: bool, now: datetime
-) -> datetime:
+def seen_from(person: Person | None, kind: str, role: str, urgent: bool, now: datetime) -> datetime:
     """Give from when an alert waits for an acknowledgement: when `person` could see it, were they not away.
 
     Nights and weekends are waited for; an absence is not, since somebody else is there then.

@@ -179,7 +179,7 @@ async def try_channels(request: Request, _: Mover, wish: Trial) -> dict[str, Any
     """Send a message now by the person's channels, whatever the hour; gives how each went."""
     parts = house(request)
     person = _person(parts, wish.person)
-    chosen = [c for c in dict.fromkeys(label(c) for c in person.channels) if c != "inbox"]
+    chosen = [c for c in dict.fromkeys(label(c) for c in person.all_channels) if c != "inbox"]
     if wish.channel is not None:
         chosen = [c for c in chosen if wish.channel in (c, c.partition(":")[0])]
     if not chosen:

@@ -22,6 +22,7 @@ import httpx
 import msgspec
 import structlog
 
+from services.contracts.preferences import OWN_VARIABLES
 from services.contracts.team import Person
 from services.notifier import hooks
 from services.notifier.letters import Letter, Outcome
@@ -64,7 +65,9 @@ class Channels:
             self._mail_url = smtp_url
         elif smtp_url:
             self._smtp = smtp_server(smtp_url)
+        # Mail has threads of its own: those of Apprise may all wait for one service that hangs.
         self._threads = ThreadPoolExecutor(sends_at_once_max, thread_name_prefix="channel")
+        self._mail_threads = ThreadPoolExecutor(sends_at_once_max, thread_name_prefix="mail")
         self._now = now
         self._buttons = buttons
         self._client: httpx.AsyncClient | None = None
@@ -83,7 +86,8 @@ class Channels:
 
     def close(self) -> None:
         """Let the threads end; a send under way is not waited for."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._mail_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def aclose(self) -> None:
         """Let threads and connections go."""
@@ -103,7 +107,7 @@ class Channels:
             async with asyncio.timeout(self._timeout_s):
                 if channel == "email":
                     return await self._email(person, letter)
-                for url in person.channels:
+                for url in person.all_channels:
                     if label(url) == channel:
                         return await self._by_url(url, letter)
                 return Outcome("skipped", "the channel is not in the roster any more")
@@ -124,11 +128,16 @@ class Channels:
             return Outcome("skipped", NO_MAIL)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
-            self._threads, hand_in, self._smtp, person.email, letter, self._timeout_s
+            self._mail_threads, hand_in, self._smtp, person.email, letter, self._timeout_s
         )
 
     async def _by_url(self, url: str, letter: Letter) -> Outcome:
-        missing = [n for n in _VARIABLE.findall(url) if n not in self._environment]
+        names = _VARIABLE.findall(url)
+        own = [n for n in names if n.startswith(OWN_VARIABLES)]
+        if own:
+            reason = f"a channel may not hold {', '.join(own)}: it is Baton's own"
+            return Outcome("failed", reason, permanent=True)
+        missing = [n for n in names if n not in self._environment]
         if missing:
             return Outcome("failed", f"the environment lacks {', '.join(missing)}", permanent=True)
         url = _VARIABLE.sub(lambda m: self._environment[m.group(1)], url)

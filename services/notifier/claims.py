@@ -58,11 +58,13 @@ class Parcel(msgspec.Struct, frozen=True):
 
 
 class Lane(msgspec.Struct, frozen=True):
-    """Who gets how much at once: free places by channel, and the places of the others."""
+    """Who gets how much at once: free places by channel and by kind of channel, and the places of the others."""
 
     lanes_max: int
     free: Mapping[str, int]
     channel_max: int
+    kind_free: Mapping[str, int] = {}
+    kind_max: int = 1000
 
 
 _ANY_DUE = """
@@ -86,10 +88,14 @@ free AS (
       WHERE b.channel = d.channel AND coalesce(b.addressee_id, b.alert_id::text) = d.lane
         AND (b.status = 'claimed' AND b.claimed_until > $1
              OR b.status = 'pending' AND b.blocks AND b.due_at > $1))),
-chosen AS MATERIALIZED (
-  SELECT * FROM free
+placed AS (
+  SELECT *, split_part(channel, ':', 1) AS kind,
+    row_number() OVER (PARTITION BY split_part(channel, ':', 1) ORDER BY since, first) AS kind_place
+  FROM free
   WHERE place <= CASE WHEN failures >= $3 THEN 1
-    ELSE coalesce(($4::jsonb ->> channel)::int, $5) END
+    ELSE coalesce(($4::jsonb ->> channel)::int, $5) END),
+chosen AS MATERIALIZED (
+  SELECT * FROM placed WHERE kind_place <= coalesce(($6::jsonb ->> kind)::int, $7)
   ORDER BY since, first LIMIT $2)
 SELECT channel, lane, failed, coalesce(failures >= $3, false) AS probes FROM chosen
 WHERE pg_try_advisory_xact_lock(hashtextextended(channel || ' ' || lane, 8))
@@ -115,7 +121,8 @@ FROM unnest($1::text[], $2::text[]) AS l (channel, lane)
     AND (m.until IS NULL OR m.until > $3)
 WHERE NOT EXISTS (SELECT FROM notifier.deliveries b
   WHERE b.channel = l.channel AND coalesce(b.addressee_id, b.alert_id::text) = l.lane
-    AND b.status = 'claimed' AND b.claimed_until > $3)
+    AND (b.status = 'claimed' AND b.claimed_until > $3
+         OR b.status = 'pending' AND b.blocks AND b.due_at > $3))
 ORDER BY d.alert_id, d.attempt
 """
 
@@ -208,6 +215,7 @@ async def claim(
         lanes = await connection.fetch(
             _LANES, now, room.lanes_max, FAILURES_MAX,
             msgspec.json.encode(dict(room.free)).decode(), room.channel_max,
+            msgspec.json.encode(dict(room.kind_free)).decode(), room.kind_max,
         )  # fmt: skip
         if not lanes:
             return [], 0

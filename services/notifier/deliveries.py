@@ -33,6 +33,8 @@ from services.notifier.roster import Roster
 POLL_S = 0.25
 SENDS_AT_ONCE_MAX = 128
 CHANNEL_SENDS_MAX = 8
+KIND_SENDS_MAX = 64
+"""A kind's channels often are one service: when it hangs, half of the places are left for the others."""
 CLAIM_MARGIN_S = 10.0
 STOP_WITHIN_S = 5.0
 BACKOFF_MAX_S = 2.0
@@ -148,17 +150,23 @@ class Dispatcher:
             return 0
         now = self._now()
         until = now + timedelta(seconds=self._patience.timeout_s + CLAIM_MARGIN_S)
-        places = {c: max(CHANNEL_SENDS_MAX - n, 0) for c, n in self._busy.items()}
         parcels, _ = await claims.claim(
-            self._pool, now, until, claims.Lane(free, places, CHANNEL_SENDS_MAX), self._person,
-            self._make_id, self._public_url,
-        )  # fmt: skip
+            self._pool, now, until, self._room(free), self._person, self._make_id, self._public_url
+        )
         for parcel in parcels:
             task = asyncio.create_task(self._attempt(parcel))
             self._attempts.add(task)
             self._busy[parcel.channel] += 1
             task.add_done_callback(partial(self._done, parcel.channel))
         return len(parcels)
+
+    def _room(self, free: int) -> claims.Lane:
+        places = {c: max(CHANNEL_SENDS_MAX - n, 0) for c, n in self._busy.items()}
+        kinds: Counter[str] = Counter()
+        for channel, n in self._busy.items():
+            kinds[kind(channel)] += n
+        left = {k: max(KIND_SENDS_MAX - n, 0) for k, n in kinds.items()}
+        return claims.Lane(free, places, CHANNEL_SENDS_MAX, left, KIND_SENDS_MAX)
 
     def _done(self, channel: str, task: asyncio.Task[None]) -> None:
         self._attempts.discard(task)

@@ -56,7 +56,8 @@ class Links:
             alert_id, person, until = cast("list[Any]", self._signer.loads(token))
             grant = Grant(
                 UUID(alert_id), str(person), datetime.fromtimestamp(until, UTC),
-                hashlib.sha256(token.encode()).hexdigest(),
+                # Of what it says: its text can be written in more ways than one.
+                hashlib.sha256(self._signer.dumps([alert_id, person, until]).encode()).hexdigest(),
             )  # fmt: skip
         except (itsdangerous.BadData, ValueError, TypeError, AttributeError, UnicodeError):
             return None

@@ -106,6 +106,8 @@ def hand_in(server: SmtpServer, recipient: str, letter: Letter, timeout_s: float
             if time.monotonic() > deadline:
                 # Whoever waited has given up and will try again: do not send it behind their back.
                 return Outcome("failed", "the mail server is slow")
+            if smtp.sock is not None:
+                smtp.sock.settimeout(max(deadline - time.monotonic(), 0.1))
             handed_over = True
             smtp.send_message(message)
         finally:
@@ -116,6 +118,14 @@ def hand_in(server: SmtpServer, recipient: str, letter: Letter, timeout_s: float
         return _refused(code, answer, permanent=code >= 500)
     except smtplib.SMTPDataError as error:
         return _refused(error.smtp_code, error.smtp_error, permanent=error.smtp_code >= 500)
+    except smtplib.SMTPSenderRefused as error:
+        # 552: the mail is larger than the server takes (RFC 1870). Else it is about our sender.
+        large = error.smtp_code == 552
+        return _refused(error.smtp_code, error.smtp_error, permanent=large, down=not large)
+    except smtplib.SMTPNotSupportedError as error:
+        # STARTTLS or a login that the server does not know is about all mails, an address about this one.
+        reason = scrub(f"mail server: {error}", recipient)
+        return Outcome("failed", reason, permanent=handed_over, down=not handed_over)
     except smtplib.SMTPResponseException as error:
         # About us (login, sender), not about this mail: it may be mended before the tries run out.
         return _refused(error.smtp_code, error.smtp_error, permanent=False, down=True)

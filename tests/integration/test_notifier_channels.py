@@ -312,3 +312,53 @@ async def test_an_apprise_failure_has_a_reason_without_secrets() -> None:
     assert (outcome.result, outcome.permanent) == ("failed", False)
     assert "500" in (outcome.reason or "")
     assert "hush" not in (outcome.reason or "")
+
+
+async def test_an_address_the_server_cannot_take_is_no_fault_of_the_server(
+    mailbox: Mailbox, smtp_port: int
+) -> None:
+    """An address with an umlaut at a server without SMTPUTF8: nobody else's mail shall wait for it."""
+    url = f"smtp://127.0.0.1:{smtp_port}?from=baton@acme.example&tls=no"
+    async with opened(url) as channels:
+        zoe = Person("zoe", "Zoë", "zoë@baton.example", channels=("email",))
+        outcome = await channels.send("email", zoe, LETTER)
+    assert (outcome.result, outcome.permanent, outcome.down) == ("failed", True, False)
+    assert not outcome.ambiguous
+    assert "zoë" not in (outcome.reason or "")
+    assert mailbox.mails == []
+
+
+async def test_a_mail_too_large_for_the_server_is_no_fault_of_the_server(mailbox: Mailbox) -> None:
+    server = await asyncio.get_running_loop().create_server(
+        lambda: SMTP(mailbox, data_size_limit=1000, hostname="mail.example"), "127.0.0.1", 0
+    )
+    port = server.sockets[0].getsockname()[1]
+    large = msgspec.structs.replace(LETTER, body="line\n" * 1000)
+    async with opened(f"smtp://127.0.0.1:{port}?from=baton@acme.example&tls=no") as channels:
+        outcome = await channels.send("email", ANA, large)
+    server.close()
+    assert (outcome.result, outcome.permanent, outcome.down) == ("failed", True, False)
+
+
+async def test_services_that_hang_hold_up_no_mail(mailbox: Mailbox, smtp_port: int) -> None:
+    """Every thread for Apprise waits for a service that never answers; the mail goes out at once."""
+    came: list[asyncio.StreamWriter] = []
+
+    async def hang(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(writer)
+
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    url = f"json://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    stuck = Person("bob", "Bob", channels=(url,))
+    async with opened(f"smtp://127.0.0.1:{smtp_port}?from=b@acme.example&tls=no", 8) as channels:
+        hanging = [asyncio.create_task(channels.send(label(url), stuck, LETTER)) for _ in range(2)]
+        async with asyncio.timeout(6):
+            while len(came) < 2:
+                await asyncio.sleep(0.01)
+            outcome = await channels.send("email", ANA, LETTER)
+        assert (outcome.result, len(mailbox.mails)) == ("delivered", 1)
+        assert not any(task.done() for task in hanging)
+        server.close()
+        for writer in came:
+            writer.close()
+        assert {o.result for o in await asyncio.gather(*hanging)} == {"failed"}

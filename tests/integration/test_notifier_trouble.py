@@ -220,6 +220,33 @@ async def test_a_slow_channel_delays_nobody_elses_alert(
     await healthy.go()
 
 
+async def test_a_service_that_hangs_leaves_places_for_the_others(
+    database_url: str, tmp_path: Path, receiver: Receiver
+) -> None:
+    """Two hundred people have a hook of their own at a service that hangs; another kind is not held up."""
+    healthy = Receiver()
+    await healthy.come()
+    slow = {f"s{n}": receiver.port for n in range(200)}
+    async with lined(database_url, tmp_path, **slow) as line:
+        file = tmp_path / "team.yaml"
+        cal = f"  - {{id: cal, name: Cal, roles: [ae], channels: ['slack+http://127.0.0.1:{healthy.port}/']}}"
+        file.write_text(file.read_text() + "\n" + cal)
+        line.channels._timeout_s = 10
+        receiver.mood = "slow"
+        await line.tell(*slow)
+        hanging = asyncio.create_task(line.dispatcher.run_due())
+        while not receiver.requests:
+            await asyncio.sleep(0)
+        await line.tell("cal")
+        assert await line.dispatcher._claim() == 1
+        while not healthy.requests:
+            await asyncio.sleep(0)
+        receiver.released.set()
+        await hanging
+        await line.dispatcher.stop()
+    await healthy.go()
+
+
 async def test_429_is_heeded_and_uses_up_no_tries(
     database_url: str, tmp_path: Path, receiver: Receiver
 ) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from structlog.testing import capture_logs
 
-from services.contracts.team import Person
+from services.contracts.preferences import AlertPreferences
+from services.contracts.team import Person, read_person
+from services.contracts.yaml_source import SourceError
 from services.notifier.channels import Channels
 from services.notifier.letters import Letter
 from services.notifier.mail import SmtpServer, mail, smtp_server
@@ -89,3 +93,36 @@ async def test_the_console_names_the_alert_and_repeats_no_text() -> None:
     assert line["alert_id"] == LETTER.alert_id
     assert "Zeile" not in str(line)
     assert "Ada" not in str(line)
+
+
+@pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
+async def test_a_channel_named_only_for_a_kind_of_alert_is_one_of_the_persons() -> None:
+    """Who wants escalations by SMS, and by nothing else, has that channel."""
+    wants = AlertPreferences(channels=(("escalation", ("nosuch://pager",)),))
+    channels = Channels(None, 5, 2, {})
+    person = Person("a", "A", channels=("inbox",), alerts=wants)
+    outcome = await channels.send(label("nosuch://pager"), person, LETTER)
+    channels.close()
+    assert (outcome.result, outcome.reason) == ("failed", "Apprise does not understand the URL")
+
+
+@pytest.mark.parametrize("name", ["BATON_DATABASE_URL", "BATON_LINK_KEY", "PGPASSWORD"])
+async def test_a_channel_cannot_take_batons_own_secrets_out(name: str) -> None:
+    """Who may write the roster shall not learn the passwords of the process."""
+    channel = f"webhook+http://127.0.0.1:9/${{{name}}}"
+    channels = Channels(None, 5, 2, {name: "secret"})
+    outcome = await channels.send(label(channel), Person("a", "A", channels=(channel,)), LETTER)
+    await channels.aclose()
+    assert (outcome.result, outcome.permanent) == ("failed", True)
+    assert name in (outcome.reason or "")
+
+
+@pytest.mark.parametrize(
+    "wishes", [{"channels": ["json://x/${BATON_LINK_KEY}"]},
+               {"alerts": {"channels": {"ae": ["json://x/${PGPASSWORD}"]}}}]
+)  # fmt: skip
+def test_the_roster_refuses_a_channel_with_batons_own_secrets(wishes: dict[str, Any]) -> None:
+    with pytest.raises(SourceError) as refused:
+        read_person({"id": "a", "name": "A", "roles": ["ae"], **wishes})
+    [problem] = refused.value.problems
+    assert "variable of another name" in problem.remedy
