@@ -155,7 +155,8 @@ class AnswerLinks:
             handoff_id, person, until = cast("list[Any]", self._signer.loads(token))
             grant = AnswerGrant(
                 UUID(handoff_id), str(person), datetime.fromtimestamp(until, UTC),
-                hashlib.sha256(token.encode()).hexdigest(),
+                # Of what it says: its text can be written in more ways than one.
+                hashlib.sha256(self._signer.dumps([handoff_id, person, until]).encode()).hexdigest(),
             )  # fmt: skip
         except (itsdangerous.BadData, ValueError, TypeError, AttributeError, UnicodeError):
             return None

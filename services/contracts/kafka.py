@@ -24,6 +24,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # pyright: ignore[repo
 from aiokafka.errors import (  # pyright: ignore[reportMissingTypeStubs]
     CommitFailedError,
     IllegalGenerationError,
+    IllegalStateError,
     KafkaError,
     RebalanceInProgressError,
     TopicAlreadyExistsError,
@@ -245,11 +246,17 @@ class KafkaSubscription:
         for r in received:
             tp = TopicPartition(r.token[0], r.token[1])
             offsets[tp] = max(offsets.get(tp, 0), r.token[2] + 1)
+        # One that is another's by now would refuse them all, at every try.
+        held = self._consumer.assignment()
+        offsets = {tp: offset for tp, offset in offsets.items() if tp in held}
+        if not offsets:
+            return
         try:
             await self._consumer.commit(offsets)
         except (
             CommitFailedError,
             IllegalGenerationError,
+            IllegalStateError,
             RebalanceInProgressError,
             UnknownMemberIdError,
         ) as error:

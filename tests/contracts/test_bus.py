@@ -180,6 +180,38 @@ async def test_a_waiting_member_hears_at_once(bus: Bus, group: str) -> None:
 
 
 @pytest.mark.kafka
+async def test_committing_what_another_member_has_taken_over_is_no_error(
+    database_url: str, kafka: KafkaBroker, group: str
+) -> None:
+    """A second notifier starts between recording and commit: the first must not fail for ever."""
+    bus = await open_bus(database_url, kafka.bootstrap_servers)
+    sent = [message(f"lead-{n}") for n in range(60)]
+    await bus.publish(sent)
+    one = await bus.subscribe(group, [TRANSITIONS_TOPIC])
+    two = await bus.subscribe(group, [TRANSITIONS_TOPIC])
+    got = await fetch_all(one, {m.id for m in sent}, commit=False)
+    again: list[Received] = []
+    async with asyncio.timeout(60):
+        while not again:
+            again = await two.fetch(100, 0.5)
+            await one.fetch(100, 0.1)
+    theirs = {r.token[:2] for r in again}
+    await one.commit(got)
+    await two.commit(again)
+    assert theirs < {r.token[:2] for r in got}
+    for subscription in (one, two):
+        await subscription.close()
+    third = await bus.subscribe(group, [TRANSITIONS_TOPIC])
+    rest: list[Received] = []
+    for _ in range(10):
+        rest += await third.fetch(100, 0.5)
+    await third.close()
+    await bus.close()
+    # What the first still held is committed all the same.
+    assert {r.token[:2] for r in rest} <= theirs
+
+
+@pytest.mark.kafka
 async def test_a_killed_broker_loses_nothing(
     database_url: str, kafka: KafkaBroker, group: str
 ) -> None:
