@@ -203,13 +203,17 @@ async def put_off(
 
 
 async def release(connection: Connection, ids: Sequence[str], at: datetime, *, void: bool) -> None:
-    """End the claims of clocks that are due still; with `void`, they stand for nothing any more and end."""
+    """End the claims made at `at`; with `void`, the clocks stand for nothing any more and end.
+
+    Another's claim of a next step is left alone.
+    """
     await connection.execute(
         """UPDATE stage.clocks SET claimed_until = NULL, updated_at = now(),
              state = CASE WHEN $2 THEN CASE WHEN missed_at IS NULL THEN 'void' ELSE 'missed' END
                ELSE state END,
              due_at = CASE WHEN $2 THEN NULL ELSE due_at END,
              ended_at = CASE WHEN $2 THEN $3::timestamptz ELSE ended_at END
-           WHERE id = ANY($1::uuid[]) AND state = 'running' AND claimed_until IS NOT NULL""",
-        ids, void, at,
+           WHERE id = ANY($1::uuid[]) AND state = 'running'
+             AND claimed_until = $3::timestamptz + make_interval(secs => $4)""",
+        ids, void, at, CLAIM_S,
     )  # fmt: skip
