@@ -58,7 +58,7 @@ class Parcel(msgspec.Struct, frozen=True):
 
 
 class Lane(msgspec.Struct, frozen=True):
-    """Who gets how much at once: free places by channel and by kind of channel, and the places of the others."""
+    """Who gets how much at once: free places by channel and by kind of channel, and those of the others."""
 
     lanes_max: int
     free: Mapping[str, int]

@@ -116,18 +116,23 @@ UPDATE notifier.alerts SET status = 'acknowledged', acknowledged_at = $2, acknow
 WHERE id = $1 AND status <> 'acknowledged'
 """
 
-# What ended undelivered becomes one failed attempt among others, and its channel begins anew.
+# What ended undelivered becomes one failed attempt among others, and its channel begins anew, unless it has
+# something to come still.
 _RETRY = """
 WITH ended AS (
-  UPDATE notifier.deliveries SET status = 'failed'
+  UPDATE notifier.deliveries d SET status = 'failed'
   WHERE alert_id = $1 AND status IN ('dead', 'skipped')
     AND NOT EXISTS (SELECT FROM notifier.alerts WHERE id = $1 AND status = 'acknowledged')
-  RETURNING channel, attempt)
+    AND NOT EXISTS (SELECT FROM notifier.deliveries w WHERE w.alert_id = $1 AND w.channel = d.channel
+      AND w.status IN ('pending', 'claimed'))
+  RETURNING channel)
 INSERT INTO notifier.deliveries (alert_id, channel, attempt, last_attempt, status, due_at,
-  addressee_id)
-SELECT $1, channel, max(attempt) + 1, max(attempt) + $3::int, 'pending', $2,
-  (SELECT addressee_id FROM notifier.alerts WHERE id = $1)
-FROM ended GROUP BY channel
+  addressee_id, body)
+SELECT $1, d.channel, max(d.attempt) + 1, max(d.attempt) + $3::int, 'pending', $2,
+  (SELECT addressee_id FROM notifier.alerts WHERE id = $1), max(d.body)
+FROM notifier.deliveries d
+WHERE d.alert_id = $1 AND d.channel IN (SELECT channel FROM ended)
+GROUP BY d.channel
 RETURNING channel
 """
 

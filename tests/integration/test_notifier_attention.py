@@ -257,6 +257,43 @@ async def test_a_snoozed_alert_comes_again_and_its_escalation_later(post: Post) 
     assert not await attention.snooze(post.pool, id, until, "ben", now, PATIENCE.tries)
 
 
+async def test_what_failed_on_its_second_coming_can_be_retried_and_snoozed(post: Post) -> None:
+    """Delivered, snoozed, dead at its second coming, snoozed again: a retry then begins after all of them."""
+    await post.tell(ae("ben"))
+    await post.settle()
+    id = uuid.UUID((await post.alerts())[0]["id"])
+    for _ in range(2):
+        now = post.clock.now()
+        until = now + timedelta(hours=1)
+        assert await attention.snooze(post.pool, id, until, "ben", now, PATIENCE.tries)
+        post.wire.outcomes = [Outcome("failed", "no", permanent=True)]
+        if await post.pool.fetchval("SELECT max(attempt) FROM notifier.deliveries") == 2:
+            post.clock.pass_(3600)
+            await post.settle()
+    assert await store.retry(post.pool, id, post.clock.now(), PATIENCE.tries) == []
+    post.clock.pass_(3600)
+    await post.settle()
+    assert await store.retry(post.pool, id, post.clock.now(), PATIENCE.tries) == ["email"]
+    post.wire.outcomes = []
+    await post.settle()
+    [alert] = await post.alerts()
+    assert alert["status"] == "delivered"
+    assert [d["attempt"] for d in post.emails(alert)] == [1, 2, 3, 4]
+
+
+async def test_a_retry_has_the_text_of_its_channel(post: Post) -> None:
+    await post.tell(ae("ben"))
+    await post.pool.execute(
+        "UPDATE notifier.deliveries SET body = 'by mail' WHERE channel = 'email'"
+    )
+    post.wire.outcomes = [Outcome("failed", "no", permanent=True)]
+    await post.settle()
+    id = uuid.UUID((await post.alerts())[0]["id"])
+    assert await store.retry(post.pool, id, post.clock.now(), PATIENCE.tries) == ["email"]
+    await post.settle()
+    assert [letter.body for _, letter in post.letters] == ["by mail", "by mail"]
+
+
 async def test_nobody_answers_it_climbs_each_step_once(post: Post) -> None:
     await post.tell(ae("ben"))
     await post.settle()

@@ -251,3 +251,28 @@ async def test_the_command_line_lists_imports_and_lets_leave(
         assert left == "nina left; 0 open journeys given on by routing"
         with pytest.raises(command.RefusedError, match="no person 'zoe' in the roster"):
             await asyncio.to_thread(command.leave, stage.url, stage.key, "elena", "zoe")
+
+
+async def test_nobody_is_taken_off_while_a_batch_that_chose_them_commits(database_url: str) -> None:
+    """The batch has chosen Elena and has not committed: taking her off waits, and is refused then."""
+    async with running_stage(database_url) as stage:
+        await stage.send(
+            {"specversion": "1.0", "id": "1", "source": "/t", "type": "meeting.booked",
+             "data": {"email": "a@c.example"}}
+        )  # fmt: skip
+        batch = await asyncpg.connect(database_url)
+        await stage.connection.execute("UPDATE stage.journeys SET holder = 'marcus'")
+        transaction = batch.transaction()
+        await transaction.start()
+        await batch.fetch("SELECT 1 FROM stage.rotations WHERE role = 'ae' FOR UPDATE")
+        await batch.execute("UPDATE stage.journeys SET holder = 'elena'")
+        taking = asyncio.create_task(stage.client.delete("/v1/people/elena"))
+        waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
+        async with asyncio.timeout(10):
+            while not taking.done() and not await stage.connection.fetchval(waits):
+                await asyncio.sleep(0.01)
+        await transaction.commit()
+        await batch.close()
+        answer = await taking
+        assert answer.status_code == 409
+        assert (await stage.client.get("/v1/people/elena")).status_code == 200

@@ -36,11 +36,13 @@ class Interrupted:
         self.team = lane.team
 
     async def submit(self, events: Sequence[LeadEvent]) -> Any:
+        """Submit them, and let the other thing happen."""
         outcomes = await self._lane.submit(events)
         await self._then()
         return outcomes
 
     async def look_at_playbooks(self) -> None:
+        """As the lane does."""
         await self._lane.look_at_playbooks()
 
 

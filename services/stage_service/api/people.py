@@ -98,6 +98,8 @@ async def delete_person(
     it = _writable(request)
     async with it.pool.acquire() as connection, connection.transaction():
         await people.remove(connection, id, _actor(who), version=_version(if_match))
+        # A batch under way may have chosen them: it holds the rotation until its commit.
+        await connection.execute("LOCK TABLE stage.rotations IN EXCLUSIVE MODE")
         held = await connection.fetchval(
             "SELECT count(*) FROM stage.journeys WHERE holder = $1", id
         )
