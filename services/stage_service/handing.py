@@ -462,9 +462,11 @@ def _is_another(
         )  # fmt: skip
     # One that has not fired yet is moved when it comes due: not at each event.
     fired = ticking.step > 0 or any(e.data.get("clock") == key for e in void)
+    # An earlier start is another history, told late: what runs would meet nothing when it comes due.
     return (
         ticking.stage != want.stage
         or ticking.since < journey.entered_at
+        or want.since < ticking.since
         or (fired and want.since > ticking.since)
     )
 

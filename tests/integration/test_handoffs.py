@@ -472,3 +472,22 @@ async def test_any_order_of_arrival_ends_in_the_same_handoffs(
             "SELECT count(*) FROM stage.handoffs WHERE state = 'offered'"
         )
         assert open_ <= 1
+
+
+async def test_a_clock_of_silence_that_a_late_event_sets_back_still_rings(it: Timed) -> None:
+    """Moved by hand on day 12; the meeting of day 3 that had moved it is told on day 13."""
+    day = 24 * 60
+    await it.tell(event("lead.created", 0))
+    lead = await it.pool.fetchval("SELECT id::text FROM stage.leads")
+    moved = msgspec.structs.replace(
+        event("baton.lead.moved", 12 * day, to="sql", playbook="sales", reason="met", actor="a"),
+        source="baton", identities=((LEAD_IDENTITY, lead),),
+    )  # fmt: skip
+    await it.tell(moved)
+    it.now = START + timedelta(days=13)
+    await it.lane.submit([event("meeting.booked", 3 * day), answer("accepted", 4 * day)])
+    assert await it.ways() == [("lead", "sql")]
+    await it.tick(START + timedelta(days=40))
+    rang = [m["step"] for m in await it.messages(HANDOFFS_TOPIC) if m.get("clock") == "silent"]
+    assert rang == ["due", "escalate"]
+    await clean(it.url)
