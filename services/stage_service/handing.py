@@ -126,7 +126,9 @@ class Handing:
             if _key(change.event) in fresh:
                 continue  # told with its event
             known = recorded.get(id)
-            row = self._row(record, playbooks, change, is_new=known is None)
+            # One that is open again waits for who owns it now, whoever it was offered to then.
+            is_new = known is None or change.offer.is_open
+            row = self._row(record, playbooks, change, is_new=is_new)
             playbook = playbooks.get(change.playbook)
             is_told = (
                 known is not None or change.offer.is_open

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.contracts.events import HANDOFFS_TOPIC, MAIN, LeadEvent
+from services.contracts.events import HANDOFFS_TOPIC, MAIN, UNMERGED_BY_HAND, LeadEvent
 from services.contracts.roster import Roster
 from services.contracts.team import parse_team
 from services.stage_service.identities import LEAD_IDENTITY
@@ -491,3 +491,26 @@ async def test_a_clock_of_silence_that_a_late_event_sets_back_still_rings(it: Ti
     rang = [m["step"] for m in await it.messages(HANDOFFS_TOPIC) if m.get("clock") == "silent"]
     assert rang == ["due", "escalate"]
     await clean(it.url)
+
+
+async def test_a_rejection_undone_with_its_merge_leaves_one_answer_to_who_waits(it: Timed) -> None:
+    """The other lead's rejection gave it to Boss; parted, it waits for who owns it, and the row says so."""
+    crm = ("external:crm", "7")
+    await it.tell(event("deal.won", 0), event("page.viewed", 1, "c@d.example"))
+    for who, minute in (("c@d.example", 2), ("a@b.example", 3)):
+        linked = event("page.viewed", minute, who, external_ids={"crm": "7"})
+        await it.tell(msgspec.structs.replace(linked, identities=(("email", who), crm)))
+    await it.tick(START + timedelta(days=1))
+    await it.tell(event("handoff.rejected", 60 * 25, "c@d.example", reason="not mine"))
+    assert (await it.handoffs())[-1] == ("closed_won", "csm", 2, "boss", "offered")
+    row = await it.pool.fetchrow("SELECT id::text, survivor::text, merged::text FROM stage.merges")
+    it.now = START + timedelta(days=2)
+    parting = msgspec.structs.replace(
+        event(UNMERGED_BY_HAND, 60 * 48), id="part", source="baton",
+        identities=((LEAD_IDENTITY, row["survivor"]),),
+        data={"reason": "two people", "actor": "me", "merge_id": row["id"], "lead": row["merged"]},
+    )  # fmt: skip
+    await it.lane.submit_alone(parting)
+    [waiting] = [h for h in await it.handoffs() if h[4] == "offered"]
+    held = await it.pool.fetch("SELECT holder FROM stage.journeys WHERE stage = 'closed_won'")
+    assert [waiting[3]] == [r["holder"] for r in held]
