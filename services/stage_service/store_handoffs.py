@@ -191,13 +191,17 @@ async def claim_due(connection: Connection, now: datetime, most: int) -> list[Du
 async def put_off(
     connection: Connection, moved: Sequence[tuple[str, datetime, datetime, datetime]]
 ) -> None:
-    """Move clocks whose lead was active meanwhile: (id, since, deadline, due_at)."""
+    """Move clocks whose lead was active meanwhile: (id, since, deadline, due_at).
+
+    One that a batch is writing is left to its claim's end.
+    """
     await connection.execute(
         """UPDATE stage.clocks c SET since = k.since, deadline = k.deadline, due_at = k.due,
              claimed_until = NULL, updated_at = now()
            FROM unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[], $4::timestamptz[])
              AS k(id, since, deadline, due)
-           WHERE c.id = k.id AND c.state = 'running'""",
+           WHERE c.id = k.id AND c.id IN (SELECT id FROM stage.clocks
+             WHERE id = ANY($1::uuid[]) AND state = 'running' FOR UPDATE SKIP LOCKED)""",
         *([m[i] for m in moved] for i in range(4)),
     )  # fmt: skip
 
@@ -205,7 +209,8 @@ async def put_off(
 async def release(connection: Connection, ids: Sequence[str], at: datetime, *, void: bool) -> None:
     """End the claims made at `at`; with `void`, the clocks stand for nothing any more and end.
 
-    Another's claim of a next step is left alone.
+    Another's claim of a next step is left alone, and so is a row that a batch is writing: to wait for
+    one while holding others is a deadlock.
     """
     await connection.execute(
         """UPDATE stage.clocks SET claimed_until = NULL, updated_at = now(),
@@ -213,7 +218,9 @@ async def release(connection: Connection, ids: Sequence[str], at: datetime, *, v
                ELSE state END,
              due_at = CASE WHEN $2 THEN NULL ELSE due_at END,
              ended_at = CASE WHEN $2 THEN $3::timestamptz ELSE ended_at END
-           WHERE id = ANY($1::uuid[]) AND state = 'running'
-             AND claimed_until = $3::timestamptz + make_interval(secs => $4)""",
+           WHERE id IN (SELECT id FROM stage.clocks
+             WHERE id = ANY($1::uuid[]) AND state = 'running'
+               AND claimed_until = $3::timestamptz + make_interval(secs => $4)
+             FOR UPDATE SKIP LOCKED)""",
         ids, void, at, CLAIM_S,
     )  # fmt: skip

@@ -94,7 +94,9 @@ class Ticker:
             raise
         async with self._pool.acquire() as connection:
             # What neither was moved nor met its journey stands for nothing any more.
-            await store_handoffs.release(connection, ids, now, void=True)
+            put_off = {m[0] for m in moved}
+            rest = [id for id in ids if id not in put_off]
+            await store_handoffs.release(connection, rest, now, void=True)
         metrics.CLOCKS_FIRED.inc(len(events))
         for event in events:
             metrics.CLOCK_LATENESS.observe(max((now - event.time).total_seconds(), 0))

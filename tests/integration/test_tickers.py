@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -92,3 +93,27 @@ async def test_a_clock_that_the_playbook_has_no_more_ends(it: Timed) -> None:
     await it.tick(START + timedelta(days=9))
     assert (await it.clocks())["qualify"] != "running"
     assert await it.pool.fetchval("SELECT count(*) FROM stage.clocks WHERE due_at IS NOT NULL") == 0
+
+
+async def test_ending_claims_waits_for_no_batch_and_so_never_in_a_circle(it: Timed) -> None:
+    """A batch holds one of two clocks and wants the other, which the ticker's statement would hold."""
+    await it.tell(*(event("meeting.booked", 0, f"{n}@c.example") for n in range(2)))
+    now = START + 4 * HOUR
+    async with it.pool.acquire() as ticker, it.pool.acquire() as batch:
+        due = [c.id for c in await store_handoffs.claim_due(ticker, now, 10)]
+        assert len(due) == 2
+        await batch.execute("BEGIN")
+        lock = "SELECT 1 FROM stage.clocks WHERE id = $1 FOR UPDATE"
+        physical = [
+            r["id"] for r in await ticker.fetch(
+                "SELECT id::text FROM stage.clocks WHERE id = ANY($1::uuid[]) ORDER BY ctid", due)
+        ]  # fmt: skip
+        await batch.execute(lock, physical[1])
+        ending = asyncio.create_task(store_handoffs.release(ticker, due, now, void=False))
+        waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
+        async with asyncio.timeout(10):
+            while not ending.done() and not await it.pool.fetchval(waits):
+                await asyncio.sleep(0.01)
+        await batch.execute(lock, physical[0])
+        await batch.execute("COMMIT")
+        await ending
