@@ -28,7 +28,7 @@ from services.contracts.rates import RateLimits
 from services.contracts.roster import Roster, RosterWatch
 from services.contracts.team import Team, documents_of, load_team
 from services.stage_service import metrics, people
-from services.stage_service.api import assign, health, merges, moves, quarantine, reads
+from services.stage_service.api import assign, handoffs, health, merges, moves, quarantine, reads
 from services.stage_service.api import people as people_api
 from services.stage_service.api.access import House, answer_problems, problem_response
 from services.stage_service.api.events import OPENAPI, PATH, EventsEndpoint
@@ -101,6 +101,7 @@ def create_app(settings: StageSettings) -> StageApp:
     app.include_router(quarantine.router)
     app.include_router(merges.router)
     app.include_router(assign.router)
+    app.include_router(handoffs.router)
     app.include_router(people_api.router)
     app.include_router(pages_router())
     answer_problems(app)

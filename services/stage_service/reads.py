@@ -156,7 +156,9 @@ async def timeline(engine: AsyncEngine, lead_id: str) -> list[dict[str, Any]]:
         told = (await connection.execute(happened)).mappings().all()
         moved = (await connection.execute(recorded)).mappings().all()
     items = [_told(row) for row in told] + [_moved(row) for row in moved]
-    items.sort(key=lambda i: (i["occurred_at"], i["kind"] != "event", i.get("sequence", 0)))
+    items.sort(key=lambda i: (
+        i["occurred_at"], i["kind"] != "event", i.get("sequence", 0), i.get("source", ""), i.get("id", "")
+    ))  # fmt: skip
     return items
 
 
@@ -201,6 +203,13 @@ async def state_of(engine: AsyncEngine, lead_id: str) -> bytes | None:
         return await connection.scalar(select(leads.c.state).where(leads.c.id == lead_id))
 
 
+async def time_of_event(engine: AsyncEngine, source: str, id: str) -> datetime | None:
+    """Give the time of the stored event (`source`, `id`), or None when it is not stored."""
+    query = select(events.c.time).where(events.c.source == source, events.c.id == id)
+    async with engine.connect() as connection:
+        return await connection.scalar(query)
+
+
 async def is_recorded(engine: AsyncEngine, source: str, id: str) -> bool:
     """Tell whether the event (`source`, `id`) is stored."""
     query = select(events.c.id).where(events.c.source == source, events.c.id == id)
@@ -232,21 +241,32 @@ SELECT stage, journeys, latest FROM (
 JOIN LATERAL (
   SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.entered_at DESC), '[]') AS latest FROM (
     SELECT j.lead_id, j.key, j.entered_at, j.owners, j.held, l.name, l.company, l.email,
-           l.fit + l.intent AS score
+           l.fit + l.intent AS score, h.offered_at,
+           h.overdue_at IS NOT NULL OR coalesce(h.due_at <= :now, false) AS overdue
     FROM stage.journeys j JOIN stage.leads l ON l.id = j.lead_id
+      LEFT JOIN LATERAL (
+        SELECT offered_at, due_at, overdue_at FROM stage.handoffs
+        WHERE lead_id = j.lead_id AND journey_id = j.id AND state = 'offered' LIMIT 1) h ON true
     WHERE j.playbook = :playbook AND j.stage = c.stage
     ORDER BY j.entered_at DESC LIMIT :cards) x) y ON true
 """)
 
 
-async def board(engine: AsyncEngine, playbook: str, cards: int) -> dict[str, dict[str, Any]]:
-    """Give each stage's number of journeys and its `cards` newest ones, by stage key."""
+async def board(
+    engine: AsyncEngine, playbook: str, cards: int, now: datetime
+) -> dict[str, dict[str, Any]]:
+    """Give each stage's number of journeys and its `cards` newest ones, by stage key.
+
+    A card has the handoff that waits: ``offered_at`` (None: none does), and whether it is overdue `now`.
+    """
     async with engine.connect() as connection:
-        rows = await connection.execute(_BOARD, {"playbook": playbook, "cards": cards})
+        rows = await connection.execute(_BOARD, {"playbook": playbook, "cards": cards, "now": now})
         found = {r.stage: {"count": r.journeys, "latest": r.latest} for r in rows}
     for stage in found.values():
         for card in stage["latest"]:
             card["entered_at"] = datetime.fromisoformat(card["entered_at"])
+            if card["offered_at"] is not None:
+                card["offered_at"] = datetime.fromisoformat(card["offered_at"])
     return found
 
 

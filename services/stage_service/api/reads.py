@@ -17,7 +17,7 @@ from services.contracts import postgres_log
 from services.contracts.events import TRANSITIONS_TOPIC, Message, normal_email
 from services.contracts.problems import Defect
 from services.contracts.yaml_source import nearest
-from services.stage_service import funnel_numbers, reads, reads_people
+from services.stage_service import funnel_numbers, reads, reads_handoffs, reads_people
 from services.stage_service.accounts import company_domain
 from services.stage_service.api.access import House, allow, house, token_of
 from services.stage_service.errors import InvalidRequestError, NotFoundError
@@ -208,12 +208,12 @@ def _moved(path: str, lead_id: str) -> Response:
 
 @router.get("/v1/leads/{id}/timeline", tags=["leads"], operation_id="get_timeline")
 async def get_timeline(request: Request, id: str) -> Response:
-    """Give all that happened to a lead, oldest first: events, transitions with why, alerts."""
+    """Give all that happened to a lead, oldest first: events, transitions with why, handoffs, alerts."""
     it = house(request)
     lead_id = await living_lead(it, id)
     if lead_id != required_lead_id(id):
         return _moved(f"/v1/leads/{lead_id}/timeline", lead_id)
-    items = await reads.timeline(it.engine, lead_id)
+    items = await timeline_of(it, lead_id)
     merges = await reads_people.merges_into(it.engine, lead_id)
     items += reads_people.merge_items(merges)
     sides = [lead_id, *(m["lead_id"] for m in reads_people.merged_from(merges, lead_id))]
@@ -227,6 +227,16 @@ async def get_timeline(request: Request, id: str) -> Response:
     ]  # fmt: skip
     items.sort(key=lambda i: i["occurred_at"])
     return _json({"items": items, "next_cursor": None, "alerts_known": alerts is not None})
+
+
+async def timeline_of(it: House, lead_id: str) -> list[dict[str, Any]]:
+    """Give a lead's events, records, clocks and handoffs as timeline items, oldest first."""
+    items = await reads.timeline(it.engine, lead_id)
+    items = reads_handoffs.told_by_clocks(items, it.playbooks)
+    rows = await reads_handoffs.handoffs_of_lead(it.engine, lead_id)
+    items += reads_handoffs.handoff_items(rows, items, it.playbooks, it.team, datetime.now(UTC))
+    items.sort(key=lambda i: i["occurred_at"])
+    return items
 
 
 async def alerts_of(house: House, token: str | None, *lead_ids: str) -> list[dict[str, Any]] | None:
@@ -306,7 +316,7 @@ async def _stream(house: House, after: int) -> AsyncIterator[ServerSentEvent]:
             news.cancel()
 
 
-def _moment(value: datetime | None, field: str) -> datetime | None:
+def moment_in_utc(value: datetime | None, field: str) -> datetime | None:
     """Give `value` in UTC, which is what is meant when it names no offset."""
     if value is None or value.tzinfo is None:
         return value and value.replace(tzinfo=UTC)
@@ -338,8 +348,8 @@ async def get_funnel(
     numbers = await funnel_numbers.funnel(
         it.engine,
         playbook_named(it, playbook),
-        since=_moment(since, "from"),
-        until=_moment(until, "to"),
+        since=moment_in_utc(since, "from"),
+        until=moment_in_utc(until, "to"),
         by=by,
     )
     return _json(numbers)
@@ -365,8 +375,8 @@ async def get_durations(
             chosen,
             from_stage,
             to_stage,
-            since=_moment(since, "from"),
-            until=_moment(until, "to"),
+            since=moment_in_utc(since, "from"),
+            until=moment_in_utc(until, "to"),
         )
     )
 

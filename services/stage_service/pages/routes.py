@@ -105,7 +105,7 @@ async def board_fragment(request: Request, who: Reader, playbook: str | None = N
 
 async def _board(it: House, name: str | None) -> dict[str, Any]:
     chosen = playbook_named(it, name or None)
-    now = await reads.board(it.engine, chosen.name, CARDS_MAX)
+    now = await reads.board(it.engine, chosen.name, CARDS_MAX, datetime.now(UTC))
     last = await reads.last_position(it.engine)
     messages = await postgres_log.read(
         it.pool, max(0, last - NEWS_READ_BACK), [TRANSITIONS_TOPIC], NEWS_READ_BACK
