@@ -23,6 +23,7 @@ from services.contracts.access import Gatekeeper
 from services.contracts.answers import database_away
 from services.contracts.bus import Bus
 from services.contracts.database import STEADY_PLANS, nothing_to_reset
+from services.contracts.handoffs import AnswerLinks
 from services.contracts.idempotency import Once
 from services.contracts.rates import RateLimits
 from services.contracts.roster import Roster, RosterWatch
@@ -65,7 +66,8 @@ def create_app(settings: StageSettings) -> StageApp:
     """Build the stage service from `settings`. It starts while the database is away, and waits for it.
 
     Reads playbooks, roster and secrets at once: raises SourceError, OSError or EncryptionError
-    when they are not right. A source file that is not right only stops its own source.
+    when they are not right, ValueError for a link key that can be guessed. A source file that is not right
+    only stops its own source.
     """
     playbooks = [
         parse_playbook(path.read_text(encoding="utf-8"), str(path))
@@ -75,6 +77,7 @@ def create_app(settings: StageSettings) -> StageApp:
     key = settings.encryption_key
     cipher = read_cipher(key.get_secret_value() if key else None, settings.encryption_key_file)
     secrets = given_secrets(settings.source_secrets)
+    _answer_links(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -226,7 +229,7 @@ async def _house(
         pool, engine, Gatekeeper(pool, rates), lane, pulse, notifier,
         settings.public_url or f"http://{settings.host}:{settings.port}",
         Once(pool, utc_now, uuid_utils.compat.uuid7, settings.idempotency_keep_s),
-        roster_is_file=settings.roster == "file",
+        roster_is_file=settings.roster == "file", answer_links=_answer_links(settings),
     )  # fmt: skip
     pulse.start()
     parts.push_async_callback(pulse.stop)
@@ -239,6 +242,12 @@ async def _house(
     parts.push_async_callback(ticker.stop)
     parts.callback(house.stopping.set)
     return house
+
+
+def _answer_links(settings: StageSettings) -> AnswerLinks | None:
+    """Give what reads the links that the notifier makes; those say themselves until when they are valid."""
+    key = settings.link_key
+    return AnswerLinks(key.get_secret_value(), "", 0) if key is not None else None
 
 
 async def _roster(

@@ -16,7 +16,7 @@ from services.contracts.problems import (
 )
 
 __all__ = [
-    "ConflictError", "GateUnmetError", "InvalidRequestError", "NotAllowedError",
+    "ConflictError", "GateUnmetError", "GoneError", "InvalidRequestError", "NotAllowedError",
     "NotAuthenticatedError", "NotFoundError", "OverloadedError", "TooLargeError", "UnavailableError",
 ]  # fmt: skip
 
@@ -25,6 +25,12 @@ class GateUnmetError(ConflictError):
     """The stage's gate is not met."""
 
     code = "gate-unmet"
+
+
+class GoneError(BatonError):
+    """The link is not valid any more."""
+
+    code = "gone"
 
 
 class TooLargeError(BatonError):

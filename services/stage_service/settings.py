@@ -51,6 +51,10 @@ class StageSettings(BaseSettings):
     encryption_key_file: Path | None = Field(
         None, description="a file with such keys, one a line, for the secrets of sources at rest"
     )
+    link_key: SecretStr | None = Field(
+        None,
+        description="reads the links that answer handoffs, the notifier's; unset: there are none",
+    )
     pool_connections_max: int = Field(10, description="connections of the lane and the loops")
     rate_limit_requests: str = Field(
         "off",

@@ -16,10 +16,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.contracts import answers, problems
 from services.contracts.access import Gatekeeper
 from services.contracts.answers import allow, token_of
+from services.contracts.handoffs import AnswerLinks
 from services.contracts.idempotency import Once
 from services.contracts.problems import RETRY_AFTER_S, BatonError
 from services.contracts.team import Team
-from services.stage_service.errors import GateUnmetError, OverloadedError, TooLargeError
+from services.stage_service.errors import (
+    GateUnmetError,
+    GoneError,
+    OverloadedError,
+    TooLargeError,
+)
 from services.stage_service.lane import Lane
 from services.stage_service.playbook import Playbook
 from services.stage_service.pulse import Pulse
@@ -30,6 +36,7 @@ __all__ = [
 
 STATUS: dict[type[BatonError], int] = problems.STATUS | {
     GateUnmetError: 409,
+    GoneError: 410,
     TooLargeError: 413,
     OverloadedError: 503,
 }
@@ -50,6 +57,8 @@ class House:
     once: Once
     roster_is_file: bool = False
     """Whether people are changed in the roster's file only."""
+    answer_links: AnswerLinks | None = None
+    """Reads the links by which handoffs are answered; None: there are none."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process begins to stop: readiness fails, streams end."""
 

@@ -29,7 +29,7 @@ from services.stage_service.api.reads import (
     required_lead_id,
 )
 from services.stage_service.errors import NotFoundError, UnavailableError
-from services.stage_service.pages import people_view, quarantine_pages, session
+from services.stage_service.pages import answer_pages, people_view, quarantine_pages, session
 from services.stage_service.pages.alert_view import NotifierAwayError, ask
 from services.stage_service.pages.lead_view import score_explained, steps, story
 from services.stage_service.pages.rendering import (
@@ -65,6 +65,7 @@ router = APIRouter(route_class=PageRoute, include_in_schema=False)
 def pages_router() -> APIRouter:
     """Give the routes of the pages; include it last."""
     whole = APIRouter(route_class=PageRoute, include_in_schema=False)
+    whole.include_router(answer_pages.router)
     whole.include_router(session.router)
     whole.include_router(router)
     whole.include_router(quarantine_pages.router)
