@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, and_, func, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.contracts.events import SOURCE
 from services.contracts.handoffs import CLOCK_FIRED
 from services.contracts.team import Team
 from services.stage_service.clocks import EVENT_TYPES, plan_of, steps_of
@@ -208,21 +209,39 @@ def _person(id: str | None, name: str | None) -> dict[str, str | None] | None:
     return {"id": id, "name": name or id} if id is not None else None
 
 
-def told_by_clocks(
-    items: Sequence[dict[str, Any]], playbooks: Mapping[str, Playbook]
+async def told_by_clocks(
+    engine: AsyncEngine, items: Sequence[dict[str, Any]], playbooks: Mapping[str, Playbook]
 ) -> list[dict[str, Any]]:
-    """Give timeline `items` with the events of Baton's own clocks as items of kind ``clock``."""
+    """Give timeline `items` with the events of Baton's own clocks as items of kind ``clock``.
+
+    One whose ``counts`` is false came when what it was about was over already; it did nothing.
+    """
+    mine = {
+        i["id"]: i["id"].partition(":")[0]
+        for i in items
+        if i["kind"] == "event" and i["source"] == SOURCE and i["type"] in CLOCK_EVENTS
+    }
+    if not mine:
+        return list(items)
+    query = select(clocks.c.id, clocks.c.since, clocks.c.step).where(
+        clocks.c.id.in_(set(mine.values()))
+    )
+    async with engine.connect() as connection:
+        stood = {r.id: (r.since, r.step) for r in await connection.execute(query)}
     return [
-        _clock_item(i, playbooks.get(str(i["data"].get("playbook"))))
-        if i["kind"] == "event" and i["source"] == "baton" and i["type"] in CLOCK_EVENTS
+        _clock_item(i, playbooks.get(str(i["data"]["playbook"])), stood.get(mine[i["id"]]))
+        if i["kind"] == "event" and i["id"] in mine and i["source"] == SOURCE
         else i
         for i in items
     ]
 
 
-def _clock_item(item: dict[str, Any], playbook: Playbook | None) -> dict[str, Any]:
+def _clock_item(
+    item: dict[str, Any], playbook: Playbook | None, stood: tuple[datetime, int] | None
+) -> dict[str, Any]:
     data: dict[str, Any] = item["data"]
     key, step = str(data["clock"]), int(data["step"])
+    since = datetime.fromisoformat(data["since"])
     plan = plan_of(playbook, key) if playbook is not None else None
     steps = steps_of(plan) if plan is not None else ()
     return item | {
@@ -230,6 +249,8 @@ def _clock_item(item: dict[str, Any], playbook: Playbook | None) -> dict[str, An
         "title": clock_title(playbook, key), "clock_kind": data["kind"], "stage": data["stage"],
         "role": data["role"], "since": data["since"], "deadline": data["deadline"],
         "late": bool(data.get("late")), "to": steps[step].to if step < len(steps) else None,
+        # A clock goes on to its next step, or to a later start, by the step that counts.
+        "counts": stood is not None and (stood[0] > since or stood[1] > step),
     }  # fmt: skip
 
 

@@ -254,7 +254,72 @@ async def test_the_timeline_tells_of_handoffs_and_clocks(stage: Stage) -> None:
     assert rings[0]["title"] == "Answer to the handoff"
     assert (rings[0]["late"], rings[0]["deadline"]) == (True, item["due_at"])
     assert [i["to"] for i in rings] == ["owner", "stand_in", "role_lead"]
+    assert {i["counts"] for i in rings} == {True}
     assert [i["occurred_at"] for i in items] == sorted(i["occurred_at"] for i in items)
+
+
+async def test_a_clock_that_came_too_late_to_matter_says_so(stage: Stage) -> None:
+    """An acceptance that is told late makes the deadline kept: what the clock said counts no more."""
+    began = datetime.now(UTC) - timedelta(hours=10)
+    lead = await tell(stage, "ada", "meeting.booked", began)
+    [item] = await listed(stage, lead_id=lead)
+    await tell(stage, "ada", "handoff.accepted", began + timedelta(hours=1))
+    # As when the ticker of another process had read the row before that.
+    await stage.connection.execute(
+        """UPDATE stage.clocks SET state = 'running', due_at = deadline, ended_at = NULL
+           WHERE key = 'handoff-ae'"""
+    )
+    await ring(stage, datetime.now(UTC))
+    items = (await stage.client.get(f"/v1/leads/{lead}/timeline")).json()["items"]
+    rings = [i for i in items if i["kind"] == "clock" and i["clock"] == "handoff-ae"]
+    assert [i["counts"] for i in rings] == [False]
+    page = (await stage.client.get(f"/leads/{lead}")).text
+    assert "accepted it after 1 h" in page
+    assert "Deadline passed" not in page
+    assert (await stage.client.get(f"/v1/handoffs/{item['id']}")).json()["overdue"] is False
+
+
+async def test_the_pages_answer_as_who_is_logged_in(stage: Stage) -> None:
+    """The forms of the pages act; another answer, no reason, or no scope is told on the page."""
+    item, other = await waiting(stage), await waiting(stage, "ben")
+    shown = (await stage.client.get("/handoffs", params={"role": "ae"})).text
+    assert f"/handoffs/{item['id']}/accept" in shown
+    lead = f"/leads/{item['lead']['id']}"
+    done = await stage.client.post(f"/handoffs/{item['id']}/accept", data={"back": lead})
+    assert (done.status_code, done.headers["location"]) == (303, lead)
+    after = (await stage.client.get(f"/v1/handoffs/{item['id']}")).json()
+    assert (after["state"], after["answered_by"]) == ("accepted", "test")
+    again = await stage.client.post(f"/handoffs/{item['id']}/accept", data={})
+    assert again.status_code == 409
+    assert "Not done:" in again.text
+    assert "test accepted it on 20" in again.text
+    path = f"/handoffs/{other['id']}/reject"
+    refused = await stage.client.post(path, data={"words": " "})
+    assert refused.status_code == 422
+    assert "a rejection needs a reason" in refused.text
+    _, reader = await stage.new_key("read")
+    headers = {"authorization": f"Bearer {reader}"}
+    assert "/accept" not in (await stage.client.get("/handoffs", headers=headers)).text
+    assert (await stage.client.post(path, data={"words": "x"}, headers=headers)).status_code == 403
+    sent = {"choice": "No budget", "back": "https://evil.example/"}
+    away = await stage.client.post(path, data=sent)
+    assert (away.status_code, away.headers["location"]) == (303, "/")
+    assert (await stage.client.post(f"/handoffs/{uuid.uuid4()}/accept")).status_code == 404
+    assert (await stage.client.post(f"/handoffs/{other['id']}/eat")).status_code == 404
+    for odd in ("cursor=x", "by=x", "person=%00", "overdue=x"):
+        assert (await stage.client.get(f"/handoffs?{odd}")).status_code == 200, odd
+
+
+async def test_the_menu_and_the_board_show_what_is_overdue(stage: Stage) -> None:
+    await waiting(stage)
+    assert " overdue</span>" not in (await stage.client.get("/people")).text
+    await tell(stage, "ben", "meeting.booked", datetime.now(UTC) - timedelta(hours=9))
+    for path in ("/people", "/leads", "/funnel", "/"):
+        page = (await stage.client.get(path)).text
+        assert 'title="Overdue handoffs">1<' in page, path
+    board = (await stage.client.get("/")).text
+    assert board.count("badge overdue") == 2, "in the menu and on the card"
+    assert board.count("badge waits") == 1
 
 
 async def numbers(stage: Stage, **query: Any) -> dict[str, Any]:

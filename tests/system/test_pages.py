@@ -19,6 +19,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from services.contracts.access import SCOPES, SESSION_COOKIE, create_key
+from services.contracts.handoffs import AnswerLinks
 from services.stage_service.app import create_app
 from services.stage_service.settings import StageSettings
 from tests.conftest import ROOT, missing
@@ -26,7 +27,7 @@ from tests.system.running import RunningBaton, free_port, lead_event, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
-PAGES = ("/", "/funnel", "/leads", "/alerts", "/people", "/quarantine")
+PAGES = ("/", "/funnel", "/leads", "/handoffs", "/alerts", "/people", "/quarantine")
 
 
 class Running(RunningBaton):
@@ -180,7 +181,7 @@ def test_another_site_can_do_nothing_with_the_cookie(
     """A form that another site sends with our cookie changes nothing."""
     email, lead_id = running.lead()
     for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
-        for path in (f"/leads/{lead_id}/move", "/logout", "/login"):
+        for path in (f"/leads/{lead_id}/move", f"/handoffs/{lead_id}/accept", "/logout", "/login"):
             answer = context.request.post(
                 path, headers=headers, form={"to": "nurture", "reason": "x"}, max_redirects=0
             )
@@ -323,6 +324,59 @@ def test_a_merge_is_seen_and_undone(running: Running, page: Page) -> None:
     expect(page.locator("form", has_text="Unmerge")).to_have_count(0)
     page.goto(f"/leads/{other}")
     page.wait_for_url(f"{running.url}/leads/{other}")
+
+
+def test_a_handoff_is_accepted_and_another_rejected(running: Running, page: Page) -> None:
+    """What waits shows with its deadline; the buttons on the list and on the lead answer it."""
+    email, lead_id = running.lead(name="Hanna Handed", company="Handed Over")
+    running.tell("meeting.booked", email)
+    page.goto("/")
+    card = page.locator(f"[id='card-{lead_id}-main']")
+    expect(card.locator(".badge.waits")).to_contain_text("Waiting")
+    page.goto("/handoffs?role=ae")
+    row = page.locator("tbody tr", has_text="Handed Over")
+    expect(row).to_contain_text("in 3 h")
+    row.get_by_role("button", name="Accept").click()
+    expect(page.locator("tbody tr", has_text="Handed Over")).to_have_count(0)
+    page.goto(f"/leads/{lead_id}")
+    expect(page.locator(".handoff-line.accepted")).to_contain_text("browser accepted it after")
+    running.tell("deal.won", email)
+    page.reload()
+    offer = page.locator(".offer")
+    expect(offer).to_contain_text("to accept")
+    offer.get_by_text("Reject…").click()
+    offer.get_by_label("Handover notes are missing").check()
+    offer.get_by_role("button", name="Reject").click()
+    expect(page.locator(".handoff-line.rejected")).to_contain_text("Handover notes are missing")
+    expect(page.locator(".offer")).to_contain_text("offer no. 2")
+
+
+@pytest.mark.parametrize("width", [360, 1600])
+def test_an_answer_link_is_used_without_a_login(
+    running: Running, browser: Browser, width: int
+) -> None:
+    """Whoever has the link sees what it is about, rejects it with a reason, and hears it once more."""
+    email, lead_id = running.lead(name="Linus Linked", company="L" * 150)
+    running.tell("meeting.booked", email)
+    [item] = running.get("/v1/handoffs", lead_id=lead_id)["items"]
+    links = AnswerLinks((running.data / "link-key").read_text().strip(), running.url, 600)
+    token = links.token(uuid.UUID(item["id"]), item["person"]["id"], datetime.now(UTC))
+    context = browser.new_context(viewport={"width": width, "height": 800})
+    page = context.new_page()
+    complaints: list[str] = []
+    page.on("console", lambda m: complaints.append(m.text))
+    page.goto(links.url(token))
+    expect(page.get_by_role("heading", level=1)).to_have_text("Do you take it?")
+    page.get_by_text("Reject, with a reason").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.get_by_label("No budget").check()
+    page.get_by_role("button", name="Reject").click()
+    expect(page.get_by_role("status")).to_contain_text("with your reason: No budget")
+    page.goto(links.url(token))
+    expect(page.get_by_role("heading", level=1)).to_have_text("Answered already")
+    assert running.get(f"/v1/handoffs/{item['id']}")["reason"] == "No budget"
+    assert complaints == []
+    context.close()
 
 
 def test_an_alert_is_acknowledged(running: Running, page: Page) -> None:

@@ -232,7 +232,7 @@ async def get_timeline(request: Request, id: str) -> Response:
 async def timeline_of(it: House, lead_id: str) -> list[dict[str, Any]]:
     """Give a lead's events, records, clocks and handoffs as timeline items, oldest first."""
     items = await reads.timeline(it.engine, lead_id)
-    items = reads_handoffs.told_by_clocks(items, it.playbooks)
+    items = await reads_handoffs.told_by_clocks(it.engine, items, it.playbooks)
     rows = await reads_handoffs.handoffs_of_lead(it.engine, lead_id)
     items += reads_handoffs.handoff_items(rows, items, it.playbooks, it.team, datetime.now(UTC))
     items.sort(key=lambda i: i["occurred_at"])

@@ -94,6 +94,8 @@ class Chapter:
     records: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     merges: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """The merges that the event led to."""
+    handoffs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """What became of handoffs by the event."""
     late_s: float | None = None
     """How long after its time it arrived, when events of a later time were there before it."""
 
@@ -107,9 +109,11 @@ def story(items: Sequence[dict[str, Any]], alerts: Sequence[dict[str, Any]]) -> 
     by_event: dict[tuple[str, str], Chapter] = {}
     overtaken = _overtaken(items)
     for item in items:
-        if item["kind"] == "event":
+        if item["kind"] in ("event", "clock"):
             if item["source"] == SOURCE and item["type"] in (MERGED_BY_HAND, UNMERGED_BY_HAND):
                 continue  # the merge tells it
+            if item["kind"] == "clock" and not item["counts"]:
+                continue  # it was about what was over already
             place = item["source"], item["id"]
             late = item["arrived_after_s"] if place in overtaken else None
             chapter = Chapter(item["occurred_at"], item, late_s=late)
@@ -123,12 +127,15 @@ def story(items: Sequence[dict[str, Any]], alerts: Sequence[dict[str, Any]]) -> 
             ]
             chapters.append(Chapter(item["occurred_at"], merges=[item | {"alerts": told}]))
             continue
-        cause = item["cause"]
+        cause = item["cause"] or {"event_source": "", "event_id": f"{item['occurred_at']}"}
         chapter = by_event.get((cause["event_source"], cause["event_id"]))
         if chapter is None:
             chapter = Chapter(item["occurred_at"])
             by_event[cause["event_source"], cause["event_id"]] = chapter
             chapters.append(chapter)
+        if item["kind"] == "handoff":
+            chapter.handoffs.append(item)
+            continue
         told = of_transition.get(item["transition_id"], [])
         chapter.records.insert(0, item | {"alerts": told})
     return chapters[::-1]

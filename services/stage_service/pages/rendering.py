@@ -84,7 +84,10 @@ _templates = _environment()
 def page(request: Request, template: str, status: int = 200, **facts: Any) -> HTMLResponse:
     """Render `template` with `facts`."""
     text = _templates.get_template(template).render(
-        path=request.url.path, query=request.query_params, **facts
+        path=request.url.path,
+        query=request.query_params,
+        overdue_handoffs=getattr(request.state, "overdue_handoffs", 0),
+        **facts,
     )
     return HTMLResponse(text, status, HEADERS)
 

@@ -16,7 +16,7 @@ from services.contracts import postgres_log
 from services.contracts.access import Principal
 from services.contracts.events import CORRECTED, TRANSITIONED, TRANSITIONS_TOPIC
 from services.contracts.problems import BatonError, Defect
-from services.stage_service import funnel_numbers, reads, reads_people
+from services.stage_service import funnel_numbers, reads, reads_handoffs, reads_people
 from services.stage_service.api.access import House, allow, house, token_of
 from services.stage_service.api.merges import merge_by_hand, unmerge_by_hand
 from services.stage_service.api.moves import move_by_hand
@@ -27,9 +27,16 @@ from services.stage_service.api.reads import (
     living_lead,
     playbook_named,
     required_lead_id,
+    timeline_of,
 )
 from services.stage_service.errors import NotFoundError, UnavailableError
-from services.stage_service.pages import answer_pages, people_view, quarantine_pages, session
+from services.stage_service.pages import (
+    answer_pages,
+    handoff_pages,
+    people_view,
+    quarantine_pages,
+    session,
+)
 from services.stage_service.pages.alert_view import NotifierAwayError, ask
 from services.stage_service.pages.lead_view import score_explained, steps, story
 from services.stage_service.pages.rendering import (
@@ -67,9 +74,9 @@ def pages_router() -> APIRouter:
     whole = APIRouter(route_class=PageRoute, include_in_schema=False)
     whole.include_router(answer_pages.router)
     whole.include_router(session.router)
-    whole.include_router(router)
-    whole.include_router(quarantine_pages.router)
-    whole.include_router(people_view.router)
+    counted = [Depends(handoff_pages.count_for_menu)]
+    for each in (router, handoff_pages.router, quarantine_pages.router, people_view.router):
+        whole.include_router(each, dependencies=counted)
     whole.include_router(_nowhere)
     return whole
 
@@ -292,7 +299,7 @@ async def _lead_page(
     found = await reads.get_lead(it.engine, id)
     if found is None:
         raise NotFoundError(f"There is no lead {id}.", remedy="Look for it in the list of leads.")
-    items = await reads.timeline(it.engine, id)
+    items = await timeline_of(it, id)
     merges = await reads_people.merges_into(it.engine, id)
     parts = reads_people.merged_from(merges, id)
     refused = await reads_people.refused_links(it.engine, id, items, it.lane.policy)
@@ -321,6 +328,8 @@ async def _lead_page(
         playbook=scored, playbooks=it.playbooks, form=form or {}, error=error,
         may_move=bool(who.scopes & {"move", "admin"}), json_url=f"/v1/leads/{id}/timeline",
         identities=await reads_people.identities_of_lead(it.engine, id), parts=parts, refused=refused,
+        waiting=await handoff_pages.waiting_of(it, id, now),
+        ticking=await reads_handoffs.running_clocks(it.engine, id, it.playbooks),
         others=[o for o in others[0] if o["id"] != id][:OTHERS_MAX],
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -123,8 +123,36 @@ def pretty(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2, default=str)
 
 
+def handed(item: Mapping[str, Any]) -> str:
+    """Say what became of a handoff (a timeline item of kind ``handoff``)."""
+    person = item["person"]["name"] if item["person"] else "nobody yet"
+    who = item.get("answered_by") or person
+    took = span(item.get("age_seconds"))
+    reason = f": {item['reason']}" if item.get("reason") else ""
+    match item["action"]:
+        case "offered":
+            again = f" It is offer no. {item['round']}." if item["round"] > 1 else ""
+            return f"Offered to {person} as {item['role_title']}.{again}"
+        case "accepted" if item["implied"]:
+            return f"{person} took it up after {took}: what was done shows it."
+        case "accepted":
+            return f"{who} accepted it after {took}."
+        case "rejected":
+            return f"{who} rejected it after {took}{reason or ': no reason given'}."
+        case "overdue":
+            return f"Overdue: {person} had not answered by the deadline."
+        case _:
+            return f"No longer waits for {person}{reason}."
+
+
+def rung(item: Mapping[str, Any]) -> str:
+    """Say which step of a clock it was (a timeline item of kind ``clock``)."""
+    words = {"reminded": "Reminder", "fired": "Deadline passed", "escalated": "Escalated"}
+    return f"{words[item['action']]}: {item['title']}"
+
+
 def teach(environment: Environment) -> None:
     """Give the templates these words."""
     for word in (span, ago, since, iso, absolute, percent, points, fact, facts, happening, initials,
-                 status_word, shown, pretty):  # fmt: skip
+                 status_word, shown, pretty, handed, rung):  # fmt: skip
         environment.filters[word.__name__] = word
