@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from services.baton import cli_alerts, cli_people, cli_quarantine, cli_sources
+from services.baton import cli_alerts, cli_handoffs, cli_people, cli_quarantine, cli_sources
 from services.baton.command import (
     DATA,
     NOTIFIER_URL,
@@ -41,6 +41,7 @@ app.add_typer(cli_sources.app, name="sources")
 app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_alerts.app, name="alerts")
 app.add_typer(cli_people.app, name="people")
+app.add_typer(cli_handoffs.app, name="handoffs")
 
 
 @app.command()
