@@ -27,6 +27,8 @@ LEADERSHIP = "sales_leadership"
 ROLE_TOLD_MAX = 5
 LATE_AFTER = timedelta(seconds=5)
 EVENT_TYPES = {"remind": CLOCK_REMINDED, "due": CLOCK_FIRED, "escalate": CLOCK_ESCALATED}
+GONE_STEP = "gone"
+"""The step of a clock that the playbook does not have any more: it tells nobody, and ends."""
 _CLOCKS = uuid.UUID("6d0a4c52-8a6d-4b9c-9f62-9b6f0b0f1b77")
 KINDS = {"offered": "handoff", "entered": "stage", "activity": "activity"}
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.contracts.events import SOURCE
 from services.contracts.handoffs import CLOCK_FIRED
 from services.contracts.team import Team
-from services.stage_service.clocks import EVENT_TYPES, plan_of, steps_of
+from services.stage_service.clocks import EVENT_TYPES, GONE_STEP, plan_of, step_named
 from services.stage_service.offers import CLOCK_EVENTS
 from services.stage_service.playbook import Playbook
 from services.stage_service.tables import clocks, handoffs, leads
@@ -240,17 +240,18 @@ def _clock_item(
     item: dict[str, Any], playbook: Playbook | None, stood: tuple[datetime, int] | None
 ) -> dict[str, Any]:
     data: dict[str, Any] = item["data"]
-    key, step = str(data["clock"]), int(data["step"])
-    since = datetime.fromisoformat(data["since"])
+    key, step = str(data["clock"]), str(data["step"])
     plan = plan_of(playbook, key) if playbook is not None else None
-    steps = steps_of(plan) if plan is not None else ()
+    index = step_named(plan, step) if plan is not None else None
+    since = datetime.fromisoformat(data["since"])
     return item | {
         "kind": "clock", "action": ACTIONS[item["type"]], "clock": key,
         "title": clock_title(playbook, key), "clock_kind": data["kind"], "stage": data["stage"],
         "role": data["role"], "since": data["since"], "deadline": data["deadline"],
-        "late": bool(data.get("late")), "to": steps[step].to if step < len(steps) else None,
+        "late": bool(data.get("late")), "to": step.split("-", 2)[2] if "-" in step else "owner",
         # A clock goes on to its next step, or to a later start, by the step that counts.
-        "counts": stood is not None and (stood[0] > since or stood[1] > step),
+        "counts": stood is not None and step != GONE_STEP
+        and (stood[0] > since or stood[1] > (index or 0)),
     }  # fmt: skip
 
 

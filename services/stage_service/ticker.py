@@ -32,8 +32,6 @@ POLL_S = 0.25
 BACKOFF_MAX_S = 5.0
 AT_ONCE_MAX = 500
 STOP_WITHIN_S = 5.0
-GONE = "gone"
-"""The step of a clock that the playbook does not have any more: it tells nobody, and ends."""
 
 _AWAY = (*DATABASE_AWAY, UnavailableError, OverloadedError)
 _log = structlog.get_logger("baton.ticker")
@@ -108,7 +106,7 @@ class Ticker:
         """Give the lead event of a due clock; or, when its lead was active, to when it moves."""
         plan = self._plan(clock)
         if plan is None:  # no clock of the playbook any more: the lane ends it
-            return _lead_event(clock, CLOCK_REMINDED, GONE, clock.due_at, now)
+            return _lead_event(clock, CLOCK_REMINDED, clocks.GONE_STEP, clock.due_at, now)
         if clock.state is not None and clock.step == 0:
             since = _active(clock)
             if since is not None and since > clock.since:
@@ -118,7 +116,7 @@ class Ticker:
         )
         steps = clocks.steps_of(plan)
         if step >= len(steps):  # the ladder is shorter by now
-            return _lead_event(clock, CLOCK_REMINDED, GONE, clock.due_at, now)
+            return _lead_event(clock, CLOCK_REMINDED, clocks.GONE_STEP, clock.due_at, now)
         kind, name = steps[step].kind, steps[step].name
         return _lead_event(clock, clocks.EVENT_TYPES[kind], name, due_at, now)
 
