@@ -63,6 +63,11 @@ ROUTES: dict[tuple[str, str], str | None] = {
     ("post", "/v1/people/{id}/leave"): "admin",
     ("post", "/v1/leads/{id}/assign"): "move",
     ("get", "/v1/leads/{id}/routing"): "read",
+    ("get", "/v1/handoffs"): "read",
+    ("get", "/v1/handoffs/numbers"): "read",
+    ("get", "/v1/handoffs/{id}"): "read",
+    ("post", "/v1/handoffs/{id}/accept"): "move",
+    ("post", "/v1/handoffs/{id}/reject"): "move",
 }
 """Every route and the scope it asks for. A route that is missing here fails the test below."""
 
