@@ -24,8 +24,11 @@ def preview(
         str | None, typer.Option(help="one channel: a name, a URL's scheme, or a whole URL")
     ] = None,
     event: Annotated[
-        Path | None, typer.Option(help="a published transition (JSON); without: a made-up one")
+        Path | None, typer.Option(help="a published event (JSON); without: a made-up one")
     ] = None,
+    kind: Annotated[
+        str, typer.Option(help="the made-up one: transition, handoff (overdue), or clock")
+    ] = "transition",
     team_file: Annotated[
         Path, typer.Option("--team", envvar="BATON_TEAM_FILE", help="the roster")
     ] = Path("playbooks/team.yaml"),
@@ -37,22 +40,24 @@ def preview(
     from services.contracts.team import load_team
     from services.contracts.yaml_source import SourceError
     from services.notifier.errors import UnreadableError
-    from services.notifier.previews import previews, sample, sample_values, transition_of
+    from services.notifier.previews import SAMPLES, previews, published_of, sample, sample_values
     from services.notifier.templates import Templates
 
     public_url = os.environ.get("BATON_PUBLIC_URL", "http://127.0.0.1:8080")
     templates = Templates(templates_dir)
     templates.check(sample_values(public_url))
+    if kind not in SAMPLES:
+        fail(f"--kind {kind!r} is none of: {', '.join(SAMPLES)}", 2)
     try:
         team = load_team(team_file)
-        transition = sample() if event is None else transition_of(event.read_bytes())
+        published = sample(kind) if event is None else published_of(event.read_bytes())
     except (SourceError, OSError) as error:
         fail(str(error), 2)
     except UnreadableError as error:
-        fail(f"{event}: not a published transition: {error.reason}", 2)
+        fail(f"{event}: not a published event: {error.reason}", 2)
     role, person = _whom(team, who)
     found = previews(
-        transition, team, role, person, _channels(person, channel), public_url, templates
+        published, team, role, person, _channels(person, channel), public_url, templates
     )
     for each in found:
         print(f"== {each.channel}\n{each.subject}\n\n{each.body.rstrip()}\n")

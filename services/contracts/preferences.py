@@ -14,6 +14,7 @@ from typing import Literal, cast
 from services.contracts.yaml_source import Node
 
 BUILT_IN_CHANNELS = ("inbox", "console", "email")
+ALERT_KINDS = ("transition", "escalation", "handoff", "clock")
 Deliver = Literal["immediate", "hourly", "daily"]
 Within = Literal["working", "quiet-only", "always"]
 DELIVER: tuple[Deliver, ...] = ("immediate", "hourly", "daily")
@@ -45,7 +46,7 @@ class AlertPreferences:
     group_over: int = GROUP_OVER
     """More messages than this within a minute become one."""
     channels: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Other channels for a kind of alert (``transition``, ``escalation``) or a role it is for."""
+    """Other channels for a kind of alert (``ALERT_KINDS``) or a role it is for."""
 
     def deliver_on(self, kind: str) -> Deliver:
         """Give how alerts go out by channels of `kind`."""
@@ -82,7 +83,7 @@ def read_preferences(
         within = fields["hours"].one_of(WITHIN, "hours of alerts", within)
     channels: list[tuple[str, tuple[str, ...]]] = []
     if "channels" in fields:
-        for key, each in fields["channels"].mapping(("transition", "escalation", *roles)).items():
+        for key, each in fields["channels"].mapping((*ALERT_KINDS, *roles)).items():
             channels.append((key, read_channels(each, who, email)))
     return AlertPreferences(
         deliver, tuple(by), daily_at, cast("Within", within),

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, cast
 
 import asyncpg
+import httpx
 from fastapi import FastAPI, Request
 
 from services.contracts import answers, problems
@@ -44,6 +45,11 @@ class House:
     roster: Roster
     channels: Channels
     templates: Templates
+    client: httpx.AsyncClient
+    stage_url: str
+    """Where the stage service is reached: answers to handoffs are passed on to it."""
+    slack_reply_url: str
+    """Where Slack takes replies; nothing else is asked for one."""
     links: Links | None = None
     slack_secret: str | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -11,6 +11,7 @@ from functools import partial
 from uuid import UUID
 
 import asyncpg
+import httpx
 import structlog
 import uuid_utils.compat
 from fastapi import FastAPI
@@ -19,11 +20,12 @@ from pydantic import SecretStr
 from services.contracts.access import Gatekeeper
 from services.contracts.bus import open_bus
 from services.contracts.database import STEADY_PLANS, nothing_to_reset
+from services.contracts.handoffs import AnswerLinks
 from services.contracts.idempotency import Once
 from services.contracts.rates import RateLimits
 from services.contracts.roster import Roster as SharedRoster
 from services.contracts.roster import RosterWatch
-from services.notifier import callbacks
+from services.notifier import callbacks, slack_actions
 from services.notifier.access import House, answer_problems
 from services.notifier.api import router
 from services.notifier.api_attention import router as attention_router
@@ -76,6 +78,7 @@ def create_app(
     templates = Templates(settings.templates_dir)
     templates.check(sample_values(settings.public_url))
     links = _links(settings)
+    answer_links = _answer_links(settings)
     patience = Patience(
         settings.delivery_tries, settings.delivery_window_s, settings.delivery_timeout_s,
         settings.delivery_keep_s,
@@ -92,7 +95,7 @@ def create_app(
         )  # fmt: skip
         dispatcher = Dispatcher(
             pool, channels, roster, patience, now, random, new_id, settings.public_url,
-            partial(_seen_link, links),
+            partial(_seen_link, links), answer_links,
         )  # fmt: skip
         escalator = Escalator(pool, roster, settings.delivery_tries, now, new_id, dispatcher.wake)
         consumer = Consumer(
@@ -100,11 +103,12 @@ def create_app(
             pool, roster, settings.public_url, settings.delivery_tries, now, new_id,
             dispatcher.wake, channels.no_mail, templates, waits_of(settings.escalate_after),
         )  # fmt: skip
+        client = httpx.AsyncClient(follow_redirects=False, trust_env=False)
         rates = RateLimits(settings.rate_limit_requests, failures=settings.rate_limit_failures)
         parts = House(
             pool, Gatekeeper(pool, rates), consumer, dispatcher, settings.delivery_tries, now,
-            Once(pool, now, new_id, settings.idempotency_keep_s), roster, channels, templates, links,
-            slack_secret,
+            Once(pool, now, new_id, settings.idempotency_keep_s), roster, channels, templates, client,
+            settings.url or settings.public_url, settings.slack_reply_url, links, slack_secret,
         )  # fmt: skip
         app.state.house = parts
         shared = SharedRoster(roster.team())
@@ -125,6 +129,7 @@ def create_app(
             parts.stopping.set()
             await asyncio.gather(consumer.stop(), dispatcher.stop(), escalator.stop(), watch.stop())
             await channels.aclose()
+            await client.aclose()
             try:
                 async with asyncio.timeout(POOL_CLOSE_WITHIN_S):
                     await pool.close()
@@ -137,6 +142,7 @@ def create_app(
     app.include_router(router)
     app.include_router(attention_router)
     app.include_router(callbacks.router)
+    app.include_router(slack_actions.router)
     return app
 
 
@@ -149,6 +155,13 @@ def _links(settings: NotifierSettings) -> Links | None:
     if key is None or settings.notifier_public_url is None:
         return None
     return Links(key, settings.notifier_public_url, settings.link_valid_s)
+
+
+def _answer_links(settings: NotifierSettings) -> AnswerLinks | None:
+    key = _secret(settings.link_key)
+    if key is None:
+        return None
+    return AnswerLinks(key, settings.public_url, settings.link_valid_s)
 
 
 def _seen_link(links: Links | None, parcel: Parcel, now: datetime) -> str | None:

@@ -150,7 +150,9 @@ class Channels:
         outcome = await hooks.post(self._client, hook, letter, self._now(), buttons=self._buttons)
         if outcome.reason is None:
             return outcome
-        return msgspec.structs.replace(outcome, reason=scrub(outcome.reason, url))
+        # A service may repeat what it was sent.
+        secrets = (letter.answer.url, letter.answer.token) if letter.answer is not None else ()
+        return msgspec.structs.replace(outcome, reason=scrub(outcome.reason, url, *secrets))
 
     async def _notify(self, url: str, letter: Letter) -> Outcome:
         notifier: Any = apprise.Apprise(asset=self._asset)

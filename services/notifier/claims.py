@@ -27,6 +27,14 @@ MUTED = "muted"
 Status = Literal["delivered", "skipped", "suppressed", "failed", "dead"]
 
 
+class OpenOffer(msgspec.Struct, frozen=True):
+    """A handoff that waits for an answer, until when, and suggested reasons of a rejection."""
+
+    handoff_id: UUID
+    due_at: datetime | None
+    reasons: tuple[str, ...]
+
+
 class Parcel(msgspec.Struct, frozen=True):
     """One message of a lane that this process may send until `claimed_until`, and what it tells of."""
 
@@ -55,6 +63,8 @@ class Parcel(msgspec.Struct, frozen=True):
     thread: str | None = None
     """What the service calls the first of them."""
     channel_failed: bool = False
+    offer: OpenOffer | None = None
+    """The handoff that waits for the answer of whom it goes to."""
 
 
 class Lane(msgspec.Struct, frozen=True):
@@ -163,11 +173,13 @@ _DIGESTS = "SELECT id, subject, body FROM notifier.digests WHERE id = ANY($1)"
 
 # The messages of the journey before this one that stand alone in the lane: its thread.
 _LETTERS = """
-SELECT l.n, coalesce(o.body, a.body) AS body, t.ids, t.ref
+SELECT l.n, coalesce(o.body, a.body) AS body, t.ids, t.ref, h.id AS handoff_id, h.due_at, h.reasons
 FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS l (alert_id, channel, n)
   JOIN notifier.alerts a ON a.id = l.alert_id
   LEFT JOIN notifier.deliveries o
     ON o.alert_id = a.id AND o.channel = l.channel AND o.status = 'claimed'
+  LEFT JOIN notifier.handoffs h ON h.id = a.handoff_id AND h.state = 'offered' AND h.role = a.role
+    AND a.person_id = a.addressee_id AND a.kind <> 'escalation'
   LEFT JOIN LATERAL (
     SELECT array_agg(e.id::text ORDER BY e.id) AS ids,
       (array_agg(e.ref ORDER BY e.id) FILTER (WHERE e.ref IS NOT NULL))[1] AS ref
@@ -377,7 +389,9 @@ async def _with_letters(
         for row in found:
             parcel = alone[row["n"] - 1]
             letters[parcel.id, parcel.channel] = {
-                "body": row["body"], "earlier": tuple(row["ids"] or ()), "thread": row["ref"]
+                "body": row["body"], "earlier": tuple(row["ids"] or ()), "thread": row["ref"],
+                "offer": OpenOffer(row["handoff_id"], row["due_at"], tuple(row["reasons"]))
+                if row["handoff_id"] is not None else None,
             }  # fmt: skip
     return [
         msgspec.structs.replace(p, **texts.get(p.id, {}), **letters.get((p.id, p.channel), {}))

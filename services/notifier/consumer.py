@@ -32,12 +32,16 @@ from services.notifier import metrics, store
 from services.notifier.alerts import (
     NO_WAITS,
     Alert,
-    Transition,
     alerts_of,
+)
+from services.notifier.errors import UnreadableError
+from services.notifier.messages import (
+    HandoffNews,
+    Transition,
+    handoff_news,
     read_transition,
     type_name,
 )
-from services.notifier.errors import UnreadableError
 from services.notifier.redaction import scrub
 from services.notifier.roster import Roster
 from services.notifier.templates import SHIPPED, Templates
@@ -57,11 +61,12 @@ _log = structlog.get_logger("baton.notifier")
 
 
 class Reading:
-    """What a batch of messages says: alerts to record, messages that could not be read."""
+    """What a batch of messages says: alerts to record, handoffs, messages that could not be read."""
 
     def __init__(self, write: Callable[[Transition], Iterable[Alert]]) -> None:
         self._write = write
         self.alerts: list[Alert] = []
+        self.handoffs: list[HandoffNews] = []
         self.dead: list[store.DeadMessage] = []
         self.newest: datetime | None = None
 
@@ -72,6 +77,9 @@ class Reading:
             if transition is None:
                 return
             self.alerts.extend(self._write(transition))
+            news = handoff_news(transition)
+            if news is not None:
+                self.handoffs.append(news)
             self.newest = max(self.newest or transition.recorded_at, transition.recorded_at)
         except UnreadableError as error:
             self.dead.append(dead_message(message, error.reason))
@@ -275,11 +283,12 @@ class Consumer:
         return dead
 
     async def _save(self, reading: Reading) -> None:
-        if not reading.alerts and not reading.dead:
+        if not reading.alerts and not reading.dead and not reading.handoffs:
             return
         saved = await store.save(
-            self._pool, reading.alerts, reading.dead, self._now(), self._tries, self._no_mail
-        )
+            self._pool, reading.alerts, reading.dead, self._now(), self._tries, self._no_mail,
+            reading.handoffs,
+        )  # fmt: skip
         for role, count in saved.alerts.items():
             metrics.ALERTS.labels(role).inc(count)
         if saved.letters:

@@ -22,11 +22,12 @@ import asyncpg
 import msgspec
 import structlog
 
+from services.contracts.handoffs import AnswerLinks
 from services.contracts.team import Person
 from services.notifier import breakers, claims, metrics
 from services.notifier.channels import Channels
 from services.notifier.claims import Ending, Parcel, Status
-from services.notifier.letters import RETRY_AFTER_S_MAX, Letter, Outcome
+from services.notifier.letters import RETRY_AFTER_S_MAX, Answer, Letter, Outcome
 from services.notifier.redaction import kind
 from services.notifier.roster import Roster
 
@@ -79,6 +80,7 @@ class Dispatcher:
         make_id: Callable[[], UUID],
         public_url: str,
         seen_link: Callable[[Parcel, datetime], str | None] = lambda parcel, now: None,
+        answer_links: AnswerLinks | None = None,
     ) -> None:
         self._pool = pool
         self._channels = channels
@@ -89,6 +91,7 @@ class Dispatcher:
         self._make_id = make_id
         self._public_url = public_url.rstrip("/")
         self._seen_link = seen_link
+        self._answer_links = answer_links
         self._busy: Counter[str] = Counter()
         self._news = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -185,8 +188,18 @@ class Dispatcher:
             str(parcel.id), parcel.subject, parcel.body, f"{self._public_url}/{page}",
             None if parcel.is_digest else self._seen_link(parcel, self._now()),
             str(parcel.lead_id), tuple(str(id) for id in parcel.alert_ids), parcel.earlier,
-            parcel.thread, parcel.is_digest, parcel.is_repeat,
+            parcel.thread, parcel.is_digest, parcel.is_repeat, self._answer(parcel),
         )  # fmt: skip
+
+    def _answer(self, parcel: Parcel) -> Answer | None:
+        """Make the link by which the addressee answers; it is kept nowhere, and outlives the deadline."""
+        links, offer = self._answer_links, parcel.offer
+        if links is None or offer is None or parcel.addressee_id is None:
+            return None
+        now = self._now()
+        at = max(now, offer.due_at) if offer.due_at is not None else now
+        token = links.token(offer.handoff_id, parcel.addressee_id, at)
+        return Answer(links.url(token), token, offer.reasons)
 
     async def _attempt(self, parcel: Parcel) -> None:
         began = time.monotonic()

@@ -9,7 +9,8 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from services.notifier.alerts import SUBJECT_CHARACTERS_MAX, one_line
+from services.notifier.alerts import SUBJECT_CHARACTERS_MAX
+from services.notifier.harmless import one_line
 
 
 class Listed(msgspec.Struct, frozen=True):

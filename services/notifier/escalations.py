@@ -26,9 +26,9 @@ from services.notifier.alerts import (
     FALLBACK_ROLE,
     SUBJECT_CHARACTERS_MAX,
     first_deliveries,
-    one_line,
     seen_from,
 )
+from services.notifier.harmless import one_line
 from services.notifier.plans import may_disturb
 from services.notifier.roster import Roster
 
@@ -46,7 +46,7 @@ _log = structlog.get_logger("baton.notifier")
 _DUE = """
 SELECT e.alert_id, e.after_s, e.due_at, e.told, a.transition_id, a.lead_id, a.role, a.person_id,
   a.person_name, a.addressee_id, a.subject, a.body, a.stage, a.company, a.journey_id, a.urgent,
-  a.status, a.created_at
+  a.status, a.created_at, a.handoff_id
 FROM notifier.escalations e JOIN notifier.alerts a ON a.id = e.alert_id
 WHERE e.ended_at IS NULL AND e.due_at <= $1
 ORDER BY e.due_at LIMIT $2 FOR UPDATE OF e SKIP LOCKED
@@ -55,8 +55,8 @@ ORDER BY e.due_at LIMIT $2 FOR UPDATE OF e SKIP LOCKED
 _INSERT = """
 INSERT INTO notifier.alerts (id, transition_id, recipient, lead_id, role, person_id, person_name,
   addressee_id, status, subject, body, stage, company, journey_id, urgent, kind, escalated_from, why,
-  created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $6, $8, $9, $10, $11, $12, $13, $14, 'escalation', $15, $16, $17)
+  created_at, handoff_id)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $6, $8, $9, $10, $11, $12, $13, $14, 'escalation', $15, $16, $17, $18)
 ON CONFLICT (transition_id, recipient) DO NOTHING RETURNING id
 """
 
@@ -209,7 +209,7 @@ class Escalator:
             _INSERT, id, row["transition_id"], recipient, row["lead_id"], row["role"], person.id,
             person.name, "pending" if "pending" in statuses else "delivered", subject,
             f"{why}\n\n{row['body']}", row["stage"], row["company"], row["journey_id"],
-            row["urgent"], row["alert_id"], why, now,
+            row["urgent"], row["alert_id"], why, now, row["handoff_id"],
         )  # fmt: skip
         if made is not None:
             await connection.execute(

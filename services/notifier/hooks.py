@@ -19,6 +19,7 @@ import standardwebhooks
 from services.contracts.events import rfc3339
 from services.notifier.letters import (
     RETRY_AFTER_S_UNSAID,
+    Answer,
     Letter,
     Outcome,
     retry_after_s,
@@ -29,6 +30,11 @@ ANSWER_BYTES_MAX = 65_536
 SECTION_CHARACTERS_MAX = 2900
 """Slack takes 3000 a section."""
 SECTIONS_MAX = 40
+BLOCK_ID_CHARACTERS_MAX = 255
+OPTION_CHARACTERS_MAX = 75
+REASON_CHARACTERS_MAX = 150
+REASONS_MAX = 100
+"""What Slack takes of a block's id, of an option's text and value, and of options."""
 CARD_CHARACTERS_MAX = 20_000
 """Teams takes 28 KB a message."""
 CONNECT_WITHIN_S = 5.0
@@ -191,6 +197,8 @@ def slack_message(letter: Letter, *, buttons: bool) -> dict[str, Any]:
     ]
     if letter.is_repeat:
         blocks.append({"type": "context", "elements": [_plain(REPEAT)]})
+    if letter.answer is not None:
+        blocks.append(_answer_block(letter.answer, buttons=buttons))
     elements: list[dict[str, Any]] = []
     if buttons and not letter.is_digest:
         elements.append(_button("Got it", "baton_seen", value=letter.alert_id, style="primary"))
@@ -201,6 +209,28 @@ def slack_message(letter: Letter, *, buttons: bool) -> dict[str, Any]:
     if elements:
         blocks.append({"type": "actions", "elements": elements})
     return {"text": letter.subject, "blocks": blocks, "unfurl_links": False}
+
+
+def _answer_block(answer: Answer, *, buttons: bool) -> dict[str, Any]:
+    """Give the block by which a handoff is answered; its id carries the token to `/slack/actions`."""
+    if not buttons or len(answer.token) > BLOCK_ID_CHARACTERS_MAX:
+        return {"type": "actions",
+                "elements": [_button("Accept or reject", "baton_answer", url=answer.url)]}  # fmt: skip
+    reasons = [r for r in answer.reasons if len(r) <= REASON_CHARACTERS_MAX][:REASONS_MAX]
+    elements = [_button("Accept", "baton_accept", value="accept", style="primary")]
+    if reasons:
+        options = [{"text": _plain(_short(r)), "value": r} for r in reasons]
+        elements.append({"type": "static_select", "action_id": "baton_reject",
+                         "placeholder": _plain("Reject…"), "options": options})  # fmt: skip
+    other = "Other reason" if reasons else "Reject…"
+    elements.append(_button(other, "baton_answer", url=answer.url))
+    return {"type": "actions", "block_id": answer.token, "elements": elements}
+
+
+def _short(reason: str) -> str:
+    if len(reason) <= OPTION_CHARACTERS_MAX:
+        return reason
+    return reason[: OPTION_CHARACTERS_MAX - 3].rstrip() + "..."
 
 
 REPEAT = "Possibly a repeat: an attempt before this one got no answer."
@@ -221,7 +251,11 @@ def teams_card(letter: Letter) -> dict[str, Any]:
         texts.append({"type": "TextBlock", "isSubtle": True, "wrap": True, "text": REPEAT})
     actions = [
         {"type": "Action.OpenUrl", "title": title, "url": url}
-        for title, url in (("Open", letter.link), ("Got it", letter.seen_link))
+        for title, url in (
+            ("Accept or reject", letter.answer.url if letter.answer is not None else None),
+            ("Open", letter.link),
+            ("Got it", letter.seen_link),
+        )
         if url
     ]
     card = {

@@ -28,6 +28,14 @@ class Outcome(msgspec.Struct, frozen=True):
     """What the service calls the message."""
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """How the reader may answer a handoff. The address and its token are secrets."""
+
+    url: str
+    token: str
+    reasons: tuple[str, ...] = ()
+
+
 class Letter(msgspec.Struct, frozen=True):
     """What is sent: an alert's text, under the alert's id (or several alerts', under the digest's)."""
 
@@ -47,6 +55,8 @@ class Letter(msgspec.Struct, frozen=True):
     is_digest: bool = False
     is_repeat: bool = False
     """An attempt before this one may have arrived."""
+    answer: Answer | None = None
+    """The handoff that waits for the reader's answer."""
 
 
 def retry_after_s(value: str | None, default: float | None = None) -> float | None:

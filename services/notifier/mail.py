@@ -79,7 +79,8 @@ def mail(letter: Letter, sender: str, recipient: str) -> EmailMessage:
         message["References"] = " ".join(_message_id(id) for id in shown)
     message["Auto-Submitted"] = "auto-generated"
     seen = f"\nGot it: {letter.seen_link}\n" if letter.seen_link else ""
-    message.set_content(letter.body + seen)
+    answer = f"\nAccept or reject: {letter.answer.url}\n" if letter.answer else ""
+    message.set_content(letter.body + answer + seen)
     return message
 
 

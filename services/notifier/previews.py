@@ -1,4 +1,4 @@
-"""What an alert would look like: a transition as an example, and each channel's way to show a text. Pure."""
+"""What an alert would look like: made-up events, and each channel's way to show a text. Pure."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Any
 
 import msgspec
 
-from services.contracts.events import TRANSITIONED, TRANSITIONS_TOPIC, AlertWish, Message, PersonRef
-from services.contracts.team import Person, Team
-from services.notifier.alerts import (
-    Transition,
-    addressee_of,
-    body_for,
-    read_transition,
-    values,
-    write_alert,
+from services.contracts.events import (
+    OWNER_CHANGED,
+    TRANSITIONED,
+    TRANSITIONS_TOPIC,
+    AlertWish,
+    Message,
+    PersonRef,
 )
+from services.contracts.handoffs import CLOCK_RANG, OFFERED, OVERDUE
+from services.contracts.team import Person, Team
+from services.notifier.alerts import addressee_of, body_for, values, write_alert
 from services.notifier.errors import UnreadableError
 from services.notifier.hooks import hook_of, slack_message, teams_card, webhook_payload
-from services.notifier.letters import Letter
+from services.notifier.letters import Answer, Letter
+from services.notifier.messages import Transition, read_transition
 from services.notifier.redaction import label
 from services.notifier.templates import SHIPPED, Templates
 
@@ -44,8 +46,34 @@ SAMPLE: dict[str, Any] = {
         "guidance": ["Call within an hour."], "next_steps": ["Open the lead", "Call Ada"],
     },
     "alerts": [],
+    "offer": {
+        "handoff_id": "018f0000-0000-7000-8000-0000000000cc", "role": "ae",
+        "due_at": "2026-03-02T14:00:00Z", "reasons": ["No budget", "Does not fit what we sell"],
+    },
 }  # fmt: skip
 """A made-up transition, as it is published."""
+
+_PLACE = {k: SAMPLE[k] for k in ("lead", "journey", "recorded_at", "score", "offer")} | {
+    "stage": "sql", "stage_title": "SQL", "role": "ae",
+    "owner": {"id": "elena", "name": "Elena Petrova"}, "alerts": [],
+}  # fmt: skip
+SAMPLES: dict[str, dict[str, Any]] = {
+    "transition": SAMPLE,
+    "handoff": _PLACE | {
+        "handoff_id": SAMPLE["offer"]["handoff_id"], "offered_at": "2026-03-02T10:00:00Z",
+        "due_at": "2026-03-02T14:00:00Z", "overdue_at": "2026-03-02T14:00:00Z",
+        "explanation": "It was offered to Elena Petrova, and nobody answered within 4 h.",
+    },
+    "clock": _PLACE | {
+        "clock_id": "018f0000-0000-7000-8000-0000000000dd", "title": "Handoff to Account Executive",
+        "handoff_id": SAMPLE["offer"]["handoff_id"],
+        "step": "escalate", "since": "2026-03-01T10:00:00Z", "deadline": "2026-03-02T14:00:00Z",
+        "explanation": "Elena Petrova has not answered: 2 h after the deadline those who lead hear of it.",
+    },
+}  # fmt: skip
+"""Made-up events, as they are published, by kind of alert."""
+SAMPLE_NOW = datetime(2026, 3, 2, 16, 5, tzinfo=UTC)
+SAMPLE_TOKEN = "a-token-that-opens-nothing"  # noqa: S105
 
 
 class Preview(msgspec.Struct, frozen=True):
@@ -57,24 +85,50 @@ class Preview(msgspec.Struct, frozen=True):
     posted: dict[str, Any] | None = None
 
 
-def transition_of(text: bytes) -> Transition:
-    """Read a published transition (its JSON). Raises UnreadableError."""
-    headers = {"ce_type": TRANSITIONED}
+def published_of(text: bytes) -> Transition:
+    """Read a published event's JSON: ``type`` says which, else its members. Raises UnreadableError."""
+    try:
+        members = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UnreadableError(str(error)) from error
+    type = members.get("type") or _type_of(members)
+    headers = {"ce_type": str(type), "ce_id": str(uuid.UUID(int=0))}
     transition = read_transition(Message(TRANSITIONS_TOPIC, "", headers, text))
     if transition is None:
-        raise UnreadableError("not a transition")
+        raise UnreadableError("not an event that is told")
     return transition
 
 
-def sample() -> Transition:
-    """Give the made-up transition."""
-    return transition_of(msgspec.json.encode(SAMPLE))
+def _type_of(members: dict[str, Any]) -> str:
+    if "clock_id" in members:
+        return CLOCK_RANG
+    if "change_id" in members:
+        return OWNER_CHANGED
+    if "handoff_id" in members:
+        return OFFERED if members.get("overdue_at") is None else OVERDUE
+    return TRANSITIONED
 
 
-def sample_values(public_url: str) -> dict[str, Any]:
-    """Give what templates may say, of the made-up transition: every one is tried with it."""
-    wish = AlertWish("ae", PersonRef("elena", "Elena Petrova"))
-    return values(sample(), wish, None, uuid.UUID(int=0), public_url)
+def sample(kind: str = "transition") -> Transition:
+    """Give the made-up event of that kind, one of `SAMPLES`."""
+    return published_of(msgspec.json.encode(SAMPLES[kind]))
+
+
+def sample_values(public_url: str) -> dict[str, list[dict[str, Any]]]:
+    """Give what templates may say, by kind of alert, of made-up events: every template is tried with it.
+
+    To whom can answer and to whom cannot, since templates have to do with both.
+    """
+    wishes = [
+        AlertWish("ae", PersonRef("elena", "Elena Petrova")), AlertWish("sales_leadership", None)
+    ]  # fmt: skip
+    return {
+        kind: [
+            values(sample(kind), wish, None, uuid.UUID(int=0), public_url, SAMPLE_NOW)
+            for wish in wishes
+        ]
+        for kind in SAMPLES
+    }
 
 
 def previews(
@@ -93,14 +147,19 @@ def previews(
     ref = PersonRef(person.id, person.name) if person is not None else None
     id = uuid.UUID(int=0)
     addressee = person or addressee_of(None, team)
-    said = values(transition, AlertWish(role, ref), addressee, id, public_url)
-    subject, body = write_alert(role, said, templates)
+    said = values(transition, AlertWish(role, ref), addressee, id, public_url, SAMPLE_NOW)
+    subject, body = write_alert(role, said, templates, transition.kind)
+    answer = None
+    if said["answer"] is not None:
+        url = f"{public_url.rstrip('/')}/answer/{SAMPLE_TOKEN}"
+        answer = Answer(url, SAMPLE_TOKEN, tuple(said["answer"]["reasons"]))
     found: list[Preview] = []
     for channel in channels:
-        text = body_for(role, label(channel), said, templates) or body
+        text = body_for(role, label(channel), said, templates, transition.kind) or body
         letter = Letter(
-            str(id), subject, text, said["link"], None, str(transition.lead.id), (str(id),)
-        )
+            str(id), subject, text, said["link"], None, str(transition.lead.id), (str(id),),
+            answer=answer,
+        )  # fmt: skip
         found.append(Preview(label(channel), subject, text, _posted(channel, letter)))
     return found
 
@@ -110,7 +169,7 @@ def _posted(channel: str, letter: Letter) -> dict[str, Any] | None:
     if hook is None:
         return None
     if hook.kind == "webhook":
-        return webhook_payload(letter, datetime(2026, 3, 2, 10, tzinfo=UTC))
+        return webhook_payload(letter, SAMPLE_NOW)
     if hook.kind == "teams":
         return teams_card(letter)
     return slack_message(letter, buttons=True)

@@ -17,7 +17,7 @@ from services.notifier.errors import InvalidRequestError
 _ALERT = """
 SELECT id, lead_id, transition_id, role, person_id, person_name, addressee_id, status, subject, body,
   created_at, acknowledged_at, acknowledged_by, stage, company, kind, journey_id, urgent,
-  snoozed_until, escalated_from, why
+  snoozed_until, escalated_from, why, handoff_id, acknowledged_why
 FROM notifier.alerts
 """
 
@@ -180,6 +180,8 @@ def _alert(row: Any, deliveries: list[dict[str, Any]]) -> dict[str, Any]:
         "created_at": rfc3339(row["created_at"]),
         "acknowledged_at": _moment(row["acknowledged_at"]),
         "acknowledged_by": row["acknowledged_by"],
+        "acknowledged_why": row["acknowledged_why"],
+        "handoff_id": str(row["handoff_id"]) if row["handoff_id"] is not None else None,
         "kind": row["kind"],
         "journey_id": row["journey_id"],
         "urgent": row["urgent"],

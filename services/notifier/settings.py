@@ -29,6 +29,11 @@ class NotifierSettings(BaseSettings):
     public_url: str = Field(
         "http://127.0.0.1:8080", description="where people reach the pages: alerts link there"
     )
+    url: str | None = Field(
+        None,
+        description="where the notifier reaches the stage service: answers to handoffs given in Slack "
+        "are passed on there; unset: BATON_PUBLIC_URL",
+    )
     team_file: Path = Field(Path("playbooks/team.yaml"), description="the roster")
     smtp_url: str | None = Field(
         None,
@@ -47,13 +52,22 @@ class NotifierSettings(BaseSettings):
         None, description="where people reach the notifier: links to acknowledge begin with it"
     )
     link_key: SecretStr | None = Field(
-        None, description="signs those links, 32 characters at least; unset: alerts have none"
+        None,
+        description="signs those links and the ones that answer handoffs, 32 characters at least; unset: "
+        "alerts have none. The stage service has the same",
     )
     link_valid_s: float = Field(
-        7 * 86_400, gt=0, description="seconds a link to acknowledge is good for"
+        7 * 86_400,
+        gt=0,
+        description="seconds a link to acknowledge is good for, and one to answer a handoff after "
+        "its deadline",
     )
     slack_signing_secret: SecretStr | None = Field(
         None, description="the Slack app's; set: messages have buttons, answered at /slack/actions"
+    )
+    slack_reply_url: str = Field(
+        "https://hooks.slack.com/",
+        description="where Slack takes what came of a button; its requests may name no other host",
     )
     escalate_after: str = Field(
         "",

@@ -17,7 +17,9 @@ from asyncpg.pool import PoolConnectionProxy
 
 from services.contracts.events import Message
 from services.contracts.postgres_log import Executor
+from services.notifier import handoffs
 from services.notifier.alerts import Alert
+from services.notifier.messages import HandoffNews
 
 ACKNOWLEDGED = "acknowledged"
 """The reason of a delivery that was not sent because the alert had been seen."""
@@ -46,10 +48,11 @@ class Saved(msgspec.Struct):
 _INSERT = """
 WITH made AS (
   INSERT INTO notifier.alerts (id, transition_id, recipient, lead_id, role, person_id, person_name,
-    addressee_id, status, subject, body, stage, company, journey_id, urgent, created_at)
+    addressee_id, status, subject, body, stage, company, journey_id, urgent, kind, handoff_id,
+    created_at)
   SELECT *, $16::timestamptz FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::text[],
     $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
-    $13::text[], $14::text[], $15::boolean[])
+    $13::text[], $14::text[], $15::boolean[], $29::text[], $30::uuid[])
   ON CONFLICT (transition_id, recipient) DO NOTHING
   RETURNING id, role, addressee_id),
 delivered AS (
@@ -144,22 +147,29 @@ async def save(
     now: datetime,
     tries: int,
     no_mail: str | None = None,
+    news: Sequence[HandoffNews] = (),
 ) -> Saved:
-    """Record `alerts` with their first deliveries, and `dead`, in one transaction.
+    """Record `alerts` with their first deliveries, `dead` and what is new of handoffs, in one transaction.
 
     The inbox is delivered by being recorded. With `no_mail`, the reason why no e-mail can be sent,
     e-mail is recorded as skipped at once.
 
-    What was recorded before stays as it is.
+    What was recorded before stays as it is; but an alert about a handoff that is answered is settled.
     """
     saved = Saved({}, 0, 0)
     async with pool.acquire() as connection:
-        if not dead:  # one statement is a transaction by itself, without two more round trips
+        if (
+            not dead and not news
+        ):  # one statement is a transaction by itself, without two more round trips
             await _save_alerts(connection, alerts, now, tries, no_mail, saved)
             return saved
         async with connection.transaction():
+            answered = await handoffs.note(connection, news) if news else []
             await _save_alerts(connection, alerts, now, tries, no_mail, saved)
-            saved.letters = await _save_dead(connection, dead, now)
+            if answered:
+                await handoffs.settle(connection, answered, now)
+            if dead:
+                saved.letters = await _save_dead(connection, dead, now)
     return saved
 
 
@@ -209,6 +219,8 @@ async def _save_alerts(
         [id for id, _, _ in waiting],
         [after_s for _, after_s, _ in waiting],
         [due_at for _, _, due_at in waiting],
+        [a.kind for a in rows],
+        [a.handoff_id for a in rows],
     )
     saved.alerts = {r["role"]: r["alerts"] for r in made}
     saved.pending = sum(status == "pending" for _, _, status in deliveries)

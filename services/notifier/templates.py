@@ -7,7 +7,7 @@ remedy, and Baton's own is used: an alert is written whatever somebody edited. T
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +57,16 @@ class Templates:
         """Give the names of the directory's templates that are in use."""
         return sorted(self._texts)
 
-    def check(self, said: Mapping[str, Any]) -> None:
-        """Render every template of the directory with `said`; the broken ones are put aside and reported."""
+    def check(self, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+        """Render every template of the directory with each of the samples of its kind of alert.
+
+        The broken ones are put aside and reported. What is of no kind in `samples` is of a ``transition``.
+        """
         for name, (_, path) in list(self._texts.items()):
+            kind = name.removeprefix("subject.").partition(".")[0]
             try:
-                self._rendered(name, said)
+                for said in samples.get(kind, samples["transition"]):
+                    self._rendered(name, said)
             except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError,
                     AttributeError, RecursionError, MemoryError) as error:  # fmt: skip
                 self._put_aside(name, path, error)

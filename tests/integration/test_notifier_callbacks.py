@@ -20,8 +20,8 @@ import pytest
 from services.contracts import access
 from services.contracts.handoffs import AnswerLinks
 from services.notifier.app import create_app
-from services.notifier.callbacks import slack_signed
 from services.notifier.links import Links
+from services.notifier.slack_actions import slack_signed
 from tests.integration.test_notifier_api import Served, serve, settings, transition
 
 KEY = "0123456789abcdef0123456789abcdef"

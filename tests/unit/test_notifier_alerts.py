@@ -17,12 +17,11 @@ from services.contracts.team import Person, Team, team_of
 from services.notifier.alerts import (
     SUBJECT_CHARACTERS_MAX,
     Alert,
-    Transition,
     alerts_of,
-    one_line,
-    read_transition,
 )
 from services.notifier.errors import UnreadableError
+from services.notifier.harmless import one_line
+from services.notifier.messages import Transition, read_transition
 from services.notifier.previews import sample_values
 from services.notifier.templates import SHIPPED, Templates
 
@@ -212,7 +211,7 @@ def test_a_correction_is_read_like_a_transition() -> None:
 
 
 def test_other_types_of_ours_tell_no_alert() -> None:
-    assert read_transition(message(b"x", "baton.handoff.offered.v1")) is None
+    assert read_transition(message(b"x", "baton.lead.merged.v1")) is None
 
 
 def test_what_a_lead_wrote_stays_in_its_place() -> None:

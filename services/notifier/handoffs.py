@@ -1,0 +1,108 @@
+"""The SQL by which a handoff's answer settles the alerts about it.
+
+A handoff and the alerts about it come on different topics, in any order. Both sides first write the
+handoff's row, whose lock makes them take turns: an alert recorded after the answer is settled at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from asyncpg.pool import PoolConnectionProxy
+
+from services.notifier.messages import HandoffNews
+
+BY_ITSELF = "baton"
+"""Who answered a handoff that nobody answered in words."""
+
+# The message recorded last says how it is; of two recorded at once the answer. Whatever `WHERE` says, the
+# row is locked.
+_NOTE = """
+INSERT INTO notifier.handoffs AS h (id, role, due_at, reasons, state, answered_by, why, told_at)
+SELECT id, role, due_at, ARRAY(SELECT jsonb_array_elements_text(reasons)), state, by, why,
+  CASE WHEN state IS NOT NULL THEN told_at END
+FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::jsonb[], $5::text[], $6::text[], $7::text[],
+  $8::timestamptz[]) AS n (id, role, due_at, reasons, state, by, why, told_at)
+ORDER BY id
+ON CONFLICT (id) DO UPDATE SET role = excluded.role, due_at = coalesce(excluded.due_at, h.due_at),
+  reasons = CASE WHEN excluded.reasons = '{}' THEN h.reasons ELSE excluded.reasons END,
+  state = excluded.state, answered_by = excluded.answered_by, why = excluded.why,
+  told_at = excluded.told_at
+WHERE excluded.state IS NOT NULL AND (h.state IS NULL
+  OR (excluded.told_at, excluded.state <> 'offered') >= (h.told_at, h.state <> 'offered'))
+"""
+
+_ANSWERED = """
+SELECT id FROM notifier.handoffs
+WHERE id = ANY($1) AND state IN ('accepted', 'rejected', 'withdrawn')
+"""
+
+_LOCK_ALERTS = """
+SELECT id FROM notifier.alerts WHERE handoff_id = ANY($1) AND status <> 'acknowledged'
+ORDER BY id FOR UPDATE
+"""
+
+_ACKNOWLEDGE = """
+UPDATE notifier.alerts a SET status = 'acknowledged', acknowledged_at = $2,
+  acknowledged_by = coalesce(h.answered_by, $3), acknowledged_why = h.why
+FROM notifier.handoffs h
+WHERE a.id = ANY($1) AND h.id = a.handoff_id AND a.status <> 'acknowledged'
+"""
+
+# A delivery under way is left to end; it is not tried again.
+_SKIP = """
+UPDATE notifier.deliveries d SET status = 'skipped', finished_at = $2, reason = a.acknowledged_why,
+  latency_ms = 0
+FROM notifier.alerts a WHERE a.id = ANY($1) AND d.alert_id = a.id AND d.status = 'pending'
+"""
+
+_END_ESCALATIONS = """
+UPDATE notifier.escalations e SET ended_at = $2, why = a.acknowledged_why
+FROM notifier.alerts a
+WHERE a.id = ANY($1) AND e.alert_id = coalesce(a.escalated_from, a.id) AND e.ended_at IS NULL
+"""
+
+
+async def note(connection: PoolConnectionProxy[Any], news: Iterable[HandoffNews]) -> list[UUID]:
+    """Record what messages say of handoffs; gives those of them that are answered now."""
+    found: dict[UUID, HandoffNews] = {}
+    for each in news:
+        before = found.get(each.id)
+        if before is None or _place(each) >= _place(before):
+            found[each.id] = each
+    newest = found.values()
+    await connection.execute(
+        _NOTE,
+        list(found),
+        [n.role for n in newest],
+        [n.due_at for n in newest],
+        [msgspec.json.encode(n.reasons).decode() for n in newest],
+        [n.state for n in newest],
+        [n.by for n in newest],
+        [n.why for n in newest],
+        [n.told_at for n in newest],
+    )
+    return [r["id"] for r in await connection.fetch(_ANSWERED, list(found))]
+
+
+def _place(news: HandoffNews) -> tuple[bool, datetime, bool]:
+    return news.state is not None, news.told_at, news.state != "offered"
+
+
+async def settle(
+    connection: PoolConnectionProxy[Any], ids: Sequence[UUID], now: datetime
+) -> list[UUID]:
+    """Acknowledge the alerts about the answered handoffs `ids`, as who answered; gives these alerts.
+
+    What is pending is skipped, with how it was answered as its reason, and nothing is escalated any more.
+    """
+    alerts = [r["id"] for r in await connection.fetch(_LOCK_ALERTS, ids)]
+    if alerts:
+        await connection.execute(_ACKNOWLEDGE, alerts, now, BY_ITSELF)
+        await connection.execute(_SKIP, alerts, now)
+        await connection.execute(_END_ESCALATIONS, alerts, now)
+    return alerts
