@@ -171,6 +171,35 @@ async def test_alerts_recorded_before_they_could_wait_go_on(bare_database_url: s
         await connection.close()
 
 
+async def test_alerts_of_before_answers_are_kept_and_those_of_the_version_before_taken(
+    bare_database_url: str,
+) -> None:
+    """0012 with rows: an alert of before reads as it was, and the version before goes on writing."""
+    migrate(bare_database_url, "0011")
+    connection = await asyncpg.connect(bare_database_url)
+    insert_alert = """
+        INSERT INTO notifier.alerts (id, transition_id, recipient, lead_id, role, person_id,
+          person_name, addressee_id, status, subject, body, stage, created_at, kind)
+        VALUES (gen_random_uuid(), gen_random_uuid(), $1, gen_random_uuid(), 'ae', 'ana', 'Ana',
+          'ana', 'delivered', 's', 'b', 'sql', now(), $2)"""
+    try:
+        await connection.execute(insert_alert, "ana", "transition")
+        await connection.execute("INSERT INTO notifier.used_links VALUES ('x', now())")
+        migrate(bare_database_url, "0012")
+        await connection.execute(insert_alert, "ana", "escalation")
+        await connection.execute(insert_alert, "ana", "clock")
+        with pytest.raises(asyncpg.CheckViolationError):
+            await connection.execute(insert_alert, "ana", "weather")
+        rows = await connection.fetch(
+            "SELECT kind, handoff_id, acknowledged_why FROM notifier.alerts ORDER BY kind"
+        )
+        assert [tuple(r) for r in rows] == [
+            ("clock", None, None), ("escalation", None, None), ("transition", None, None),
+        ]  # fmt: skip
+    finally:
+        await connection.close()
+
+
 async def test_again_changes_nothing(database_url: str) -> None:
     migrate(database_url)
     assert await current_revision(database_url) == newest_revision()

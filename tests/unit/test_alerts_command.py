@@ -40,6 +40,33 @@ def test_a_channel_shows_what_is_posted() -> None:
     assert baton("preview", "nobody").exit_code == 2
 
 
+def test_handoffs_and_clocks_can_be_previewed(tmp_path: Path) -> None:
+    from services.notifier.previews import SAMPLES
+
+    overdue = baton("preview", "elena", "--kind", "handoff").output
+    assert "Overdue: Ada Lovelace (Acme) waits for an answer from you" in overdue
+    clock = baton("preview", "elena", "--kind", "clock", "--channel", "slack+https://x.example/y")
+    assert "Waits for: Handoff to Account Executive" in clock.output
+    assert '"baton_accept"' in clock.output
+    assert baton("preview", "elena", "--kind", "weather").exit_code == 2
+    file = tmp_path / "event.json"
+    for kind, members in SAMPLES.items():  # which one it is, its members say
+        file.write_text(json.dumps(members))
+        shown = baton("preview", "elena", "--event", str(file))
+        assert shown.output == baton("preview", "elena", "--kind", kind).output
+
+
+def test_a_template_is_tried_with_what_its_kind_may_say(tmp_path: Path) -> None:
+    (tmp_path / "handoff.txt.j2").write_text("{{ wait.deadline }}, {{ wait.owner }}")
+    (tmp_path / "clock.ae.txt.j2").write_text("{{ answer.until }}")
+    (tmp_path / "subject.clock.txt.j2").write_text("{{ wait.title }}!")
+    result = baton("preview", "elena", "--kind", "handoff", "--templates", str(tmp_path))
+    assert "Mon 2026-03-02 15:00 CET, Elena Petrova" in result.output
+    assert result.exit_code == 1  # who cannot answer has no `answer`
+    assert "clock.ae.txt.j2:1" in result.output
+    assert "subject.clock" not in result.output
+
+
 def test_an_event_of_ones_own_is_shown(tmp_path: Path) -> None:
     from services.notifier.previews import SAMPLE
 
