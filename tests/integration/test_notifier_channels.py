@@ -18,7 +18,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from services.contracts.team import Person
 from services.notifier.channels import Channels
-from services.notifier.letters import Letter
+from services.notifier.letters import Answer, Letter
 from services.notifier.redaction import label
 
 ANA = Person("ana", "Ana", "ana@baton.example", channels=("email",))
@@ -177,6 +177,16 @@ async def test_a_mail_has_the_link_that_acknowledges(mailbox: Mailbox, smtp_port
     async with opened(f"smtp://127.0.0.1:{smtp_port}?tls=no") as channels:
         assert (await channels.send("email", ANA, letter)).result == "delivered"
     assert f"Got it: {link}" in mailbox.mails[0][2].get_content()
+
+
+async def test_a_mail_has_the_link_that_answers(mailbox: Mailbox, smtp_port: int) -> None:
+    url = "https://b.example/answer/" + "x" * 200
+    letter = msgspec.structs.replace(LETTER, answer=Answer(url, "x" * 200, ("No budget",)))
+    async with opened(f"smtp://127.0.0.1:{smtp_port}?tls=no") as channels:
+        outcome = await channels.send("email", ANA, letter)
+    assert outcome.result == "delivered"
+    [(_, _, message)] = mailbox.mails
+    assert f"Accept or reject: {url}\n" in message.get_content().replace("\r\n", "\n")
 
 
 async def test_a_server_that_hangs_up_after_the_mail_leaves_it_unsure() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -11,7 +12,8 @@ from services.contracts.preferences import AlertPreferences
 from services.contracts.team import Person, read_person
 from services.contracts.yaml_source import SourceError
 from services.notifier.channels import Channels
-from services.notifier.letters import Letter
+from services.notifier.hooks import slack_message, teams_card
+from services.notifier.letters import Answer, Letter
 from services.notifier.mail import SmtpServer, mail, smtp_server
 from services.notifier.redaction import label
 
@@ -57,6 +59,47 @@ def test_a_subject_cannot_add_a_header() -> None:
     letter = Letter("x", "hello\r\nBcc: all@victim.example", "body")
     with pytest.raises(ValueError):
         mail(letter, "a@b.example", "c@d.example")
+
+
+TOKEN = "t" * 120
+ANSWER = Answer(f"https://b.example/answer/{TOKEN}", TOKEN, ("No budget", "r" * 100, "x" * 151))
+
+
+def elements(message: dict[str, Any]) -> list[dict[str, Any]]:
+    """The buttons of a Slack message."""
+    return [e for b in message["blocks"] if b["type"] == "actions" for e in b["elements"]]
+
+
+def test_a_handoff_is_answered_in_slack_within_what_slack_takes() -> None:
+    letter = msgspec.structs.replace(LETTER, answer=ANSWER)
+    accept, reject, other, *_ = elements(slack_message(letter, buttons=True))
+    assert accept["action_id"] == "baton_accept"
+    assert [(o["value"], len(o["text"]["text"])) for o in reject["options"]] == [
+        ("No budget", 9), ("r" * 100, 75),
+    ]  # fmt: skip
+    assert (other["text"]["text"], other["url"]) == ("Other reason", ANSWER.url)
+    plain = msgspec.structs.replace(letter, answer=Answer(ANSWER.url, TOKEN))
+    _, other, *_ = elements(slack_message(plain, buttons=True))
+    assert other["text"]["text"] == "Reject…"
+
+
+def test_without_slacks_secret_or_with_a_long_token_the_page_is_opened() -> None:
+    letter = msgspec.structs.replace(LETTER, answer=ANSWER)
+    long = msgspec.structs.replace(LETTER, answer=Answer("https://b.example/a", "t" * 256))
+    for each, buttons in ((letter, False), (long, True)):
+        first, *_ = elements(slack_message(each, buttons=buttons))
+        assert each.answer is not None
+        assert (first["text"]["text"], first["url"]) == ("Accept or reject", each.answer.url)
+
+
+def test_a_card_opens_the_page_to_answer() -> None:
+    letter = msgspec.structs.replace(LETTER, answer=ANSWER, link="https://b.example/leads/1")
+    card = teams_card(letter)["attachments"][0]["content"]
+    assert card["actions"][0] == {
+        "type": "Action.OpenUrl", "title": "Accept or reject", "url": ANSWER.url,
+    }  # fmt: skip
+    titles = [a["title"] for a in teams_card(LETTER)["attachments"][0]["content"]["actions"]]
+    assert "Accept or reject" not in titles
 
 
 # One of Apprise's services imports a module that Python 3.13 has dropped.
