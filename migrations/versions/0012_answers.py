@@ -14,6 +14,7 @@ def upgrade() -> None:
     op.execute("""
         ALTER TABLE notifier.alerts
           ADD COLUMN handoff_id uuid,
+          ADD COLUMN can_answer boolean NOT NULL DEFAULT false,
           ADD COLUMN acknowledged_why text,
           DROP CONSTRAINT alerts_kind_check,
           ADD CONSTRAINT alerts_kind_check CHECK (kind IN
@@ -21,6 +22,9 @@ def upgrade() -> None:
     """)
     op.execute(
         "COMMENT ON COLUMN notifier.alerts.handoff_id IS 'the handoff whose answer settles it'"
+    )
+    op.execute(
+        "COMMENT ON COLUMN notifier.alerts.can_answer IS 'whether whom it is for can answer the handoff'"
     )
     op.execute(
         "COMMENT ON COLUMN notifier.alerts.acknowledged_why IS "
@@ -38,7 +42,6 @@ def upgrade() -> None:
     op.execute("""
         CREATE TABLE notifier.handoffs (
           id uuid PRIMARY KEY,
-          role text NOT NULL,
           due_at timestamptz,
           reasons text[] NOT NULL DEFAULT '{}',
           state text CHECK (state IN ('offered', 'accepted', 'rejected', 'withdrawn')),

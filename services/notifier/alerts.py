@@ -75,6 +75,8 @@ class Alert(msgspec.Struct, frozen=True):
     kind: Kind = "transition"
     handoff_id: UUID | None = None
     """The handoff whose answer settles it."""
+    can_answer: bool = False
+    """Whether whom it is for can answer that handoff."""
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -138,6 +140,7 @@ def alerts_of(
             else None,
             kind=transition.kind,
             handoff_id=transition.handoff_id,
+            can_answer=transition.offer_to(wish) is not None,
         )
 
 
@@ -182,6 +185,7 @@ def values(
     now: datetime,
 ) -> dict[str, Any]:
     """Give what the templates may say of an alert, made harmless; `now`: how late it is depends on it."""
+    offer = transition.offer_to(wish)
     zone = _zone(addressee.time_zone if addressee is not None else "UTC")
     event = cast("dict[str, Any]", harmless(msgspec.to_builtins(transition, builtin_types=())))
     lead = event["lead"]
@@ -211,7 +215,7 @@ def values(
         and transition.responsible.role == wish.role
         and transition.new_owner in (None, wish.person.id if wish.person else None),
         "wait": wait_values(transition.wait, wish, zone, now) if transition.wait else None,
-        "answer": answer_values(transition.offer, wish, zone),
+        "answer": answer_values(offer, zone) if offer is not None else None,
         "link": f"{public_url.rstrip('/')}/leads/{transition.lead.id}",
     }
 

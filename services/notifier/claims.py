@@ -178,8 +178,7 @@ FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS l (alert_id, channel, n)
   JOIN notifier.alerts a ON a.id = l.alert_id
   LEFT JOIN notifier.deliveries o
     ON o.alert_id = a.id AND o.channel = l.channel AND o.status = 'claimed'
-  LEFT JOIN notifier.handoffs h ON h.id = a.handoff_id AND h.state = 'offered' AND h.role = a.role
-    AND a.person_id = a.addressee_id AND a.kind <> 'escalation'
+  LEFT JOIN notifier.handoffs h ON h.id = a.handoff_id AND h.state = 'offered' AND a.can_answer
   LEFT JOIN LATERAL (
     SELECT array_agg(e.id::text ORDER BY e.id) AS ids,
       (array_agg(e.ref ORDER BY e.id) FILTER (WHERE e.ref IS NOT NULL))[1] AS ref

@@ -22,13 +22,13 @@ BY_ITSELF = "baton"
 # The message recorded last says how it is; of two recorded at once the answer. Whatever `WHERE` says, the
 # row is locked.
 _NOTE = """
-INSERT INTO notifier.handoffs AS h (id, role, due_at, reasons, state, answered_by, why, told_at)
-SELECT id, role, due_at, ARRAY(SELECT jsonb_array_elements_text(reasons)), state, by, why,
+INSERT INTO notifier.handoffs AS h (id, due_at, reasons, state, answered_by, why, told_at)
+SELECT id, due_at, ARRAY(SELECT jsonb_array_elements_text(reasons)), state, by, why,
   CASE WHEN state IS NOT NULL THEN told_at END
-FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::jsonb[], $5::text[], $6::text[], $7::text[],
-  $8::timestamptz[]) AS n (id, role, due_at, reasons, state, by, why, told_at)
+FROM unnest($1::uuid[], $2::timestamptz[], $3::jsonb[], $4::text[], $5::text[], $6::text[],
+  $7::timestamptz[]) AS n (id, due_at, reasons, state, by, why, told_at)
 ORDER BY id
-ON CONFLICT (id) DO UPDATE SET role = excluded.role, due_at = coalesce(excluded.due_at, h.due_at),
+ON CONFLICT (id) DO UPDATE SET due_at = coalesce(excluded.due_at, h.due_at),
   reasons = CASE WHEN excluded.reasons = '{}' THEN h.reasons ELSE excluded.reasons END,
   state = excluded.state, answered_by = excluded.answered_by, why = excluded.why,
   told_at = excluded.told_at
@@ -78,7 +78,6 @@ async def note(connection: PoolConnectionProxy[Any], news: Iterable[HandoffNews]
     await connection.execute(
         _NOTE,
         list(found),
-        [n.role for n in newest],
         [n.due_at for n in newest],
         [msgspec.json.encode(n.reasons).decode() for n in newest],
         [n.state for n in newest],

@@ -138,6 +138,12 @@ class Transition(msgspec.Struct, frozen=True, rename={"from_": "from"}):
             return None
         return self.wait.handoff_id
 
+    def offer_to(self, wish: AlertWish) -> Offer | None:
+        """Give the handoff that the person of `wish` can answer; None: they cannot."""
+        if self.offer is None or wish.person is None or wish.role != self.offer.role:
+            return None
+        return self.offer if self.new_owner in (None, wish.person.id) else None
+
 
 class OwnerChange(msgspec.Struct, frozen=True):
     """A published change of owner, as far as alerts need it."""
@@ -206,7 +212,6 @@ class HandoffNews(msgspec.Struct, frozen=True):
     """What a message says of a handoff's answer. `state` None: nothing, it is only about that handoff."""
 
     id: UUID
-    role: str
     told_at: datetime
     state: Literal["offered", "accepted", "rejected", "withdrawn"] | None = None
     due_at: datetime | None = None
@@ -348,7 +353,6 @@ def _of_clock(rang: ClockMessage, id: UUID) -> Transition:
 def handoff_news(transition: Transition) -> HandoffNews | None:
     """Give what the message says of a handoff; None when it is about none."""
     wait, offer = transition.wait, transition.offer
-    role = transition.responsible.role if transition.responsible is not None else ""
     at = transition.recorded_at
     if transition.kind == "handoff" and wait is not None and wait.handoff_id is not None:
         state = "offered" if wait.step == "overdue" else wait.step
@@ -356,14 +360,12 @@ def handoff_news(transition: Transition) -> HandoffNews | None:
         reasons = _reasons(offer) if offer is not None else ()
         by = one_line(wait.answered_by or "", 64) or None
         return HandoffNews(
-            wait.handoff_id, role, at, state, wait.deadline, reasons, by, _answer(wait, by)
+            wait.handoff_id, at, state, wait.deadline, reasons, by, _answer(wait, by)
         )
     if offer is not None:
-        return HandoffNews(
-            offer.handoff_id, offer.role, at, "offered", offer.due_at, _reasons(offer)
-        )
+        return HandoffNews(offer.handoff_id, at, "offered", offer.due_at, _reasons(offer))
     if wait is not None and wait.handoff_id is not None:
-        return HandoffNews(wait.handoff_id, role, at)
+        return HandoffNews(wait.handoff_id, at)
     return None
 
 

@@ -49,10 +49,10 @@ _INSERT = """
 WITH made AS (
   INSERT INTO notifier.alerts (id, transition_id, recipient, lead_id, role, person_id, person_name,
     addressee_id, status, subject, body, stage, company, journey_id, urgent, kind, handoff_id,
-    created_at)
+    can_answer,    created_at)
   SELECT *, $16::timestamptz FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::text[],
     $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
-    $13::text[], $14::text[], $15::boolean[], $29::text[], $30::uuid[])
+    $13::text[], $14::text[], $15::boolean[], $29::text[], $30::uuid[], $31::boolean[])
   ON CONFLICT (transition_id, recipient) DO NOTHING
   RETURNING id, role, addressee_id),
 delivered AS (
@@ -221,6 +221,7 @@ async def _save_alerts(
         [due_at for _, _, due_at in waiting],
         [a.kind for a in rows],
         [a.handoff_id for a in rows],
+        [a.can_answer for a in rows],
     )
     saved.alerts = {r["role"]: r["alerts"] for r in made}
     saved.pending = sum(status == "pending" for _, _, status in deliveries)

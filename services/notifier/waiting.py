@@ -49,10 +49,8 @@ def wait_values(wait: Wait, wish: AlertWish, zone: tzinfo, now: datetime) -> dic
     }
 
 
-def answer_values(offer: Offer | None, wish: AlertWish, zone: tzinfo) -> dict[str, Any] | None:
-    """Give what templates may say of the answer that the person of `wish` can give; None: they cannot."""
-    if offer is None or wish.person is None or wish.role != offer.role:
-        return None
+def answer_values(offer: Offer, zone: tzinfo) -> dict[str, Any]:
+    """Give what templates may say of the answer that the reader can give."""
     return {
         "until": clock(offer.due_at, zone),
         "reasons": [one_line(reason) for reason in offer.reasons],

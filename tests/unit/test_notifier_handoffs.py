@@ -11,14 +11,17 @@ import pytest
 
 from services.contracts.events import (
     HANDOFFS_TOPIC,
+    OWNER_CHANGED,
     TRANSITIONED,
     AlertWish,
     JourneyRef,
     LeadSnapshot,
     Message,
     OfferRef,
+    OwnerChanged,
     PersonRef,
     Score,
+    StageGuide,
 )
 from services.contracts.handoffs import (
     ACCEPTED,
@@ -220,6 +223,30 @@ def test_a_transition_says_until_when_it_has_to_be_accepted() -> None:
     assert own.escalate_after_s == 60
 
 
+def test_who_gave_a_lead_away_is_not_asked_to_accept_it() -> None:
+    """Of a change of owner with `tell_before` both hear, for one role; the new owner answers."""
+    kim = PersonRef("kim", "Kim Lead")
+    changed = OwnerChanged(
+        change_id=str(uuid.uuid4()), lead=LEAD, journey=JOURNEY, role="ae", owner=ELENA,
+        previous_owner=kim, why="", reason="", actor="kim", occurred_at=NOW, recorded_at=NOW,
+        score=Score(1, 2, 3), stage=StageGuide("sql", "Discovery", "", "", "", [], []),
+        alerts=[AlertWish("ae", ELENA), AlertWish("ae", kim)], offer=OFFER,
+    )  # fmt: skip
+    new, before = written(changed, OWNER_CHANGED)
+    assert (new.can_answer, before.can_answer) == (True, False)
+    assert "Please accept or reject it" in new.body
+    assert "accept or reject" not in before.body
+
+
+def test_who_leads_can_answer_for_the_owner() -> None:
+    wish = AlertWish("ae", PersonRef("kim", "Kim Lead"))
+    body = rang(step="escalate", handoff_id=HANDOFF, offer=OFFER, title="Handoff", alerts=[wish])
+    [alert] = written(body, CLOCK_RANG)
+    assert alert.can_answer
+    assert "Ask Elena Petrova for an answer" in alert.body
+    assert "Accept the handoff, or reject it" in alert.body
+
+
 def test_somebody_who_left_is_reached_by_the_inbox_only() -> None:
     gone = PersonRef("gone", "Gone Away")
     [alert] = written(told(owner=gone, alerts=[AlertWish("ae", gone)]), OVERDUE)
@@ -259,11 +286,11 @@ def test_what_messages_say_of_a_handoff() -> None:
     id = uuid.UUID(HANDOFF)
     offered = news(told(), OFFERED)
     reasons = tuple(OFFER.reasons)
-    assert offered == HandoffNews(id, "ae", NOW, "offered", DUE, reasons)
+    assert offered == HandoffNews(id, NOW, "offered", DUE, reasons)
     assert news(told(), OVERDUE) == offered
     accepted = told(state="accepted", answered_by="slack:U1", offer=None)
     assert news(accepted, ACCEPTED) == HandoffNews(
-        id, "ae", NOW, "accepted", DUE, (), "slack:U1", "accepted by slack:U1"
+        id, NOW, "accepted", DUE, (), "slack:U1", "accepted by slack:U1"
     )
     rejected = told(state="rejected", answered_by="elena", reason="No\nbudget", offer=None)
     assert (said := news(rejected, REJECTED)) is not None
@@ -274,7 +301,7 @@ def test_what_messages_say_of_a_handoff() -> None:
     assert (said := news(told(state="withdrawn", offer=None), WITHDRAWN)) is not None
     assert (said.state, said.why) == ("withdrawn", "withdrawn")
     clock = news(rang(handoff_id=HANDOFF), CLOCK_RANG)
-    assert clock == HandoffNews(id, "ae", NOW)
+    assert clock == HandoffNews(id, NOW)
     assert news(rang(), CLOCK_RANG) is None
 
 
