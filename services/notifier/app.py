@@ -36,6 +36,7 @@ from services.notifier.deliveries import Dispatcher, Patience
 from services.notifier.escalations import Escalator, waits_of
 from services.notifier.links import Links
 from services.notifier.previews import sample_values
+from services.notifier.pruning import Pruner
 from services.notifier.roster import Roster
 from services.notifier.settings import NotifierSettings
 from services.notifier.templates import Templates
@@ -98,6 +99,7 @@ def create_app(
             partial(_seen_link, links), answer_links,
         )  # fmt: skip
         escalator = Escalator(pool, roster, settings.delivery_tries, now, new_id, dispatcher.wake)
+        pruner = Pruner(pool, settings.link_valid_s, settings.digest_keep_s, now)
         consumer = Consumer(
             lambda: open_bus(settings.database_url, settings.kafka_bootstrap_servers),
             pool, roster, settings.public_url, settings.delivery_tries, now, new_id,
@@ -122,12 +124,15 @@ def create_app(
         consumer.start()
         dispatcher.start()
         escalator.start()
+        pruner.start()
         _log.info("notifier.started", bus="kafka" if settings.kafka_bootstrap_servers else "log")
         try:
             yield
         finally:
             parts.stopping.set()
-            await asyncio.gather(consumer.stop(), dispatcher.stop(), escalator.stop(), watch.stop())
+            await asyncio.gather(
+                consumer.stop(), dispatcher.stop(), escalator.stop(), pruner.stop(), watch.stop()
+            )
             await channels.aclose()
             await client.aclose()
             try:

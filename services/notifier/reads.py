@@ -17,7 +17,9 @@ from services.notifier.errors import InvalidRequestError
 _ALERT = """
 SELECT id, lead_id, transition_id, role, person_id, person_name, addressee_id, status, subject, body,
   created_at, acknowledged_at, acknowledged_by, stage, company, kind, journey_id, urgent,
-  snoozed_until, escalated_from, why, handoff_id, acknowledged_why
+  snoozed_until, escalated_from, why, handoff_id, acknowledged_why,
+  EXISTS (SELECT FROM notifier.mutes m WHERE m.person_id = addressee_id AND m.lead_id = alerts.lead_id
+    AND (m.until IS NULL OR m.until > now())) AS muted
 FROM notifier.alerts
 """
 
@@ -188,6 +190,7 @@ def _alert(row: Any, deliveries: list[dict[str, Any]]) -> dict[str, Any]:
         "snoozed_until": _moment(row["snoozed_until"]),
         "escalated_from": str(row["escalated_from"]) if row["escalated_from"] is not None else None,
         "why": row["why"],
+        "muted": row["muted"],
         "deliveries": deliveries,
     }
 

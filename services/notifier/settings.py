@@ -62,6 +62,11 @@ class NotifierSettings(BaseSettings):
         description="seconds a link to acknowledge is good for, and one to answer a handoff after "
         "its deadline",
     )
+    digest_keep_s: float = Field(
+        90 * 86_400,
+        gt=0,
+        description="seconds that the text of a message that told several alerts is kept",
+    )
     slack_signing_secret: SecretStr | None = Field(
         None, description="the Slack app's; set: messages have buttons, answered at /slack/actions"
     )

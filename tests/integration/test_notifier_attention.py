@@ -18,6 +18,7 @@ from services.notifier import attention, reads, store
 from services.notifier.consumer import Consumer
 from services.notifier.escalations import Escalator, waits_of
 from services.notifier.letters import Letter, Outcome
+from services.notifier.pruning import Pruner
 from services.notifier.roster import Roster
 from tests.integration.test_notifier_store import PATIENCE, Desk, ListBus, new_id, transition
 
@@ -374,3 +375,32 @@ async def test_a_failed_message_holds_back_the_ones_behind_it(post: Post) -> Non
     bens = [letter.alert_id for person, letter in post.letters if person == "ben"]
     assert bens == [bens[0], bens[0], bens[2]]
     assert bens[2] > bens[0]
+
+
+async def test_what_is_past_its_time_is_forgotten_and_what_is_to_be_sent_is_not(post: Post) -> None:
+    """Marks of links as long as the links are valid, texts of merged messages as long as is set."""
+    post.clock.moment = datetime(2026, 3, 4, 10, 5, tzinfo=UTC)
+    pruner = Pruner(post.pool, 7 * 86_400, 90 * 86_400, post.clock.now)
+    await post.pool.executemany(
+        "INSERT INTO notifier.used_links (id, used_at) VALUES ($1, $2)",
+        [(f"link-{n}", post.clock.now() - timedelta(days=8)) for n in range(1500)]
+        + [("fresh", post.clock.now() - timedelta(days=6))],
+    )
+    await post.tell(ae("dan"), ae("dan"))
+    post.clock.moment = datetime(2026, 3, 4, 11, 0, 1, tzinfo=UTC)
+    await post.settle()  # one message of two alerts
+    post.wire.outcomes = [Outcome("failed", "busy")]
+    await post.tell(ae("dan"), ae("dan"))
+    post.clock.moment = datetime(2026, 3, 4, 12, 0, 1, tzinfo=UTC)
+    assert await post.dispatcher.run_due() == 1  # the second is to be tried again
+    assert await pruner.prune() == 1500
+    assert await pruner.prune() == 0
+    post.clock.pass_(91 * 86_400)
+    assert sorted([await pruner.prune(), await pruner.prune()]) == [0, 2]  # the link and a digest
+    assert await post.pool.fetchval("SELECT count(*) FROM notifier.used_links") == 0
+    [waiting] = await post.pool.fetch("SELECT id FROM notifier.digests")
+    pending = await post.pool.fetchval(
+        "SELECT count(*) FROM notifier.deliveries WHERE digest_id = $1 AND status = 'pending'",
+        waiting["id"],
+    )
+    assert pending == 2

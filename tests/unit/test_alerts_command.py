@@ -112,6 +112,17 @@ def test_the_page_says_why_an_alert_waits() -> None:
     delivery |= {"why": "held until 09:00 Europe/Berlin: quiet hours", "ambiguous": True}
     alert |= {"why": "not acknowledged by Ben", "snoozed_until": "2026-03-06T08:00:00Z"}
     shown = template.render(alert=alert, **more)
+    assert "Mute lead" not in shown  # of a notifier before, or without the scope
+    alert |= {"muted": False, "addressee_id": "ben"}
+    more["may_move"] = True
+    shown = template.render(alert=alert, **more)
+    for text in ("Acknowledge", "Snooze 1 h", "Mute lead", 'hx-post="/alerts/1/snooze"'):
+        assert text in shown
+    answered = {"acknowledged_at": "2026-03-04T20:00:00Z", "acknowledged_why": "accepted by ben"}
+    settled = template.render(alert=alert | answered | {"muted": True}, **more)
+    assert "Snooze" not in settled
+    assert "Unmute lead" in settled
+    assert "accepted by ben" in settled
     for text in (delivery["why"], "Escalated: not acknowledged by Ben", "Snoozed until",
                  "it may have arrived"):  # fmt: skip
         assert text in shown

@@ -37,7 +37,7 @@ from services.stage_service.pages import (
     quarantine_pages,
     session,
 )
-from services.stage_service.pages.alert_view import NotifierAwayError, ask
+from services.stage_service.pages.alert_view import DEEDS, NotifierAwayError, act, ask
 from services.stage_service.pages.lead_view import score_explained, steps, story
 from services.stage_service.pages.rendering import (
     FOREVER,
@@ -371,15 +371,13 @@ def _here(request: Request) -> str:
 
 @router.post("/alerts/{id}/{deed}")
 async def answer_alert(request: Request, who: Mover, id: str, deed: str) -> Response:
-    """Acknowledge an alert (``ack``) or have it sent again (``retry``)."""
+    """Acknowledge an alert, have it sent again, snooze it for an hour, or mute its lead for its reader."""
     alert_id = _uuid(id)
-    if deed not in ("ack", "retry") or alert_id is None:
+    if deed not in DEEDS or alert_id is None:
         raise NotFoundError("There is no such page.")
     form = await form_of(request)
     try:
-        alert = await ask(
-            house(request), token_of(request), "POST", f"/v1/alerts/{alert_id}/{deed}"
-        )
+        alert = await act(house(request), token_of(request), deed, alert_id)
     except NotifierAwayError as error:
         if is_fragment(request):
             return page(request, "_notice.html", 503, text=f"Not done: {error}. Try it again.")
