@@ -39,6 +39,7 @@ SAID_CHARACTERS_MAX = 300
 TRY_AGAIN = "Not done: Baton does not answer. Try it again."
 
 _DEEDS = {"baton_accept": "accept", "baton_reject": "reject"}
+_STATES = {"accept": "accepted", "reject": "rejected"}
 _ALERT_DEEDS = frozenset({"baton_seen", "baton_snooze"})
 _log = structlog.get_logger("baton.notifier")
 
@@ -176,8 +177,13 @@ async def _answer(parts: House, pressed: Pressed) -> str:
         _log.warning("slack.unanswered", reason=type(error).__name__)
         return TRY_AGAIN
     if answer.status_code == 200:
-        return "Accepted." if deed == "accept" else f"Rejected: {one_line(pressed.reason or '')}"
-    detail = _detail(answer)
+        # Of two presses at the same moment both may be told what the first one did.
+        if _member(answer, "state") in (None, _STATES[deed]):
+            return (
+                "Accepted." if deed == "accept" else f"Rejected: {one_line(pressed.reason or '')}"
+            )
+        return f"Answered already: {_member(answer, 'state')}."
+    detail = _member(answer, "detail")
     if answer.status_code == 409:
         return f"Answered already: {detail}" if detail else "It was answered already."
     if answer.status_code == 410:
@@ -188,12 +194,13 @@ async def _answer(parts: House, pressed: Pressed) -> str:
     return TRY_AGAIN
 
 
-def _detail(answer: httpx.Response) -> str:
+def _member(answer: httpx.Response, name: str) -> str | None:
+    """Give a text of the answer's JSON, as one harmless line; None when there is none."""
     try:
-        detail = cast("dict[str, Any]", msgspec.json.decode(answer.content)).get("detail")
+        value = cast("dict[str, Any]", msgspec.json.decode(answer.content)).get(name)
     except (msgspec.DecodeError, AttributeError, UnicodeDecodeError):
-        return ""
-    return one_line(detail, SAID_CHARACTERS_MAX) if isinstance(detail, str) else ""
+        return None
+    return one_line(value, SAID_CHARACTERS_MAX) if isinstance(value, str) else None
 
 
 async def _reply(parts: House, url: str, said: str) -> None:

@@ -226,6 +226,11 @@ async def test_what_the_stage_service_says_is_said_in_slack(
         slack.asked.clear()
         assert await send(served, body) == 200
         assert replies(slack) == [said], status
+    stage.answers = [(200, {"state": "accepted"}), (200, {"state": "rejected"})]
+    slack.asked.clear()
+    for _ in range(2):
+        assert await send(served, body) == 200
+    assert replies(slack) == ["Accepted.", "Answered already: rejected."]
 
 
 async def test_a_second_press_asks_again_and_says_that_it_was_answered(
