@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 import time
 import urllib.parse
 import uuid
@@ -15,7 +16,9 @@ from typing import Any
 
 import asyncpg
 import httpx
+import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from services.contracts import access
 from services.contracts.handoffs import AnswerLinks
@@ -23,7 +26,10 @@ from services.notifier.app import create_app
 from services.notifier.links import Links
 from services.notifier.slack_actions import slack_signed
 from tests.integration.test_notifier_api import Served, serve, settings, transition
+from tests.integration.test_notifier_channels import Mailbox, mailbox, smtp_port
+from tests.integration.test_notifier_handoffs import accepted, offer
 
+__all__ = ["mailbox", "smtp_port"]
 KEY = "0123456789abcdef0123456789abcdef"
 NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
 SECRET = "8f742231b10e8888abcd99yyyzzz85a5"
@@ -273,3 +279,37 @@ def test_a_link_written_in_another_way_is_the_same_link(
     grants = [grant for grant in read if grant is not None]
     assert grants
     assert len({grant.id for grant in grants}) == 1
+
+
+async def test_an_offer_goes_out_by_mail_with_its_link_until_it_is_answered(
+    database_url: str, tmp_path: Path, clock: Clock, mailbox: Mailbox, smtp_port: int
+) -> None:
+    """From the bus to a real mail server: the link is in the mail, and neither in the API nor in a log."""
+    connection = await asyncpg.connect(database_url)
+    _, token = await access.create_key(connection, "tests", access.SCOPES)
+    chosen = settings(
+        database_url, tmp_path, link_key=KEY, public_url="https://b.example",
+    ).model_copy(update={"smtp_url": f"smtp://127.0.0.1:{smtp_port}?tls=no"})  # fmt: skip
+    handoff, offered = uuid.uuid4(), transition("ben", "ae")
+    body = msgspec.json.decode(offered.value) | {"offer": msgspec.to_builtins(offer(handoff))}
+    offered = msgspec.structs.replace(offered, value=msgspec.json.encode(body))
+    app = create_app(chosen, now=clock.now)
+    with capture_logs() as lines:
+        async with serve(app, token) as client:
+            served = Served(app, client, connection)
+            await served.publish(offered)
+            [alert] = await served.alerts(1)
+            assert alert["status"] == "delivered"
+            [(_, _, message)] = mailbox.mails
+            [link] = re.findall(r"Accept or reject: (\S+)", message.get_content())
+            secret = link.removeprefix("https://b.example/answer/")
+            grant = AnswerLinks(KEY, "https://b.example", 1).read(secret, clock.now())
+            assert grant is not None
+            assert (grant.handoff_id, grant.person) == (handoff, "ben")
+            await served.publish(accepted(handoff), transition("ana", "lead_agent"))
+            await served.alerts(1, person="ana")
+            [answered] = await served.alerts(1, status="acknowledged")
+            assert answered["acknowledged_why"] == "accepted by ben"
+            shown = (await client.get("/v1/alerts")).text
+    assert secret not in shown + str(lines)
+    await connection.close()
