@@ -36,7 +36,7 @@ def upgrade() -> None:
     )
     op.execute(
         "CREATE INDEX alerts_of_handoff ON notifier.alerts (handoff_id, id) "
-        "WHERE handoff_id IS NOT NULL AND status <> 'acknowledged'"
+        "WHERE handoff_id IS NOT NULL"
     )
     # The row of a handoff makes an alert about it and its answer take turns, whichever comes first.
     op.execute("""
@@ -46,6 +46,7 @@ def upgrade() -> None:
           reasons text[] NOT NULL DEFAULT '{}',
           state text CHECK (state IN ('offered', 'accepted', 'rejected', 'withdrawn')),
           answered_by text,
+          implied boolean NOT NULL DEFAULT false,
           why text,
           told_at timestamptz)
     """)

@@ -22,16 +22,16 @@ BY_ITSELF = "baton"
 # The message recorded last says how it is; of two recorded at once the answer. Whatever `WHERE` says, the
 # row is locked.
 _NOTE = """
-INSERT INTO notifier.handoffs AS h (id, due_at, reasons, state, answered_by, why, told_at)
-SELECT id, due_at, ARRAY(SELECT jsonb_array_elements_text(reasons)), state, by, why,
+INSERT INTO notifier.handoffs AS h (id, due_at, reasons, state, answered_by, implied, why, told_at)
+SELECT id, due_at, ARRAY(SELECT jsonb_array_elements_text(reasons)), state, by, implied, why,
   CASE WHEN state IS NOT NULL THEN told_at END
-FROM unnest($1::uuid[], $2::timestamptz[], $3::jsonb[], $4::text[], $5::text[], $6::text[],
-  $7::timestamptz[]) AS n (id, due_at, reasons, state, by, why, told_at)
+FROM unnest($1::uuid[], $2::timestamptz[], $3::jsonb[], $4::text[], $5::text[], $6::boolean[],
+  $7::text[], $8::timestamptz[]) AS n (id, due_at, reasons, state, by, implied, why, told_at)
 ORDER BY id
 ON CONFLICT (id) DO UPDATE SET due_at = coalesce(excluded.due_at, h.due_at),
   reasons = CASE WHEN excluded.reasons = '{}' THEN h.reasons ELSE excluded.reasons END,
-  state = excluded.state, answered_by = excluded.answered_by, why = excluded.why,
-  told_at = excluded.told_at
+  state = excluded.state, answered_by = excluded.answered_by, implied = excluded.implied,
+  why = excluded.why, told_at = excluded.told_at
 WHERE excluded.state IS NOT NULL AND (h.state IS NULL
   OR (excluded.told_at, excluded.state <> 'offered') >= (h.told_at, h.state <> 'offered'))
 """
@@ -41,9 +41,13 @@ SELECT id FROM notifier.handoffs
 WHERE id = ANY($1) AND state IN ('accepted', 'rejected', 'withdrawn')
 """
 
+# A journey that went on took its handoffs up. What its transitions told is told all the same, as of any
+# other; only what asks for an answer is over.
 _LOCK_ALERTS = """
-SELECT id FROM notifier.alerts WHERE handoff_id = ANY($1) AND status <> 'acknowledged'
-ORDER BY id FOR UPDATE
+SELECT a.id FROM notifier.alerts a JOIN notifier.handoffs h ON h.id = a.handoff_id
+WHERE a.handoff_id = ANY($1) AND a.status <> 'acknowledged'
+  AND NOT (h.state = 'accepted' AND h.implied AND a.kind = 'transition')
+ORDER BY a.id FOR UPDATE OF a
 """
 
 _ACKNOWLEDGE = """
@@ -61,9 +65,9 @@ FROM notifier.alerts a WHERE a.id = ANY($1) AND d.alert_id = a.id AND d.status =
 """
 
 _END_ESCALATIONS = """
-UPDATE notifier.escalations e SET ended_at = $2, why = a.acknowledged_why
-FROM notifier.alerts a
-WHERE a.id = ANY($1) AND e.alert_id = coalesce(a.escalated_from, a.id) AND e.ended_at IS NULL
+UPDATE notifier.escalations e SET ended_at = $2, why = h.why
+FROM notifier.alerts a JOIN notifier.handoffs h ON h.id = a.handoff_id
+WHERE a.handoff_id = ANY($1) AND e.alert_id = a.id AND e.ended_at IS NULL
 """
 
 
@@ -82,6 +86,7 @@ async def note(connection: PoolConnectionProxy[Any], news: Iterable[HandoffNews]
         [msgspec.json.encode(n.reasons).decode() for n in newest],
         [n.state for n in newest],
         [n.by for n in newest],
+        [n.implied for n in newest],
         [n.why for n in newest],
         [n.told_at for n in newest],
     )
@@ -103,5 +108,5 @@ async def settle(
     if alerts:
         await connection.execute(_ACKNOWLEDGE, alerts, now, BY_ITSELF)
         await connection.execute(_SKIP, alerts, now)
-        await connection.execute(_END_ESCALATIONS, alerts, now)
+    await connection.execute(_END_ESCALATIONS, ids, now)
     return alerts

@@ -217,6 +217,8 @@ class HandoffNews(msgspec.Struct, frozen=True):
     due_at: datetime | None = None
     reasons: tuple[str, ...] = ()
     by: str | None = None
+    implied: bool = False
+    """It was answered by no word but a deed: the journey went on."""
     why: str | None = None
     """How it was answered, as its alerts say it."""
 
@@ -360,7 +362,7 @@ def handoff_news(transition: Transition) -> HandoffNews | None:
         reasons = _reasons(offer) if offer is not None else ()
         by = one_line(wait.answered_by or "", 64) or None
         return HandoffNews(
-            wait.handoff_id, at, state, wait.deadline, reasons, by, _answer(wait, by)
+            wait.handoff_id, at, state, wait.deadline, reasons, by, wait.implied, _answer(wait, by)
         )
     if offer is not None:
         return HandoffNews(offer.handoff_id, at, "offered", offer.due_at, _reasons(offer))

@@ -14,7 +14,8 @@ import pytest
 from services.baton.verify import verify_database
 from services.contracts.events import HANDOFFS_TOPIC, OWNER_CHANGED, Message
 from services.contracts.team import load_team
-from services.notifier.alerts import alerts_of, read_transition
+from services.notifier.alerts import alerts_of
+from services.notifier.messages import read_transition
 from tests.integration.stage import ROOT, Stage, running_stage
 
 

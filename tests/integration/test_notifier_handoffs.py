@@ -213,7 +213,7 @@ async def test_an_answer_settles_what_was_told_of_the_handoff(counter: Counter) 
     [
         (REJECTED, {"answered_by": "ben", "reason": "No budget"}, "ben", "rejected by ben: No budget"),
         (WITHDRAWN, {}, "baton", "withdrawn"),
-        (ACCEPTED, {"implied": True}, "baton", "accepted, by what was done"),
+        (WITHDRAWN, {"implied": True}, "baton", "withdrawn, by what was done"),
         (ACCEPTED, {"answered_by": "slack:U1"}, "slack:U1", "accepted by slack:U1"),
     ],
 )  # fmt: skip
@@ -229,6 +229,24 @@ async def test_the_alert_says_how_it_was_answered(
     )  # fmt: skip
     await counter.settle()
     assert counter.letters == []
+
+
+async def test_what_went_on_by_itself_is_told_and_asks_for_nothing(counter: Counter) -> None:
+    """A lead that moves on took the handoff up: its transition is told, what waits for an answer is over."""
+    handoff = uuid.uuid4()
+    overdue = change(handoff, OVERDUE, NOW, alerts=[AlertWish("marketing", KIM)])
+    await counter.tell(offering(handoff, "ben"), overdue, accepted(handoff, by=None))
+    await counter.settle()
+    [letter] = [letter for who, letter in counter.letters if who == "ben"]
+    assert letter.answer is None
+    assert [who for who, _ in counter.letters] == ["ben"]
+    handoffs, told = await counter.alerts()
+    assert (handoffs["status"], handoffs["acknowledged_why"]) == (
+        "acknowledged", "accepted, by what was done",
+    )  # fmt: skip
+    assert (told["status"], told["acknowledged_why"]) == ("delivered", None)
+    counter.clock.pass_(3600)
+    assert await counter.escalate() == 0
 
 
 async def test_an_answer_that_is_read_before_the_offer_settles_it_too(counter: Counter) -> None:

@@ -290,14 +290,14 @@ def test_what_messages_say_of_a_handoff() -> None:
     assert news(told(), OVERDUE) == offered
     accepted = told(state="accepted", answered_by="slack:U1", offer=None)
     assert news(accepted, ACCEPTED) == HandoffNews(
-        id, NOW, "accepted", DUE, (), "slack:U1", "accepted by slack:U1"
+        id, NOW, "accepted", DUE, (), "slack:U1", False, "accepted by slack:U1"
     )
     rejected = told(state="rejected", answered_by="elena", reason="No\nbudget", offer=None)
     assert (said := news(rejected, REJECTED)) is not None
     assert said.why == "rejected by elena: No budget"
     moved_on = told(state="accepted", implied=True, offer=None)
     assert (said := news(moved_on, ACCEPTED)) is not None
-    assert (said.why, said.by) == ("accepted, by what was done", None)
+    assert (said.why, said.by, said.implied) == ("accepted, by what was done", None, True)
     assert (said := news(told(state="withdrawn", offer=None), WITHDRAWN)) is not None
     assert (said.state, said.why) == ("withdrawn", "withdrawn")
     clock = news(rang(handoff_id=HANDOFF), CLOCK_RANG)
