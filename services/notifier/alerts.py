@@ -139,7 +139,7 @@ def alerts_of(
             if after_s
             else None,
             kind=transition.kind,
-            handoff_id=transition.handoff_id,
+            handoff_id=transition.handoff_of(wish),
             can_answer=transition.offer_to(wish) is not None,
         )
 

@@ -129,14 +129,15 @@ class Transition(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     kind: Kind = "transition"
     wait: Wait | None = None
 
-    @property
-    def handoff_id(self) -> UUID | None:
-        """Give the handoff that this is about, while it waits for an answer."""
-        if self.offer is not None:
-            return self.offer.handoff_id
-        if self.wait is None or self.wait.step in ("accepted", "rejected", "withdrawn"):
+    def handoff_of(self, wish: AlertWish) -> UUID | None:
+        """Give the handoff whose answer settles the alert of `wish`; None: it only informs."""
+        if self.wait is not None:
+            settled = self.wait.step in ("accepted", "rejected", "withdrawn")
+            return None if settled else self.wait.handoff_id
+        if self.offer is None or wish.role != self.offer.role:
             return None
-        return self.wait.handoff_id
+        is_theirs = wish.person is None or self.new_owner in (None, wish.person.id)
+        return self.offer.handoff_id if is_theirs else None
 
     def offer_to(self, wish: AlertWish) -> Offer | None:
         """Give the handoff that the person of `wish` can answer; None: they cannot."""

@@ -85,15 +85,13 @@ def offer(handoff: uuid.UUID, due_at: datetime = DUE) -> OfferRef:
 
 
 def offering(
-    handoff: uuid.UUID, *people: str, role: str = "ae", at: datetime = NOW, **changes: Any
+    handoff: uuid.UUID, *people: str, at: datetime = NOW, informs: str | None = None
 ) -> Message:
-    """A transition that offers a handoff to the first of `people`, and tells the others."""
-    wishes = [{"role": role if n == 0 else "lead_agent", "person": {"id": p, "name": p.title()}}
-              for n, p in enumerate(people)]  # fmt: skip
+    """A transition that offers a handoff to `people`, and informs somebody of another role."""
+    roles = dict.fromkeys(people, "ae") | ({informs: "lead_agent"} if informs else {})
+    wishes = [{"role": role, "person": {"id": p, "name": p.title()}} for p, role in roles.items()]
     offered = msgspec.json.decode(msgspec.json.encode(offer(handoff)))
-    return transition(
-        role=role, alerts=wishes, offer=offered, recorded_at=at.isoformat(), **changes
-    )
+    return transition(alerts=wishes, offer=offered, recorded_at=at.isoformat())
 
 
 def change(handoff: uuid.UUID, type: str, at: datetime, **changes: Any) -> Message:
@@ -127,7 +125,7 @@ async def everything_stored(pool: asyncpg.Pool[Any]) -> str:
 
 async def test_only_who_can_answer_gets_a_link_and_it_is_kept_nowhere(counter: Counter) -> None:
     handoff = uuid.uuid4()
-    await counter.tell(offering(handoff, "ben", "kim"))
+    await counter.tell(offering(handoff, "ben", informs="kim"))
     await counter.settle()
     assert counter.letter_to("kim").answer is None
     answer = counter.letter_to("ben").answer
@@ -229,6 +227,14 @@ async def test_the_alert_says_how_it_was_answered(
     )  # fmt: skip
     await counter.settle()
     assert counter.letters == []
+
+
+async def test_who_was_only_informed_is_informed_whatever_was_answered(counter: Counter) -> None:
+    handoff = uuid.uuid4()
+    await counter.tell(offering(handoff, "ben", informs="kim"), accepted(handoff))
+    await counter.settle()
+    assert [who for who, _ in counter.letters] == ["kim"]
+    assert sorted(a["status"] for a in await counter.alerts()) == ["acknowledged", "delivered"]
 
 
 async def test_what_went_on_by_itself_is_told_and_asks_for_nothing(counter: Counter) -> None:
