@@ -237,6 +237,12 @@ async def _bus(connection: Connection, report: Report) -> None:
     report.published, report.pending = row["logged"], row["pending"]
     if row["logged"] != row["newest"]:
         report.found(f"the published log has {row['logged']} messages and ends at {row['newest']}")
+    for topic in await connection.fetch(
+        """SELECT topic, count(*) AS logged, count(DISTINCT number) AS told FROM bus.log
+           GROUP BY topic"""
+    ):
+        if topic["told"] != topic["logged"]:
+            report.found(f"{topic['logged']} messages of {topic['topic']} have {topic['told']} numbers")
     if row["logged"] + row["pending"] != row["written"]:
         report.found(
             f"{row['written']} messages written, {row['logged']} published, {row['pending']} waiting"

@@ -1,9 +1,9 @@
 """The bus on PostgreSQL, and the published log that every deployment keeps.
 
 A producer writes to ``bus.outbox`` inside its own transaction (`write`). One sequencer (`stamp`, called
-by the relay under its leader lock) gives each committed message its ``position`` in ``bus.log``: gapless,
-in commit order per lead. Readers may keep "the last position" as a cursor, which would lose rows on the
-outbox's own ids, since those become visible out of order.
+by the relay under its leader lock) gives each committed message its ``position`` in ``bus.log``, and its
+``number`` among those of its topic: both gapless, in commit order per lead. Readers may keep the last one
+as a cursor, which would lose rows on the outbox's own ids, since those become visible out of order.
 """
 
 from __future__ import annotations
@@ -42,11 +42,16 @@ _WRITE = f"WITH {OUTBOX_CTES.format(rows='$1')} SELECT"
 _STAMP = f"""
 WITH taken AS (DELETE FROM bus.pending WHERE outbox_id IN ({{which}}) RETURNING outbox_id),
 numbered AS (
-  SELECT outbox_id, row_number() OVER (ORDER BY outbox_id) AS n FROM taken),
+  SELECT outbox_id, topic, row_number() OVER (ORDER BY outbox_id) AS n,
+    row_number() OVER (PARTITION BY topic ORDER BY outbox_id) AS nth
+  FROM taken JOIN bus.outbox ON id = outbox_id),
+last AS (
+  SELECT topic, (SELECT coalesce(max(number), 0) FROM bus.log l WHERE l.topic = t.topic) AS number
+  FROM (SELECT DISTINCT topic FROM numbered) AS t),
 logged AS (
-  INSERT INTO bus.log (position, outbox_id, topic)
-  SELECT (SELECT coalesce(max(position), 0) FROM bus.log) + n, outbox_id, topic
-  FROM numbered JOIN bus.outbox ON id = outbox_id
+  INSERT INTO bus.log (position, outbox_id, topic, number)
+  SELECT (SELECT coalesce(max(position), 0) FROM bus.log) + n, outbox_id, topic, last.number + nth
+  FROM numbered JOIN last USING (topic)
   RETURNING position)
 SELECT count(*) AS stamped, max(position) AS last, pg_notify('{CHANNEL}', '')
 FROM logged HAVING count(*) > 0
@@ -64,6 +69,13 @@ SELECT l.position, o.topic, o.key, o.headers, o.value
 FROM bus.log l JOIN bus.outbox o ON o.id = l.outbox_id
 WHERE l.position > $1 AND l.topic = ANY($2) ORDER BY l.position LIMIT $3
 """
+
+_READ_TOPIC = """
+SELECT l.number AS position, o.topic, o.key, o.headers, o.value
+FROM bus.log l JOIN bus.outbox o ON o.id = l.outbox_id
+WHERE l.topic = $1 AND l.number > $2 ORDER BY l.number LIMIT $3
+"""
+_LAST_NUMBER = "SELECT coalesce(max(number), 0) AS number FROM bus.log WHERE topic = $1"
 
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 _encode = msgspec.json.encode
@@ -132,6 +144,22 @@ def _messages(rows: Sequence[Any]) -> list[Message]:
         Message(r["topic"], r["key"], _decode_headers(r["headers"]), r["value"], r["position"])
         for r in rows
     ]
+
+
+async def read_topic(
+    connection: Executor, after: int, topic: str, messages_max: int
+) -> list[Message]:
+    """Give the published messages of one topic after its `after`th, in order.
+
+    Their ``position`` is their number in the topic: 1, 2, 3 and so on, without gaps.
+    """
+    return _messages(await connection.fetch(_READ_TOPIC, topic, after, messages_max))
+
+
+async def last_number(connection: Executor, topic: str) -> int:
+    """Give how many messages of `topic` were published."""
+    rows = await connection.fetch(_LAST_NUMBER, topic)
+    return rows[0]["number"]
 
 
 async def cursor(connection: Executor, group: str) -> int:

@@ -317,6 +317,7 @@ log = Table(
     Column("position", BigInteger, primary_key=True),
     Column("outbox_id", BigInteger, nullable=False),
     Column("topic", Text, nullable=False),
+    Column("number", BigInteger),
     _moment("published_at"),
     schema="bus",
 )

@@ -272,7 +272,7 @@ async def list_transitions(
 
     ``next_cursor`` is the position to ask ``after`` next; null when there was nothing new.
     """
-    messages = await postgres_log.read(house(request).pool, after, [TRANSITIONS_TOPIC], limit)
+    messages = await postgres_log.read_topic(house(request).pool, after, TRANSITIONS_TOPIC, limit)
     cursor = str(messages[-1].position) if messages else None
     return _json({"items": [_feed_item(m) for m in messages], "next_cursor": cursor})
 
@@ -288,7 +288,7 @@ async def stream_transitions(
     if last_event_id is not None and last_event_id.isdecimal() and len(last_event_id) < 19:
         after = int(last_event_id)
     if after is None:
-        after = await reads.last_position(it.engine)
+        after = await postgres_log.last_number(it.pool, TRANSITIONS_TOPIC)
     return EventSourceResponse(
         _stream(it, after), ping=PING_S, headers={"cache-control": "no-store"}
     )
@@ -300,8 +300,8 @@ async def _stream(house: House, after: int) -> AsyncIterator[ServerSentEvent]:
         # Before the read: what is published after it wakes the wait.
         news = asyncio.ensure_future(house.pulse.wait(STREAM_POLL_S))
         try:
-            messages = await postgres_log.read(
-                house.pool, after, [TRANSITIONS_TOPIC], STREAM_READ_MAX
+            messages = await postgres_log.read_topic(
+                house.pool, after, TRANSITIONS_TOPIC, STREAM_READ_MAX
             )
             for message in messages:
                 yield ServerSentEvent(

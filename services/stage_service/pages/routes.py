@@ -114,9 +114,9 @@ async def board_fragment(request: Request, who: Reader, playbook: str | None = N
 async def _board(it: House, name: str | None) -> dict[str, Any]:
     chosen = playbook_named(it, name or None)
     now = await reads.board(it.engine, chosen.name, CARDS_MAX, datetime.now(UTC))
-    last = await reads.last_position(it.engine)
-    messages = await postgres_log.read(
-        it.pool, max(0, last - NEWS_READ_BACK), [TRANSITIONS_TOPIC], NEWS_READ_BACK
+    last = await postgres_log.last_number(it.pool, TRANSITIONS_TOPIC)
+    messages = await postgres_log.read_topic(
+        it.pool, max(0, last - NEWS_READ_BACK), TRANSITIONS_TOPIC, NEWS_READ_BACK
     )
     moves = [m for m in messages if m.type in (TRANSITIONED, CORRECTED)]
     news = [msgspec.json.decode(m.value) | {"type": m.type} for m in moves[-NEWS_MAX:]][::-1]
