@@ -200,6 +200,24 @@ async def test_alerts_of_before_answers_are_kept_and_those_of_the_version_before
         await connection.close()
 
 
+async def test_the_feed_goes_on_where_it_was_and_numbers_each_topic(bare_database_url: str) -> None:
+    """0013 with rows: numbers are the positions of before; what the version before writes gets one too."""
+    migrate(bare_database_url, "0012")
+    connection = await asyncpg.connect(bare_database_url)
+    insert = """INSERT INTO bus.log (position, outbox_id, topic)
+                SELECT p, p, t FROM unnest($1::bigint[], $2::text[]) AS k(p, t)"""
+    try:
+        await connection.execute(insert, [1, 2, 3], ["moves", "others", "moves"])
+        migrate(bare_database_url, "0013")
+        await connection.execute(insert, [4, 5, 6], ["moves", "others", "moves"])
+        rows = await connection.fetch("SELECT topic, number FROM bus.log ORDER BY position")
+        assert [tuple(r) for r in rows] == [
+            ("moves", 1), ("others", 2), ("moves", 3), ("moves", 4), ("others", 3), ("moves", 5),
+        ]  # fmt: skip
+    finally:
+        await connection.close()
+
+
 async def test_again_changes_nothing(database_url: str) -> None:
     migrate(database_url)
     assert await current_revision(database_url) == newest_revision()
