@@ -45,6 +45,10 @@ _TITLES = ("Head of Operations", "VP Sales", "IT Manager", "Buyer", "Chief Finan
 _TOUCHES = ("page.viewed", "page.viewed", "email.clicked", "content.downloaded", "webinar.attended",
             "form.submitted")  # fmt: skip
 _LOST = ("no budget this year", "chose another vendor", "project was stopped", "no answer any more")
+_REJECTED = ("No budget", "Does not fit what we sell", "Nobody who decides was there")
+_HANDED_ON = {"lead.marketing_qualified", "demo.requested", "meeting.booked", "deal.won"}
+"""After these somebody else has to accept the lead."""
+ACCEPTED, ANSWERED = 0.85, 0.93
 _WAY = ("lead.marketing_qualified", "meeting.booked", "proposal.sent", "contract.sent", "deal.won")
 _NEXT = {
     "lead": "demo.requested",
@@ -108,6 +112,8 @@ def lead_story(chance: random.Random, start: datetime, until: datetime) -> list[
             elif chance.random() < 0.86 or step == 0:
                 amount = {"amount": chance.randrange(4, 90) * 1000} if step > 1 else {}
                 events.append(_event(type_, later(20), email, **amount))
+            if events[-1]["type"] in _HANDED_ON:
+                events += _answer(chance, events[-1]["type"], later(1), email)
             if chance.random() < 0.13:
                 ends = ("deal.lost", chance.choice(_LOST)) if step > 1 else (
                     chance.choice(("lead.recycled", "lead.disqualified")), "not the right moment"
@@ -117,6 +123,16 @@ def lead_story(chance: random.Random, start: datetime, until: datetime) -> list[
             if chance.random() < 0.22:
                 break
     return [e for e in events if datetime.fromisoformat(e["time"]) <= until]
+
+
+def _answer(chance: random.Random, handed_by: str, at: datetime, email: str) -> list[Event]:
+    """Tell how a handoff was answered, if it was: some are missed, and climb."""
+    luck = chance.random()
+    if luck < ACCEPTED:
+        return [_event("handoff.accepted", at, email)]
+    if luck < ANSWERED and handed_by == "meeting.booked":
+        return [_event("handoff.rejected", at, email, reason=chance.choice(_REJECTED))]
+    return []
 
 
 def by_its_tool(event: Event) -> Told:
@@ -209,8 +225,16 @@ async def _send(client: httpx.AsyncClient, told: Iterable[Told]) -> None:
 
 
 async def _next(client: httpx.AsyncClient, chance: random.Random) -> list[Told]:
-    """Let somebody on the board take a next step, or a new lead come."""
+    """Let somebody answer a handoff or take a next step on the board, or a new lead come."""
     now = datetime.now(UTC)
+    if chance.random() < 0.3:
+        answer = await client.get("/v1/handoffs", params={"state": "offered", "limit": 20})
+        waiting = [h for h in answer.json()["items"] if h["lead"]["email"]]
+        if waiting:
+            handoff = chance.choice(waiting)
+            handed_by = "meeting.booked" if handoff["role"] == "ae" else ""
+            told = _answer(chance, handed_by, now, handoff["lead"]["email"])
+            return [("events", event) for event in told]
     if chance.random() < 0.3:
         email, about = _person(chance)
         return [("events", _event("lead.created", now, email, **about))]

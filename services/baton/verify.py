@@ -242,7 +242,9 @@ async def _bus(connection: Connection, report: Report) -> None:
            GROUP BY topic"""
     ):
         if topic["told"] != topic["logged"]:
-            report.found(f"{topic['logged']} messages of {topic['topic']} have {topic['told']} numbers")
+            report.found(
+                f"{topic['logged']} messages of {topic['topic']} have {topic['told']} numbers"
+            )
     if row["logged"] + row["pending"] != row["written"]:
         report.found(
             f"{row['written']} messages written, {row['logged']} published, {row['pending']} waiting"

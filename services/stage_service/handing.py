@@ -274,7 +274,8 @@ class Handing:
             offer.role, offer.from_role, offer.round,
             owner.id if owner else known and known.person_id,
             owner.name if owner else known and known.person_name,
-            giver.id if giver and offer.from_role != offer.role else None, None,
+            giver.id if giver and offer.from_role != offer.role else None,
+            self._journal.offered_by.get(own_id),
             offer.offered_at, self._now, change.asked_at,
             self._journal.due_at(record, plan, change.journey, offer) if plan and is_new
             else known and known.due_at,

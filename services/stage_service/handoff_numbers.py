@@ -28,7 +28,7 @@ DEFINITION = {
     "withdrawn": "needed no answer any more: given to somebody else, or the journey went another way",
     "waiting": "without an answer now",
     "overdue": "waiting now although the deadline has passed",
-    "deadlines": "the handoffs' own clocks: met, answered before the deadline; missed, the deadline "
+    "deadlines": "met, answered before the deadline; missed, the deadline "
     "passed first; withdrawn ones and those that run within their time are neither",
     "time_to_accept": "seconds on the wall from offered to accepted; explicit: somebody said so, "
     "implied: a deed showed it",
@@ -66,10 +66,11 @@ one AS (
     h.state = 'offered' AND (h.overdue_at IS NOT NULL OR coalesce(h.due_at <= :now, false)) AS overdue,
     CASE WHEN h.state = 'accepted' THEN
       greatest(extract(epoch FROM h.answered_at - h.offered_at), 0) END AS took,
-    coalesce(c.state = 'met', false) AS met,
-    coalesce(c.state = 'missed' OR (c.state = 'running' AND c.missed_at IS NOT NULL), false) AS missed
-  FROM h LEFT JOIN first f ON f.id = h.id
-    LEFT JOIN stage.clocks c ON c.lead_id = h.lead_id AND c.handoff_id = h.id)
+    h.state IN ('accepted', 'rejected') AND h.overdue_at IS NULL
+      AND coalesce(h.answered_at <= h.due_at, false) AS met,
+    h.overdue_at IS NOT NULL OR (h.state <> 'withdrawn'
+      AND coalesce(coalesce(h.answered_at, :now) > h.due_at, false)) AS missed
+  FROM h LEFT JOIN first f ON f.id = h.id)
 SELECT value, grouping(value) AS whole, count(*) AS offered,
   count(*) FILTER (WHERE state = 'accepted') AS accepted,
   count(*) FILTER (WHERE state = 'rejected') AS rejected,

@@ -149,6 +149,8 @@ class Journal:
         self._assign = assign
         self._who = person
         self._new_id = new_id
+        self.offered_by: dict[str, str] = {}
+        """The transition that offers a handoff, by the handoff's id."""
         self._decided: dict[str, Decision] = {}
         """The owners chosen for the record being written, by role."""
 
@@ -340,6 +342,9 @@ class Journal:
             move.explanation, as_json(why), replaces,
         )  # fmt: skip
         self.written.rows.append(row)
+        offered = self.offer_ref(record, playbook, move.journey, offer)
+        if offered is not None:
+            self.offered_by[offered.handoff_id] = id
         for old in replaces:
             self.written.replaced[old] = (journey, id)
         event = StageTransitioned(
@@ -365,7 +370,7 @@ class Journal:
             skipped=move.skipped,
             replaces=replaces,
             ended=ended or msgspec.UNSET,
-            offer=self.offer_ref(record, playbook, move.journey, offer),
+            offer=offered,
         )
         type_ = TRANSITIONED if kind == "transition" else CORRECTED
         headers = message_headers(id, type_, self.recorded_at, trace, record.id)
