@@ -1,0 +1,378 @@
+"""What must hold after a quarter, whatever happened in it: from the database, and from what reached people.
+
+Who may be told when, and when a deadline is, comes from `reading`, not from Baton's own calendar.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from services.baton.verify import verify_database
+from services.contracts.events import ASSIGNED_BY_HAND, CORRECTED, OWNER_CHANGED, TRANSITIONED, Message
+from services.contracts.handoffs import (
+    ACCEPTED,
+    CLOCK_RANG,
+    OFFERED,
+    OVERDUE,
+    REJECTED,
+    WITHDRAWN,
+)
+from tests.system.quarter.reading import Book
+from tests.system.quarter.receivers import Arrival
+from tests.system.quarter.walk import LEADER_ACTS_S
+
+TOLD_TYPES = (TRANSITIONED, CORRECTED, OWNER_CHANGED) or (TRANSITIONED, CORRECTED, OWNER_CHANGED, OFFERED, ACCEPTED, REJECTED, WITHDRAWN, OVERDUE,
+              CLOCK_RANG)  # fmt: skip
+WITHIN_H = {"lead_agent": 4, "ae": 4, "csm": 8}
+"""As playbooks/sales.yaml says."""
+RUNGS = {
+    "lead_agent": ((0, "stand_in"), (1, "role_lead"), (4, "sales_leadership")),
+    "ae": ((0, "stand_in"), (2, "role_lead"), (4, "sales_leadership")),
+    "csm": ((0, "stand_in"), (8, "sales_leadership")),
+}
+HOUR_S = 3600.0
+SOON = timedelta(seconds=1)
+"""Time stands still while what is due is done, so a second is much."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published message: its type, its id, and its body."""
+
+    type: str
+    id: str
+    body: dict[str, Any]
+
+    def moment(self, name: str) -> datetime:
+        """Give the moment that the member `name` tells."""
+        return datetime.fromisoformat(self.body[name])
+
+
+class Quarter:
+    """What is looked at: the database's rows, what was published, what arrived, and who was who when."""
+
+    def __init__(
+        self, now: datetime, book: Book, arrivals: list[Arrival], published: list[Message]
+    ) -> None:
+        self.now = now
+        self.book = book
+        self.arrivals = arrivals
+        self.published = [
+            Published(m.type, m.id, msgspec.json.decode(m.value)) for m in published
+        ]
+        self.handoffs: list[Any] = []
+        self.clocks: dict[UUID, Any] = {}
+        self.alerts: list[Any] = []
+        self.deliveries: list[Any] = []
+        self.transitions: list[Any] = []
+        self.without: dict[tuple[str, datetime], frozenset[str]] = {}
+        """Who could not be chosen when a lead was given to somebody else: who rejected it, who had it."""
+
+    async def load(self, connection: asyncpg.Connection[Any]) -> None:
+        """Read the rows."""
+        self.handoffs = await connection.fetch("SELECT * FROM stage.handoffs ORDER BY offered_at")
+        self.clocks = {
+            r["handoff_id"]: r
+            for r in await connection.fetch(
+                "SELECT * FROM stage.clocks WHERE handoff_id IS NOT NULL"
+            )
+        }
+        self.alerts = await connection.fetch("SELECT * FROM notifier.alerts")
+        self.deliveries = await connection.fetch("SELECT * FROM notifier.deliveries")
+        self.transitions = await connection.fetch(
+            "SELECT recorded_at, why FROM stage.transitions WHERE kind = 'transition'"
+        )
+        for row in await connection.fetch(
+            "SELECT lead_id::text, recorded_at, data FROM stage.events WHERE type = $1",
+            ASSIGNED_BY_HAND,
+        ):
+            without = msgspec.json.decode(row["data"])["without"]
+            self.without[row["lead_id"], row["recorded_at"]] = frozenset(without)
+        said_no: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+        for message in self.of_type(REJECTED):
+            body = message.body
+            visit = body["lead"]["id"], body["stage"], body["role"]
+            if body["round"] == 1:
+                said_no[visit] = set()
+            said_no[visit] |= {body["answered_by"], body["owner"]["id"]}
+            moment = message.moment("recorded_at")
+            self.without[body["lead"]["id"], moment] = frozenset(said_no[visit])
+
+    def of_type(self, *types: str) -> list[Published]:
+        """Give the messages of `types`, in order."""
+        return [m for m in self.published if m.type in types]
+
+
+def check_owners(it: Quarter) -> None:
+    """No handoff without an owner who was there, or the person responsible for what nobody gets."""
+    assert it.handoffs
+    for row in it.handoffs:
+        person = it.book.person(row["person_id"] or "", row["recorded_at"])
+        assert person is not None, f"handoff {row['id']} is nobody's"
+        if row["state"] == "offered":
+            assert it.book.person(row["person_id"], it.now), f"{row['id']} waits for who has left"
+
+
+def check_deadlines(it: Quarter) -> None:
+    """Every deadline is the owner's working hours on, counted apart."""
+    for row in it.handoffs:
+        owner = it.book.person(row["person_id"], row["recorded_at"])
+        assert owner is not None
+        expected = owner.deadline(row["offered_at"], WITHIN_H[row["role"]] * HOUR_S)
+        assert row["due_at"] == expected, (dict(row), expected)
+
+
+def check_answers(it: Quarter) -> Counter[str]:
+    """Every handoff has its answer, or waits and has not come to the end of its ladder in silence."""
+    found: Counter[str] = Counter()
+    last: dict[str, Published] = {}
+    for rang in it.of_type(CLOCK_RANG):
+        last[rang.body["handoff_id"]] = rang
+    for row in it.handoffs:
+        found[row["state"]] += 1
+        found["overdue"] += row["overdue_at"] is not None
+        if row["state"] != "offered":
+            assert row["answered_at"] is not None, dict(row)
+            continue
+        clock = it.clocks[row["id"]]
+        assert clock["state"] == "running", dict(clock)
+        if clock["due_at"] is not None:
+            assert clock["due_at"] > it.now, f"due and not fired: {dict(clock)}"
+            continue
+        rang = last[str(row["id"])]
+        acts = [
+            person.deadline(rang.moment("recorded_at"), LEADER_ACTS_S)
+            for wish in rang.body["alerts"]
+            if (person := it.book.person(wish["person"]["id"], it.now))
+        ]
+        assert acts and min(acts) > it.now - timedelta(hours=1), f"waits in silence: {dict(row)}"
+    return found
+
+
+def check_escalations(it: Quarter) -> Counter[str]:
+    """Whatever was overdue was told in time, and every rung after it told somebody in time."""
+    told: dict[tuple[str, str], list[Published]] = defaultdict(list)
+    for message in it.of_type(OVERDUE, CLOCK_RANG):
+        step = message.body.get("step", "overdue")
+        told[message.body["handoff_id"], step].append(message)
+    found: Counter[str] = Counter()
+    for row in it.handoffs:
+        answered, known = row["answered_at"] or it.now, row["recorded_at"]
+        if row["due_at"] > it.now or answered <= max(row["due_at"], known):
+            continue
+        [overdue] = told[str(row["id"]), "overdue"]
+        found["overdue"] += 1
+        assert overdue.body["alerts"], overdue
+        assert overdue.moment("recorded_at") - max(row["due_at"], known) < SOON, overdue
+        _check_rungs(it, row, told[str(row["id"]), "escalate"], answered, found)
+    return found
+
+
+def _check_rungs(
+    it: Quarter, row: Any, rings: list[Published], answered: datetime, found: Counter[str]
+) -> None:
+    owner = it.book.person(row["person_id"], row["recorded_at"])
+    assert owner is not None
+    at = {rang.moment("occurred_at"): rang for rang in rings}
+    told: set[str] = set()
+    for hours, to in RUNGS[row["role"]]:
+        due = owner.deadline(row["offered_at"], (WITHIN_H[row["role"]] + hours) * HOUR_S)
+        fired = max(due, row["recorded_at"])
+        if fired >= min(answered, it.now):
+            return
+        rang = at.get(due)
+        if to == "stand_in":
+            away = owner.away(fired)
+            stand_in = (away or {}).get("stand_in")
+            assert (rang is not None) == (stand_in is not None), (dict(row), rings)
+            if rang is None:
+                continue
+            assert [w["person"]["id"] for w in rang.body["alerts"]] == [stand_in]
+            told.add(stand_in)
+            continue
+        assert rang is not None, f"nobody heard of step {to} of {dict(row)}"
+        heard = {w["person"]["id"] for w in rang.body["alerts"]}
+        assert heard or _leaders(it, fired) <= told | {row["person_id"]}, rang
+        told |= heard
+        assert rang.moment("recorded_at") - fired < SOON, rang
+        found[to] += 1
+
+
+def _leaders(it: Quarter, at: datetime) -> set[str]:
+    return {p.document["id"] for p in it.book.of_role("sales_leadership", at)}
+
+
+def check_clocks_once(it: Quarter) -> int:
+    """Each step of a clock was told once; and no handoff was overdue twice."""
+    rings = Counter(
+        (m.body["clock_id"], m.body["since"], m.body["step"], m.body["occurred_at"])
+        for m in it.of_type(CLOCK_RANG)
+    )
+    rings.update((m.body["handoff_id"],) for m in it.of_type(OVERDUE))
+    assert not [r for r, count in rings.items() if count > 1]
+    return len(rings)
+
+
+def check_alerts_once(it: Quarter) -> int:
+    """Each message told whom it wished told, once each, and nobody else: none lost, none double."""
+    wished: Counter[tuple[str, str]] = Counter()
+    for message in it.of_type(*TOLD_TYPES):
+        recipients = {
+            w["person"]["id"] if w["person"] else f"role:{w['role']}"
+            for w in message.body.get("alerts", [])
+        }
+        wished.update((message.id, recipient) for recipient in recipients)
+    made = Counter(
+        (str(a["transition_id"]), a["recipient"]) for a in it.alerts if a["kind"] != "escalation"
+    )
+    assert wished == made, (list((wished - made))[:5], list((made - wished))[:5])
+    return len(made)
+
+
+def check_deliveries(it: Quarter, *, kills: bool = False) -> Counter[str]:
+    """Every alert reached its person once by each channel, in their hours; or waits, and says why.
+
+    After `kills` a message may come again where its record says that nobody knows whether it came before.
+    """
+    parcels: dict[tuple[str, str], set[UUID]] = defaultdict(set)
+    alerts = {a["id"]: a for a in it.alerts}
+    for d in it.deliveries:
+        parcels[str(d["digest_id"] or d["alert_id"]), _kind(d["channel"])].add(d["alert_id"])
+    ambiguous = {(d["alert_id"], _kind(d["channel"])) for d in it.deliveries if d["ambiguous"]}
+    came: Counter[tuple[UUID, str]] = Counter()
+    found: Counter[str] = Counter()
+    for arrival in it.arrivals:
+        ids = parcels[arrival.id, arrival.channel]
+        assert ids, f"{arrival} tells of no alert"
+        came.update((id, arrival.channel) for id in ids)
+        found["merged" if len(ids) > 1 else "alone"] += 1
+        person = it.book.person(arrival.person, arrival.at)
+        assert person is not None, f"{arrival} to somebody who has left"
+        urgent = all(alerts[id]["urgent"] for id in ids)
+        assert urgent or person.may_be_told(arrival.at), f"disturbed: {arrival}"
+        assert {alerts[id]["addressee_id"] for id in ids} == {arrival.person}
+    for d in it.deliveries:
+        key = d["alert_id"], _kind(d["channel"])
+        made_at = alerts[d["alert_id"]]["created_at"]
+        if d["channel"] == "inbox":
+            continue
+        found[d["status"]] += 1
+        if d["status"] == "delivered":
+            assert came[key] == 1 or (kills and came[key] > 1 and key in ambiguous), (dict(d), came[key])
+            assert d["finished_at"] - made_at < SOON or d["why"] or d["attempt"] > 1, dict(d)
+        elif d["status"] == "pending":
+            assert d["due_at"] > it.now and d["why"], dict(d)
+        else:
+            assert d["reason"] or d["why"], dict(d)
+        if d["why"]:
+            found[f"why: {_reason(d['why'])}"] += 1
+    assert came.keys() == ({(d["alert_id"], _kind(d["channel"])) for d in it.deliveries
+                             if d["status"] == "delivered" and d["channel"] != "inbox"})  # fmt: skip
+    return found
+
+
+def check_fair(it: Quarter, role: str, transitions: list[Any], weighted: bool) -> Counter[str]:
+    """While the same people were there, each one's share of the turns was within one lead of their weight.
+
+    A turn is the person's whose it was, also where somebody stood in. Who was there is read from the roster.
+    """
+    found: Counter[str] = Counter()
+    run: frozenset[str] = frozenset()
+    got: Counter[str] = Counter()
+    for at, decided, without in _decisions(it, role, transitions):
+        there = {
+            p.document["id"]: float(p.document.get("weight", 1)) if weighted else 1.0
+            for p in it.book.of_role(role, at)
+            if (taker := it.book.taker(p, at)) and taker.document["id"] not in without
+        }
+        if not there:
+            found["fallback"] += len(decided)
+            continue
+        if there.keys() != run:
+            run, got = frozenset(there), Counter()
+            found["runs"] += 1
+        got.update(decided)
+        found["turns"] += len(decided)
+        total, weights = sum(got.values()), sum(there.values())
+        assert got.keys() <= there.keys(), (at, got, there)
+        for id, weight in there.items():
+            off = got[id] - total * weight / weights
+            assert abs(off) < 1, f"{id} is {off:+.2f} leads off their share at {at}: {got}"
+        found["longest run"] = max(found["longest run"], total)
+    return found
+
+
+def _decisions(
+    it: Quarter, role: str, transitions: list[Any]
+) -> list[tuple[datetime, list[str], frozenset[str]]]:
+    """Give whose turns were taken when, of whom some could not be chosen; in order."""
+    by_name: dict[str, str] = {}
+    for reading in it.book.everybody():
+        by_name[reading.document["name"]] = reading.document["id"]
+    together: dict[datetime, list[str]] = defaultdict(list)
+    for row in transitions:
+        decision = msgspec.json.decode(row["why"]).get("routing", {}).get(role)
+        if decision is not None and decision["rule"] is not None:
+            together[row["recorded_at"]].append(_turn(decision["why"], by_name))
+    found = [(at, turns, frozenset[str]()) for at, turns in together.items()]
+    for m in it.of_type(OWNER_CHANGED):
+        if m.body["role"] == role and "no rule found" not in m.body["why"]:
+            without = it.without[m.body["lead"]["id"], m.moment("recorded_at")]
+            found.append((m.moment("recorded_at"), [_turn(m.body["why"], by_name)], without))
+    return sorted(found, key=lambda each: each[0])
+
+
+def _turn(why: str, by_name: dict[str, str]) -> str:
+    """Give whose turn it was, from what routing says of its choice."""
+    name, _, rest = why.partition(": ")
+    if rest.startswith("stands in for "):
+        name = rest.removeprefix("stands in for ").partition(" (")[0]
+    return by_name[name]
+
+
+def _kind(channel: str) -> str:
+    """Give the kind of a channel: ``webhook`` of ``webhook+http:...``."""
+    return channel.partition(":")[0].partition("+")[0]
+
+
+def _reason(why: str) -> str:
+    """Give why without its times and numbers."""
+    for word in ("quiet hours", "outside working hours", "away", "digest", "an hour are reached",
+                 "burst", "company"):  # fmt: skip
+        if word in why:
+            return word
+    return why
+
+
+async def everything(
+    database_url: str, now: datetime, book: Book, arrivals: list[Arrival], published: list[Message],
+    *, kills: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Check all of it; gives what was counted."""
+    it = Quarter(now, book, arrivals, published)
+    connection = await asyncpg.connect(database_url)
+    try:
+        await it.load(connection)
+    finally:
+        await connection.close()
+    check_owners(it)
+    check_deadlines(it)
+    counted: dict[str, Any] = {
+        "lead agents": dict(check_fair(it, "lead_agent", it.transitions, weighted=True)),
+        "CSMs": dict(check_fair(it, "csm", it.transitions, weighted=False)),
+        "handoffs": dict(check_answers(it)),
+        "escalations": dict(check_escalations(it)),
+        "clock steps": check_clocks_once(it),
+        "alerts": check_alerts_once(it),
+        "deliveries": dict(check_deliveries(it, kills=kills)),
+    }
+    report = await verify_database(database_url)
+    assert report.findings == []
+    return counted

@@ -1,0 +1,47 @@
+"""A quarter of a sales team in made-up time: nothing waits in silence, and nobody is disturbed out of hours."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.system.quarter import checks, leads, roster
+from tests.system.quarter.desk import desk
+from tests.system.quarter.reading import Book
+from tests.system.quarter.receivers import Clock, HookServer, Received
+from tests.system.quarter.walk import Walk
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
+LEADS = int(os.environ.get("BATON_QUARTER_LEADS", "20000"))
+SEED = int(os.environ.get("BATON_QUARTER_SEED", "0")) or random.randrange(1, 10**6)
+BEGIN = datetime(roster.BEGIN.year, roster.BEGIN.month, roster.BEGIN.day, tzinfo=UTC)
+
+
+async def test_a_quarter_of_twenty_people_and_twenty_thousand_leads(
+    database_url: str, tmp_path: Path
+) -> None:
+    """Owners, deadlines, ladders, fair shares, hours, each once; `BATON_QUARTER_SEED` makes it the same again."""
+    print(f"BATON_QUARTER_SEED={SEED}")
+    clock, book = Clock(BEGIN), Book()
+    received = Received(clock.now)
+    async with HookServer(received) as hooks:
+        documents = roster.people(SEED, hooks.url)
+        for document in documents:
+            book.put(BEGIN, document)
+        async with desk(
+            database_url, clock, received, roster.playbook(), documents, tmp_path
+        ) as world:
+            walk = Walk(world, book, SEED, leads.stories(SEED, LEADS), roster.changes(SEED, hooks.url))
+            began = time.monotonic()
+            await walk.run()
+            print(f"{walk.events} events in {walk.steps} steps, {time.monotonic() - began:.0f} s")
+    counted = await checks.everything(
+        database_url, clock.moment, book, received.arrivals, walk.published
+    )
+    print(counted)
