@@ -39,7 +39,7 @@ PATIENCE = Patience(tries=5, window_s=3600, timeout_s=10)
 EVENTS_AT_ONCE = 4000
 HAND = Actor("Sofia", None)
 
-_NEXT = """
+NEXT = """
 SELECT least(
   (SELECT min(due_at) FROM stage.clocks WHERE state = 'running' AND due_at IS NOT NULL),
   (SELECT min(coalesce(claimed_until, due_at)) FROM notifier.deliveries
@@ -47,7 +47,7 @@ SELECT least(
   (SELECT min(due_at) FROM notifier.escalations WHERE ended_at IS NULL))
 """
 
-_STUCK = """
+STUCK = """
 SELECT 'clock' AS what, to_jsonb(c)::text AS row FROM stage.clocks c
 WHERE state = 'running' AND due_at <= $1
 UNION ALL SELECT 'delivery', to_jsonb(d)::text FROM notifier.deliveries d
@@ -55,7 +55,7 @@ WHERE status IN ('pending', 'claimed') AND coalesce(claimed_until, due_at) <= $1
 UNION ALL SELECT 'escalation', to_jsonb(e)::text FROM notifier.escalations e
 WHERE ended_at IS NULL AND due_at <= $1 LIMIT 5
 """
-_HELD = """
+HELD = """
 SELECT j.lead_id::text, o.key AS role FROM stage.journeys j CROSS JOIN LATERAL jsonb_each(j.owners) AS o
 WHERE j.holder = $1 AND o.value ->> 'id' = $1 ORDER BY j.entered_at, j.id, o.key
 """
@@ -122,7 +122,7 @@ class Desk:
 
     async def held_by(self, id: str) -> list[tuple[str, str]]:
         """Give the lead and the role of each journey that the person holds."""
-        rows = await self.pool.fetch(_HELD, id)
+        rows = await self.pool.fetch(HELD, id)
         return [(r["lead_id"], r["role"]) for r in rows]
 
     async def settle(self) -> list[Message]:
@@ -153,11 +153,11 @@ class Desk:
 
     async def next_due(self) -> datetime | None:
         """Give the next moment at which a clock, a delivery or an escalation is due."""
-        return await self.pool.fetchval(_NEXT)
+        return await self.pool.fetchval(NEXT)
 
     async def what_is_due(self) -> list[str]:
         """Name what is due, for whoever has to find out why it stays so."""
-        return [str(dict(r)) for r in await self.pool.fetch(_STUCK, self.clock.moment)]
+        return [str(dict(r)) for r in await self.pool.fetch(STUCK, self.clock.moment)]
 
 
 @asynccontextmanager

@@ -87,8 +87,16 @@ class Walk:
     """One walk through the quarter; `book` learns the roster as it changes."""
 
     def __init__(
-        self, world: World, book: Book, seed: int, stories: Iterator[Told], changes: list[Change]
+        self,
+        world: World,
+        book: Book,
+        seed: int,
+        stories: Iterator[Told],
+        changes: list[Change],
+        grid: timedelta | None = None,
     ) -> None:
+        """With a `grid`, time goes on by whole multiples of it only."""
+        self._grid = grid
         self._world = world
         self._book = book
         self._seed = seed
@@ -118,7 +126,10 @@ class Walk:
         moments = [due, self._next.arrives if self._next else None,
                    self._plans[0][0] if self._plans else None,
                    self._changes[0].at if self._changes else None]  # fmt: skip
-        return min((m for m in moments if m is not None), default=_END)
+        moment = min((m for m in moments if m is not None), default=_END)
+        if self._grid is None:
+            return moment
+        return moment + (_END - moment) % self._grid
 
     async def _step(self, now: datetime) -> None:
         self._world.be(now)

@@ -1,0 +1,144 @@
+"""The quarter again, with its processes killed at any moment: nothing lost, nothing doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtpd.smtp import SMTP, Envelope, Session
+
+from tests.system.quarter import checks, leads, roster
+from tests.system.quarter.process import SharedClock
+from tests.system.quarter.reading import Book
+from tests.system.quarter.receivers import HookServer, Received
+from tests.system.quarter.remote import Remote
+from tests.system.quarter.walk import Walk
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+
+LEADS = int(os.environ.get("BATON_QUARTER_KILLED_LEADS", "2000"))
+KILLS = int(os.environ.get("BATON_QUARTER_KILLS", "30"))
+SEED = int(os.environ.get("BATON_QUARTER_SEED", "0")) or random.randrange(1, 10**6)
+BEGIN = datetime(roster.BEGIN.year, roster.BEGIN.month, roster.BEGIN.day, tzinfo=UTC)
+GRID = timedelta(hours=1)
+"""Time goes on by whole hours: each step waits for two processes."""
+PARTS = ("stage", "notifier") * 7 + ("postgres",)
+AT_ANY_MOMENT_S = 0.15
+"""A kill comes within so long of the beginning of a step, while it is worked on."""
+
+
+class Mailbox:
+    """A mail server's handler that notes what it takes."""
+
+    def __init__(self, received: Received) -> None:
+        self._received = received
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802
+        """Note the mail: its id is the alert's or the digest's."""
+        assert isinstance(envelope.content, bytes)
+        id = message_from_bytes(envelope.content)["Message-ID"].strip("<>").partition("@")[0]
+        for address in envelope.rcpt_tos:
+            self._received.note(address.partition("@")[0], "email", id)
+        return "250 OK"
+
+
+@asynccontextmanager
+async def mail_server(received: Received) -> AsyncIterator[str]:
+    """Run a real SMTP server; gives the URL for ``BATON_SMTP_URL``."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: SMTP(Mailbox(received)), "127.0.0.1", 0)
+    try:
+        port = server.sockets[0].getsockname()[1]
+        yield f"smtp://127.0.0.1:{port}?from=baton@baton.example&tls=no"
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+class Killer:
+    """Kills parts at moments drawn from a seed, spread over the walk; gives each time to come back."""
+
+    def __init__(self, remote: Remote, seed: int, kills: int) -> None:
+        self._remote = remote
+        self._chance = random.Random(seed)
+        days = timedelta(days=roster.DAYS)
+        self._moments = sorted(BEGIN + days * self._chance.random() for _ in range(kills))
+        self._tasks: list[asyncio.Task[None]] = []
+        self.killed: list[str] = []
+
+    def before_step(self) -> None:
+        """Begin the kills whose moment has come."""
+        while self._moments and self._moments[0] <= self._remote.clock.now():
+            del self._moments[0]
+            part = self._chance.choice(PARTS)
+            after_s = self._chance.uniform(0, AT_ANY_MOMENT_S)
+            self._tasks.append(asyncio.create_task(self._kill(part, after_s)))
+
+    async def _kill(self, part: str, after_s: float) -> None:
+        await asyncio.sleep(after_s)  # the moment of a kill is any moment
+        self.killed.append(part)
+        await asyncio.to_thread(self._remote.kill, part)
+
+    async def done(self) -> None:
+        """Wait for the kills that have begun."""
+        await asyncio.gather(*self._tasks)
+
+
+async def test_thirty_kills_in_a_quarter_lose_no_alert_and_double_none(tmp_path: Path) -> None:
+    """2,000 leads, a tenth of the undisturbed quarter: each step is work of two processes over real sockets.
+
+    The stage service, the notifier and PostgreSQL are killed with -9, thirty times in all.
+    """
+    print(f"BATON_QUARTER_SEED={SEED}")
+    book, clock_file = Book(), tmp_path / "clock"
+    clock = SharedClock(clock_file, BEGIN)
+    received = Received(clock.now)
+    playbook = tmp_path / "sales.yaml"
+    playbook.write_text(roster.playbook())
+    async with HookServer(received) as hooks, mail_server(received) as smtp:
+        documents = roster.people(SEED, hooks.url)
+        for document in documents:
+            book.put(BEGIN, document)
+        team = tmp_path / "team.yaml"
+        team.write_text("people: []\n")
+        remote = Remote(tmp_path, clock, clock_file, {
+            "BATON_PLAYBOOK_FILES": f'["{playbook}"]', "BATON_TEAM_FILE": str(team),
+            "BATON_SMTP_URL": smtp, "BATON_ESCALATE_AFTER": "csm=1d",
+        })  # fmt: skip
+        try:
+            await remote.start(documents)
+            killer = Killer(remote, SEED, KILLS)
+            stories = leads.stories(SEED, LEADS)
+            walk = Walk(remote, book, SEED, stories, roster.changes(SEED, hooks.url), GRID)
+            began = time.monotonic()
+            await walk.run(killer.before_step)
+            await killer.done()
+            print(f"{walk.events} events in {walk.steps} steps, {time.monotonic() - began:.0f} s;"
+                  f" killed {killer.killed}, {remote.claims_waited_for} claims waited for,"
+                  f" {remote.refused} requests sent again")  # fmt: skip
+            await remote.settle()
+            counted = await checks.everything(
+                remote.url, clock.now(), book, received.arrivals, walk.published, kills=True,
+                soon=GRID,
+            )  # fmt: skip
+            print(counted)
+            assert len(killer.killed) == KILLS
+            _check_logs(remote)
+        finally:
+            await remote.stop()
+
+
+def _check_logs(remote: Remote) -> None:
+    for name in ("stage", "notifier"):
+        assert "Traceback" not in remote.log(name), remote.log(name)[-3000:]
+
+
