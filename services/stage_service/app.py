@@ -62,7 +62,9 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def create_app(settings: StageSettings) -> StageApp:
+def create_app(
+    settings: StageSettings, *, now: Callable[[], datetime] = utc_now
+) -> StageApp:
     """Build the stage service from `settings`. It starts while the database is away, and waits for it.
 
     Reads playbooks, roster and secrets at once: raises SourceError, OSError or EncryptionError
@@ -82,7 +84,7 @@ def create_app(settings: StageSettings) -> StageApp:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         opening = _Opening(
-            cast("StageApp", app), settings, playbooks, team, SourceSecrets(secrets, cipher)
+            cast("StageApp", app), settings, playbooks, team, SourceSecrets(secrets, cipher), now
         )
         await opening.begin()
         try:
@@ -126,7 +128,9 @@ class _Opening:
         playbooks: list[Playbook],
         team: Team,
         secrets: SourceSecrets,
+        now: Callable[[], datetime],
     ) -> None:
+        self._now = now
         self._app = app
         self._secrets = secrets
         self._settings = settings
@@ -173,7 +177,9 @@ class _Opening:
 
     async def _open(self) -> None:
         async with AsyncExitStack() as parts:
-            house = await _house(self._settings, self._playbooks, self._team, parts)
+            house = await _house(
+                self._settings, self._playbooks, self._team, self._now, parts
+            )
             intake = Intake(
                 house.pool, house.gatekeeper, house.lane, SourceBook(self._settings.sources_dir),
                 self._secrets,
@@ -182,7 +188,7 @@ class _Opening:
             parts.push_async_callback(intake.stop)
             public_url = self._settings.public_url
             self._app.state.intake = intake
-            self._app.state.events = EventsEndpoint(house.gatekeeper, house.lane)
+            self._app.state.events = EventsEndpoint(house.gatekeeper, house.lane, self._now)
             self._app.state.webhooks = WebhooksEndpoint(intake, public_url)
             self._app.state.segment = SegmentEndpoint(intake, public_url)
             self._app.state.house = house
@@ -197,7 +203,11 @@ class _Opening:
 
 
 async def _house(
-    settings: StageSettings, playbooks: list[Playbook], team: Team, parts: AsyncExitStack
+    settings: StageSettings,
+    playbooks: list[Playbook],
+    team: Team,
+    now: Callable[[], datetime],
+    parts: AsyncExitStack,
 ) -> House:
     """Wire and start the parts; `parts` stops them, the last one started first."""
     pool = await _connected(settings)
@@ -221,15 +231,15 @@ async def _house(
     pulse = Pulse(settings.database_url)
     relay = Relay(settings.database_url, bus, pulse.beat)
     roster = await _roster(settings, team, pool, parts)
-    lane = Lane(pool, shelf, roster, committed=relay.wake, policy=settings.identity_policy)
+    lane = Lane(pool, shelf, roster, committed=relay.wake, now=now, policy=settings.identity_policy)
     rates = RateLimits(
         settings.rate_limit_requests, settings.rate_limit_events, settings.rate_limit_failures
     )
     house = House(
         pool, engine, Gatekeeper(pool, rates), lane, pulse, notifier,
         settings.public_url or f"http://{settings.host}:{settings.port}",
-        Once(pool, utc_now, uuid_utils.compat.uuid7, settings.idempotency_keep_s),
-        roster_is_file=settings.roster == "file", answer_links=_answer_links(settings),
+        Once(pool, now, uuid_utils.compat.uuid7, settings.idempotency_keep_s),
+        now, roster_is_file=settings.roster == "file", answer_links=_answer_links(settings),
     )  # fmt: skip
     pulse.start()
     parts.push_async_callback(pulse.stop)
@@ -237,7 +247,7 @@ async def _house(
     parts.push_async_callback(relay.stop)
     lane.start()
     parts.push_async_callback(lane.stop)
-    ticker = Ticker(pool, lane, utc_now)
+    ticker = Ticker(pool, lane, now)
     ticker.start()
     parts.push_async_callback(ticker.stop)
     parts.callback(house.stopping.set)

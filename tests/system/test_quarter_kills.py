@@ -32,7 +32,7 @@ BEGIN = datetime(roster.BEGIN.year, roster.BEGIN.month, roster.BEGIN.day, tzinfo
 GRID = timedelta(hours=1)
 """Time goes on by whole hours: each step waits for two processes."""
 PARTS = ("stage", "notifier") * 7 + ("postgres",)
-AT_ANY_MOMENT_S = 0.15
+AT_ANY_MOMENT_S = 0.06
 """A kill comes within so long of the beginning of a step, while it is worked on."""
 
 

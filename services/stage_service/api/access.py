@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import asyncpg
@@ -55,6 +57,7 @@ class House:
     notifier: httpx.AsyncClient
     public_url: str
     once: Once
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
     roster_is_file: bool = False
     """Whether people are changed in the roster's file only."""
     answer_links: AnswerLinks | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -108,7 +108,7 @@ async def assign(
         "playbook": playbook.name, "actor": wish.actor or who.name, "key_id": who.id,
         "without": [before.id] if before else [],
     }  # fmt: skip
-    outcome = (await it.lane.submit([_event(event_id, lead_id, record.lead, wish.key, data)]))[0]
+    outcome = (await it.lane.submit([_event(event_id, lead_id, record.lead, wish.key, data, it.now())]))[0]
     after = await _record(it, outcome.lead_id or lead_id)
     owner = after.facts[name].owners.get(wish.role) if after and name in after.facts else None
     return {
@@ -136,7 +136,7 @@ async def leave(
     for _ in range(ROUNDS_MAX):
         held = await _held_by(it, id)
         for start in range(0, len(held), AT_ONCE):
-            events = [_handed_on(row, id, wish, who) for row in held[start : start + AT_ONCE]]
+            events = [_handed_on(row, id, wish, who, it.now()) for row in held[start : start + AT_ONCE]]
             await it.lane.submit([e for e in events if e is not None])
         if not held:
             break
@@ -183,9 +183,13 @@ async def _record(it: House, lead_id: str) -> Record | None:
 
 
 def _event(
-    event_id: str, lead_id: str, lead: funnel.Lead, key: str, data: dict[str, Any]
+    event_id: str,
+    lead_id: str,
+    lead: funnel.Lead,
+    key: str,
+    data: dict[str, Any],
+    now: datetime,
 ) -> LeadEvent:
-    now = datetime.now(UTC)
     return LeadEvent(
         id=event_id, source=SOURCE, type=ASSIGNED_BY_HAND,
         # After everything known of the lead, also when a tool's clock runs ahead of ours.
@@ -233,7 +237,9 @@ def _held_stages(playbook: Playbook) -> list[Any]:
     return [stage for stage in playbook.stages.values() if stage.kind in HELD_KINDS]
 
 
-def _handed_on(row: Mapping[str, Any], id: str, wish: Leaving, who: Principal) -> LeadEvent | None:
+def _handed_on(
+    row: Mapping[str, Any], id: str, wish: Leaving, who: Principal, now: datetime
+) -> LeadEvent | None:
     lead = unpack_record(row["lead_id"], row["state"]).lead
     if lead is None:
         return None
@@ -241,4 +247,4 @@ def _handed_on(row: Mapping[str, Any], id: str, wish: Leaving, who: Principal) -
         "role": row["role"], "person": wish.to, "reason": wish.reason, "playbook": row["playbook"],
         "actor": who.name, "key_id": who.id, "without": [id],
     }  # fmt: skip
-    return _event(new_id(), row["lead_id"], lead, row["key"], data)
+    return _event(new_id(), row["lead_id"], lead, row["key"], data, now)

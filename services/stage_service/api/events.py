@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any, cast
 
 import msgspec
@@ -53,9 +54,12 @@ _encode = msgspec.json.Encoder().encode
 class EventsEndpoint:
     """The ASGI application behind ``POST /v1/events``."""
 
-    def __init__(self, gatekeeper: Gatekeeper, lane: Lane) -> None:
+    def __init__(
+        self, gatekeeper: Gatekeeper, lane: Lane, now: Callable[[], datetime]
+    ) -> None:
         self._gatekeeper = gatekeeper
         self._lane = lane
+        self._now = now
         self._seconds: dict[int, Histogram] = {}
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -152,7 +156,7 @@ class EventsEndpoint:
     async def _one(
         self, attributes: dict[str, Any] | Defect, trace: bytes, who: Principal
     ) -> tuple[int, dict[str, Any]]:
-        event = _lead_event(attributes, datetime.now(UTC), trace)
+        event = _lead_event(attributes, self._now(), trace)
         if who.sources is not None:
             event = _of_its_source(event, who)
         if isinstance(event, Defect):
@@ -178,7 +182,7 @@ class EventsEndpoint:
                 f"Send at most {BATCH_EVENTS_MAX} events a batch.",
             ))  # fmt: skip
         self._gatekeeper.rates.admit_events(who, len(items))
-        now = datetime.now(UTC)
+        now = self._now()
         read = [_lead_event(item, now, trace) for item in items]
         if who.sources is not None:
             read = [_of_its_source(event, who) for event in read]

@@ -289,8 +289,10 @@ class Remote:
         while True:
             try:
                 return await ask(_One(await self._connected()))
-            except (*DATABASE_AWAY, asyncpg.PostgresError):
+            except (*DATABASE_AWAY, asyncpg.PostgresError, asyncpg.InternalClientError):
                 assert time.monotonic() < deadline
+                if self._connection is not None:
+                    self._connection.terminate()
                 self._connection = None
                 await asyncio.sleep(0.02)
 
