@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
@@ -70,6 +71,7 @@ class Remote:
         self._postgres = EmbeddedPostgres(directory / "pg")
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._ports = {"stage": free_port(), "notifier": free_port()}
+        self._killing = threading.Lock()
         self._connection: asyncpg.Connection[Any] | None = None
         self._position = 0
         self._expected: set[tuple[str, str]] = set()
@@ -128,14 +130,15 @@ class Remote:
 
     def kill(self, part: str) -> None:
         """Kill a part with -9 at whatever instruction it is, and start it again."""
-        if part == "postgres":
-            self._postgres.kill()
-            self._postgres.start()
-            return
-        process = self._processes[part]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        self._spawn(part)
+        with self._killing:
+            if part == "postgres":
+                self._postgres.kill()
+                self._postgres.start()
+                return
+            process = self._processes[part]
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            self._spawn(part)
 
     def be(self, moment: datetime) -> None:
         """Make it `moment`, unless waiting for a claim has made it later."""
