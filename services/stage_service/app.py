@@ -62,9 +62,7 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def create_app(
-    settings: StageSettings, *, now: Callable[[], datetime] = utc_now
-) -> StageApp:
+def create_app(settings: StageSettings, *, now: Callable[[], datetime] = utc_now) -> StageApp:
     """Build the stage service from `settings`. It starts while the database is away, and waits for it.
 
     Reads playbooks, roster and secrets at once: raises SourceError, OSError or EncryptionError
@@ -177,9 +175,7 @@ class _Opening:
 
     async def _open(self) -> None:
         async with AsyncExitStack() as parts:
-            house = await _house(
-                self._settings, self._playbooks, self._team, self._now, parts
-            )
+            house = await _house(self._settings, self._playbooks, self._team, self._now, parts)
             intake = Intake(
                 house.pool, house.gatekeeper, house.lane, SourceBook(self._settings.sources_dir),
                 self._secrets,

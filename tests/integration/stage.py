@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import socket
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from fastapi import FastAPI
 from services.baton.embedded import EmbeddedPostgres
 from services.contracts import access
 from services.stage_service.api.access import House
-from services.stage_service.app import create_app
+from services.stage_service.app import create_app, utc_now
 from services.stage_service.settings import StageSettings
 
 ROOT = Path(__file__).parents[2]
@@ -93,9 +94,11 @@ def fresh_database(postgres: EmbeddedPostgres) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def running_stage(database_url: str, **settings: Any) -> AsyncIterator[Stage]:
+async def running_stage(
+    database_url: str, now: Callable[[], datetime] = utc_now, **settings: Any
+) -> AsyncIterator[Stage]:
     """Run the stage service on `database_url`; `settings` go to `StageSettings`."""
-    app = create_app(_settings(database_url, settings))
+    app = create_app(_settings(database_url, settings), now=now)
     async with app.router.lifespan_context(app):
         # As in production a mistake is answered 500, not raised into the client.
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

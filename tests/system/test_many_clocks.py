@@ -1,4 +1,4 @@
-"""Two stage services and two notifiers on one database and one Kafka: what is due fires once, and is told once."""
+"""Two stage services, two notifiers, one database, one Kafka: what is due fires once and is told once."""
 
 from __future__ import annotations
 
@@ -82,9 +82,7 @@ async def test_ten_thousand_clocks_due_in_one_minute_fire_once_and_are_told_once
             first = datetime.now(UTC) + timedelta(seconds=HEAD_S)
             bodies = clocks.offers(secrets.token_hex(4), CLOCKS, first, WITHIN_S)
             await clocks.post(urls, key, bodies)
-            await clocks.until_count(
-                connection, "SELECT count(*) FROM notifier.alerts", 2 * CLOCKS
-            )
+            await clocks.until_count(connection, "SELECT count(*) FROM notifier.alerts", 2 * CLOCKS)
             settled = "SELECT count(*) FROM notifier.alerts WHERE status <> 'pending'"
             await clocks.until_count(connection, settled, 2 * CLOCKS)
     await clocks.once(connection)

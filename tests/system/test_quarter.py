@@ -1,7 +1,8 @@
-"""A quarter of a sales team in made-up time: nothing waits in silence, and nobody is disturbed out of hours."""
+"""A sales team's quarter in made-up time: nothing waits in silence, nobody is disturbed out of hours."""
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import time
@@ -16,6 +17,7 @@ from tests.system.quarter.reading import Book
 from tests.system.quarter.receivers import Clock, HookServer, Received
 from tests.system.quarter.walk import Walk
 
+_log = logging.getLogger("quarter")
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 LEADS = int(os.environ.get("BATON_QUARTER_LEADS", "20000"))
@@ -26,8 +28,8 @@ BEGIN = datetime(roster.BEGIN.year, roster.BEGIN.month, roster.BEGIN.day, tzinfo
 async def test_a_quarter_of_twenty_people_and_twenty_thousand_leads(
     database_url: str, tmp_path: Path
 ) -> None:
-    """Owners, deadlines, ladders, fair shares, hours, each once; `BATON_QUARTER_SEED` makes it the same again."""
-    print(f"BATON_QUARTER_SEED={SEED}")
+    """Owners, deadlines, ladders, shares, hours, each once; `BATON_QUARTER_SEED` makes it the same again."""
+    _log.warning("BATON_QUARTER_SEED=%d", SEED)
     clock, book = Clock(BEGIN), Book()
     received = Received(clock.now)
     async with HookServer(received) as hooks:
@@ -37,11 +39,16 @@ async def test_a_quarter_of_twenty_people_and_twenty_thousand_leads(
         async with desk(
             database_url, clock, received, roster.playbook(), documents, tmp_path
         ) as world:
-            walk = Walk(world, book, SEED, leads.stories(SEED, LEADS), roster.changes(SEED, hooks.url))
+            walk = Walk(
+                world, book, SEED, leads.stories(SEED, LEADS), roster.changes(SEED, hooks.url)
+            )
             began = time.monotonic()
             await walk.run()
-            print(f"{walk.events} events in {walk.steps} steps, {time.monotonic() - began:.0f} s")
+            _log.warning(
+                "%d events in %d steps, %.0f s",
+                walk.events, walk.steps, time.monotonic() - began,
+            )  # fmt: skip
     counted = await checks.everything(
         database_url, clock.moment, book, received.arrivals, walk.published
     )
-    print(counted)
+    _log.warning("%s", counted)

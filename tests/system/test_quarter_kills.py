@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import time
@@ -11,7 +12,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiosmtpd.smtp import SMTP, Envelope, Session
@@ -23,6 +23,7 @@ from tests.system.quarter.receivers import HookServer, Received
 from tests.system.quarter.remote import Remote
 from tests.system.quarter.walk import Walk
 
+_log = logging.getLogger("quarter")
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 LEADS = int(os.environ.get("BATON_QUARTER_KILLED_LEADS", "2000"))
@@ -98,7 +99,7 @@ async def test_thirty_kills_in_a_quarter_lose_no_alert_and_double_none(tmp_path:
 
     The stage service, the notifier and PostgreSQL are killed with -9, thirty times in all.
     """
-    print(f"BATON_QUARTER_SEED={SEED}")
+    _log.warning("BATON_QUARTER_SEED=%d", SEED)
     book, clock_file = Book(), tmp_path / "clock"
     clock = SharedClock(clock_file, BEGIN)
     received = Received(clock.now)
@@ -122,15 +123,17 @@ async def test_thirty_kills_in_a_quarter_lose_no_alert_and_double_none(tmp_path:
             began = time.monotonic()
             await walk.run(killer.before_step)
             await killer.done()
-            print(f"{walk.events} events in {walk.steps} steps, {time.monotonic() - began:.0f} s;"
-                  f" killed {killer.killed}, {remote.claims_waited_for} claims waited for,"
-                  f" {remote.refused} requests sent again")  # fmt: skip
+            _log.warning(
+                "%d events in %d steps, %.0f s; killed %s; %d claims waited for, %d requests again",
+                walk.events, walk.steps, time.monotonic() - began, killer.killed,
+                remote.claims_waited_for, remote.refused,
+            )  # fmt: skip
             await remote.settle()
             counted = await checks.everything(
                 remote.url, clock.now(), book, received.arrivals, walk.published, kills=True,
                 soon=GRID,
             )  # fmt: skip
-            print(counted)
+            _log.warning("%s", counted)
             assert len(killer.killed) == KILLS
             _check_logs(remote)
         finally:
@@ -140,5 +143,3 @@ async def test_thirty_kills_in_a_quarter_lose_no_alert_and_double_none(tmp_path:
 def _check_logs(remote: Remote) -> None:
     for name in ("stage", "notifier"):
         assert "Traceback" not in remote.log(name), remote.log(name)[-3000:]
-
-

@@ -108,7 +108,9 @@ async def assign(
         "playbook": playbook.name, "actor": wish.actor or who.name, "key_id": who.id,
         "without": [before.id] if before else [],
     }  # fmt: skip
-    outcome = (await it.lane.submit([_event(event_id, lead_id, record.lead, wish.key, data, it.now())]))[0]
+    outcome = (
+        await it.lane.submit([_event(event_id, lead_id, record.lead, wish.key, data, it.now())])
+    )[0]
     after = await _record(it, outcome.lead_id or lead_id)
     owner = after.facts[name].owners.get(wish.role) if after and name in after.facts else None
     return {
@@ -136,7 +138,9 @@ async def leave(
     for _ in range(ROUNDS_MAX):
         held = await _held_by(it, id)
         for start in range(0, len(held), AT_ONCE):
-            events = [_handed_on(row, id, wish, who, it.now()) for row in held[start : start + AT_ONCE]]
+            events = [
+                _handed_on(row, id, wish, who, it.now()) for row in held[start : start + AT_ONCE]
+            ]
             await it.lane.submit([e for e in events if e is not None])
         if not held:
             break

@@ -54,9 +54,7 @@ _encode = msgspec.json.Encoder().encode
 class EventsEndpoint:
     """The ASGI application behind ``POST /v1/events``."""
 
-    def __init__(
-        self, gatekeeper: Gatekeeper, lane: Lane, now: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, gatekeeper: Gatekeeper, lane: Lane, now: Callable[[], datetime]) -> None:
         self._gatekeeper = gatekeeper
         self._lane = lane
         self._now = now

@@ -1,7 +1,7 @@
 """Baton's parts in one process, on a real PostgreSQL, driven by a clock that is told the time.
 
-The stage service's lane, ticker and sequencer, the notifier's consumer, dispatcher and escalator: each does what
-is due now when it is asked, and nothing by itself.
+The stage service's lane, ticker and sequencer, the notifier's consumer, dispatcher and escalator: each does
+what is due now when it is asked, and nothing by itself.
 """
 
 from __future__ import annotations

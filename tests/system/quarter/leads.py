@@ -1,4 +1,4 @@
-"""The leads of a quarter, made from a seed: what each does when, and how people answer what is handed to them."""
+"""A quarter's leads, made from a seed: what each does when, and how people answer what is handed to them."""
 
 from __future__ import annotations
 

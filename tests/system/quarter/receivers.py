@@ -1,4 +1,4 @@
-"""What stands for the people: a clock that is told the time, an HTTP receiver, and a record of what came when."""
+"""What stands for the people: a clock that is told the time, an HTTP receiver, a record of what came when."""
 
 from __future__ import annotations
 

@@ -213,7 +213,11 @@ class Remote:
             await self._until_answered(lambda n=name: self._has_read(n, revision))
 
     async def _has_read(self, name: str, revision: int) -> bool | None:
-        return f'"revision": {revision}' in self.log(name) or f'"revision":{revision}' in self.log(name) or None  # noqa: E501
+        return (
+            f'"revision": {revision}' in self.log(name)
+            or f'"revision":{revision}' in self.log(name)
+            or None
+        )
 
     async def held_by(self, id: str) -> list[tuple[str, str]]:
         """Give the lead and the role of each journey that the person holds."""

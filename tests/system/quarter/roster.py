@@ -23,7 +23,9 @@ ZONES = (
     ("Asia/Singapore", "SG"),
     ("Australia/Sydney", "AU-NSW"),
 )
-ROLES = ("lead_agent",) * 8 + ("ae",) * 6 + ("csm",) * 3 + ("marketing",) + ("sales_leadership",) * 2
+ROLES = (
+    ("lead_agent",) * 8 + ("ae",) * 6 + ("csm",) * 3 + ("marketing",) + ("sales_leadership",) * 2
+)
 WEEKS = (
     {d: ["09:00-17:30"] for d in ("mon", "tue", "wed", "thu", "fri")},
     {d: ["08:00-12:00", "13:00-17:00"] for d in ("mon", "tue", "wed", "thu", "fri")},
@@ -120,7 +122,9 @@ def _oddities(by_id: dict[str, dict[str, Any]]) -> None:
     """Set what must be in every quarter, whatever the seed: each way to want alerts, each kind of absence."""
     by_id["lead-agent-1"]["leads"] = ["lead_agent"]
     by_id["ae-1"]["leads"] = ["ae"]
-    del by_id["lead-agent-2"]["hours"]  # without working hours: there at any time but when it is quiet
+    del by_id["lead-agent-2"][
+        "hours"
+    ]  # without working hours: there at any time but when it is quiet
     by_id["lead-agent-2"]["quiet"] = ["23:00-06:00"]
     by_id["lead-agent-3"]["alerts"] = {"deliver": "hourly"}
     by_id["csm-1"]["alerts"] = {"deliver": "daily", "daily_at": "10:30"}

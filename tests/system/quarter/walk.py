@@ -1,4 +1,4 @@
-"""Walks through the quarter: time goes from one moment at which something is due to the next, never by itself.
+"""Walks through the quarter: time goes from one moment at which something is due to the next.
 
 At each moment the lead events that arrive are submitted, people answer what they decided to answer, and
 everything that is due is done. What is published is read, and people react to it.
@@ -115,7 +115,9 @@ class Walk:
         """Walk to the end of the quarter; `before_step` is called before each."""
         while (now := await self._next_moment()) < _END:
             if now <= self._last:
-                raise AssertionError(f"due at {now} and still so: {await self._world.what_is_due()}")
+                raise AssertionError(
+                    f"due at {now} and still so: {await self._world.what_is_due()}"
+                )
             self._last = now
             before_step()
             await self._step(now)
@@ -194,7 +196,11 @@ class Walk:
         at = slot(owner.deadline(now, answer.after_s))
         if answer.what == "nothing" or owner.away(at) is not None:
             return
-        values: dict[str, Any] = {"role": told.role, "round": told.round, "person": told.owner and told.owner.id}
+        values: dict[str, Any] = {
+            "role": told.role,
+            "round": told.round,
+            "person": told.owner and told.owner.id,
+        }
         type = HANDOFF_ACCEPTED
         if answer.what == "reject":
             type, values["reason"] = HANDOFF_REJECTED, REJECTION
