@@ -6,17 +6,14 @@ Who may be told when, and when a deadline is, comes from `reading`, not from Bat
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import asyncpg
-import msgspec
 
 from services.baton.verify import verify_database
 from services.contracts.events import (
-    ASSIGNED_BY_HAND,
     CORRECTED,
     OWNER_CHANGED,
     TRANSITIONED,
@@ -30,6 +27,8 @@ from services.contracts.handoffs import (
     REJECTED,
     WITHDRAWN,
 )
+from tests.system.quarter import fairness
+from tests.system.quarter.evidence import Published, Quarter
 from tests.system.quarter.reading import Book
 from tests.system.quarter.receivers import Arrival
 from tests.system.quarter.walk import LEADER_ACTS_S
@@ -46,87 +45,6 @@ RUNGS = {
 HOUR_S = 3600.0
 SOON = timedelta(seconds=1)
 """Time stands still while what is due is done, so a second is much; but for a walk in long steps."""
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published message: its type, its id, and its body."""
-
-    type: str
-    id: str
-    body: dict[str, Any]
-
-    def moment(self, name: str) -> datetime:
-        """Give the moment that the member `name` tells."""
-        return datetime.fromisoformat(self.body[name])
-
-
-class Quarter:
-    """What is looked at: the database's rows, what was published, what arrived, and who was who when."""
-
-    def __init__(
-        self,
-        now: datetime,
-        book: Book,
-        arrivals: list[Arrival],
-        published: list[Message],
-        soon: timedelta,
-    ) -> None:
-        self.now = now
-        self.soon = soon
-        self.book = book
-        self.arrivals = arrivals
-        self.published = [Published(m.type, m.id, msgspec.json.decode(m.value)) for m in published]
-        self.handoffs: list[Any] = []
-        self.clocks: dict[UUID, Any] = {}
-        self.alerts: list[Any] = []
-        self.deliveries: list[Any] = []
-        self.transitions: list[Any] = []
-        self.without: dict[str, list[tuple[datetime, frozenset[str]]]] = defaultdict(list)
-        """By lead, when: who could not be chosen as it was given to somebody else, since they had it."""
-
-    async def load(self, connection: asyncpg.Connection[Any]) -> None:
-        """Read the rows."""
-        self.handoffs = await connection.fetch("SELECT * FROM stage.handoffs ORDER BY offered_at")
-        self.clocks = {
-            r["handoff_id"]: r
-            for r in await connection.fetch(
-                "SELECT * FROM stage.clocks WHERE handoff_id IS NOT NULL"
-            )
-        }
-        self.alerts = await connection.fetch("SELECT * FROM notifier.alerts")
-        self.deliveries = await connection.fetch("SELECT * FROM notifier.deliveries")
-        self.transitions = await connection.fetch(
-            "SELECT recorded_at, why FROM stage.transitions WHERE kind = 'transition'"
-        )
-        for row in await connection.fetch(
-            "SELECT lead_id::text, recorded_at, data FROM stage.events WHERE type = $1",
-            ASSIGNED_BY_HAND,
-        ):
-            without = msgspec.json.decode(row["data"])["without"]
-            self.without[row["lead_id"]].append((row["recorded_at"], frozenset(without)))
-        said_no: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-        for message in self.of_type(REJECTED):
-            body = message.body
-            visit = body["lead"]["id"], body["stage"], body["role"]
-            if body["round"] == 1:
-                said_no[visit] = set()
-            said_no[visit] |= {body["answered_by"], body["owner"]["id"]}
-            moment = message.moment("recorded_at")
-            self.without[body["lead"]["id"]].append((moment, frozenset(said_no[visit])))
-
-    def story(self, lead: UUID) -> str:
-        """Give what was published about a lead, for whoever has to find out."""
-        told = [m for m in self.published if m.body.get("lead", {}).get("id") == str(lead)]
-        return "; ".join(
-            f"{m.type} {m.body.get('to') or m.body.get('role')} {m.body.get('occurred_at')}"
-            f" recorded {m.body.get('recorded_at')}"
-            for m in told
-        )
-
-    def of_type(self, *types: str) -> list[Published]:
-        """Give the messages of `types`, in order."""
-        return [m for m in self.published if m.type in types]
 
 
 def check_owners(it: Quarter) -> None:
@@ -316,67 +234,6 @@ def check_deliveries(it: Quarter, *, kills: bool = False) -> Counter[str]:
     return found
 
 
-def check_fair(it: Quarter, role: str, transitions: list[Any], weighted: bool) -> Counter[str]:
-    """While the same people were there, each one's share of the turns was within one lead of their weight.
-
-    A turn is the person's whose it was, also where somebody stood in. Who was there is read from the roster.
-    """
-    found: Counter[str] = Counter()
-    run: frozenset[str] = frozenset()
-    got: Counter[str] = Counter()
-    for at, decided, without in _decisions(it, role, transitions):
-        there = {
-            p.document["id"]: float(p.document.get("weight", 1)) if weighted else 1.0
-            for p in it.book.of_role(role, at)
-            if (taker := it.book.taker(p, at)) and taker.document["id"] not in without
-        }
-        if not there:
-            found["fallback"] += len(decided)
-            continue
-        if there.keys() != run:
-            run, got = frozenset(there), Counter()
-            found["runs"] += 1
-        got.update(decided)
-        found["turns"] += len(decided)
-        total, weights = sum(got.values()), sum(there.values())
-        assert got.keys() <= there.keys(), (at, got, there)
-        for id, weight in there.items():
-            off = got[id] - total * weight / weights
-            assert abs(off) < 1, f"{id} is {off:+.2f} leads off their share at {at}: {got}"
-        found["longest run"] = max(found["longest run"], total)
-    return found
-
-
-def _decisions(
-    it: Quarter, role: str, transitions: list[Any]
-) -> list[tuple[datetime, list[str], frozenset[str]]]:
-    """Give whose turns were taken when, of whom some could not be chosen; in order."""
-    by_name: dict[str, str] = {}
-    for reading in it.book.everybody():
-        by_name[reading.document["name"]] = reading.document["id"]
-    together: dict[datetime, list[str]] = defaultdict(list)
-    for row in transitions:
-        decision = msgspec.json.decode(row["why"]).get("routing", {}).get(role)
-        if decision is not None and decision["rule"] is not None:
-            together[row["recorded_at"]].append(_turn(decision["why"], by_name))
-    found = [(at, turns, frozenset[str]()) for at, turns in together.items()]
-    for m in it.of_type(OWNER_CHANGED):
-        if m.body["role"] == role and "no rule found" not in m.body["why"]:
-            at = m.moment("recorded_at")
-            asked = it.without[m.body["lead"]["id"]]
-            without = max((each for each in asked if each[0] <= at), key=lambda each: each[0])[1]
-            found.append((at, [_turn(m.body["why"], by_name)], without))
-    return sorted(found, key=lambda each: each[0])
-
-
-def _turn(why: str, by_name: dict[str, str]) -> str:
-    """Give whose turn it was, from what routing says of its choice."""
-    name, _, rest = why.partition(": ")
-    if rest.startswith("stands in for "):
-        name = rest.removeprefix("stands in for ").partition(" (")[0]
-    return by_name[name]
-
-
 def _kind(channel: str) -> str:
     """Give the kind of a channel: ``webhook`` of ``webhook+http:...``."""
     return channel.partition(":")[0].partition("+")[0]
@@ -405,8 +262,8 @@ async def everything(
     check_owners(it)
     check_deadlines(it)
     counted: dict[str, Any] = {
-        "lead agents": dict(check_fair(it, "lead_agent", it.transitions, weighted=True)),
-        "CSMs": dict(check_fair(it, "csm", it.transitions, weighted=False)),
+        "lead agents": dict(fairness.check_fair(it, "lead_agent", it.transitions, weighted=True)),
+        "CSMs": dict(fairness.check_fair(it, "csm", it.transitions, weighted=False)),
         "handoffs": dict(check_answers(it)),
         "escalations": dict(check_escalations(it)),
         "clock steps": check_clocks_once(it),
