@@ -20,7 +20,13 @@ from tests.system.quarter.walk import Walk
 _log = logging.getLogger("quarter")
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
-LEADS = int(os.environ.get("BATON_QUARTER_LEADS", "20000"))
+FULL = 20_000
+LEADS = int(os.environ.get("BATON_QUARTER_LEADS", FULL))
+EVERY_KIND = (
+    "accepted", "rejected", "withdrawn", "overdue", "stand_in", "role_lead", "sales_leadership", "merged",
+    "skipped", "why: quiet hours", "why: outside working hours", "why: away", "why: digest", "why: burst",
+)  # fmt: skip
+"""What a quarter must have had, or its checks have seen nothing."""
 SEED = int(os.environ.get("BATON_QUARTER_SEED", "0")) or random.randrange(1, 10**6)
 BEGIN = datetime(roster.BEGIN.year, roster.BEGIN.month, roster.BEGIN.day, tzinfo=UTC)
 
@@ -52,3 +58,8 @@ async def test_a_quarter_of_twenty_people_and_twenty_thousand_leads(
         database_url, clock.moment, book, received.arrivals, walk.published
     )
     _log.warning("%s", counted)
+    if LEADS >= FULL:
+        seen = {**counted["handoffs"], **counted["escalations"], **counted["deliveries"]}
+        assert not [each for each in EVERY_KIND if not seen.get(each)], (
+            "what was checked never came"
+        )
