@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.system.quarter import checks, leads, roster
+from tests.system.quarter import checks, leads, roster, seed
 from tests.system.quarter.desk import desk
 from tests.system.quarter.reading import Book
 from tests.system.quarter.receivers import Clock, HookServer, Received
@@ -27,7 +26,7 @@ EVERY_KIND = (
     "skipped", "why: quiet hours", "why: outside working hours", "why: away", "why: digest", "why: burst",
 )  # fmt: skip
 """What a quarter must have had, or its checks have seen nothing."""
-SEED = int(os.environ.get("BATON_QUARTER_SEED", "0")) or random.randrange(1, 10**6)
+SEED = seed()
 BEGIN = datetime(roster.BEGIN.year, roster.BEGIN.month, roster.BEGIN.day, tzinfo=UTC)
 
 
