@@ -12,6 +12,7 @@ DATABASE_AWAY: tuple[type[BaseException], ...] = (
     asyncpg.PostgresSystemError,  # class 58: I/O error
     asyncpg.ReadOnlySQLTransactionError,  # a standby, before clients have moved on
     asyncpg.InterfaceError,  # the client's: the connection or the pool is closed
+    asyncpg.InternalClientError,  # the connection was lost in the middle of an answer
     TimeoutError,
 )
 """What asyncpg raises while the database cannot be used, by SQLSTATE class."""

@@ -142,4 +142,6 @@ async def test_thirty_kills_in_a_quarter_lose_no_alert_and_double_none(tmp_path:
 
 def _check_logs(remote: Remote) -> None:
     for name in ("stage", "notifier"):
-        assert "Traceback" not in remote.log(name), remote.log(name)[-3000:]
+        log = remote.log(name)
+        assert "Traceback" not in log, log[-3000:]
+        assert '"level": "error"' not in log, log[-3000:]
