@@ -234,6 +234,21 @@ def check_deliveries(it: Quarter, *, kills: bool = False) -> Counter[str]:
     return found
 
 
+def check_limits(it: Quarter) -> int:
+    """Nobody got more messages in an hour by a channel than they wish; gives the most that anybody got."""
+    came: dict[tuple[str, str], list[datetime]] = defaultdict(list)
+    most = 0
+    for arrival in it.arrivals:
+        person = it.book.person(arrival.person, arrival.at)
+        assert person is not None
+        mine = came[arrival.person, arrival.channel]
+        mine[:] = [at for at in mine if at > arrival.at - timedelta(hours=1)]
+        mine.append(arrival.at)
+        most = max(most, len(mine))
+        assert len(mine) <= person.alerts.get("per_hour_max", 30), f"{arrival} is one too many"
+    return most
+
+
 def _kind(channel: str) -> str:
     """Give the kind of a channel: ``webhook`` of ``webhook+http:...``."""
     return channel.partition(":")[0].partition("+")[0]
@@ -269,6 +284,7 @@ async def everything(
         "clock steps": check_clocks_once(it),
         "alerts": check_alerts_once(it),
         "deliveries": dict(check_deliveries(it, kills=kills)),
+        "messages an hour": check_limits(it) if not kills else "not counted: repeats may come",
     }
     report = await verify_database(database_url)
     assert report.findings == []
