@@ -93,7 +93,7 @@ async def list_handoffs(
         state, overdue, role, person, required_lead_id(lead_id) if lead_id is not None else None,
         moment_in_utc(since, "from"), moment_in_utc(until, "to"),
     )  # fmt: skip
-    now = datetime.now(UTC)
+    now = it.now()
     after = place_of(cursor) if cursor is not None else None
     rows, more = await reads_handoffs.list_handoffs(it.engine, wish, now, after=after, limit=limit)
     items = [reads_handoffs.handoff_item(r, it.playbooks, it.team, now) for r in rows]
@@ -112,7 +112,7 @@ async def get_handoff_numbers(
     """Give deadlines met and missed, times to accept, speed to lead, rejections, load; see `definition`."""
     it = house(request)
     return _json(await handoff_numbers.handoff_numbers(
-        it.engine, playbook_named(it, playbook), it.team, datetime.now(UTC), by=by,
+        it.engine, playbook_named(it, playbook), it.team, it.now(), by=by,
         since=moment_in_utc(since, "from"), until=moment_in_utc(until, "to"),
     ))  # fmt: skip
 
@@ -122,7 +122,7 @@ async def get_handoff(request: Request, id: str, _: Reader) -> Response:
     """Give one handoff."""
     it = house(request)
     row = await known_handoff(it, id)
-    return _json(reads_handoffs.handoff_item(row, it.playbooks, it.team, datetime.now(UTC)))
+    return _json(reads_handoffs.handoff_item(row, it.playbooks, it.team, it.now()))
 
 
 @router.post("/v1/handoffs/{id}/accept", tags=["handoffs"], operation_id="accept_handoff")
@@ -206,7 +206,7 @@ async def answer_handoff(
         at = await reads.time_of_event(it.engine, SOURCE, event_id)
     if row["state"] != STATES[said] or row["answered_at"] != at:
         raise await _not_open(it, row)  # somebody else was faster
-    return reads_handoffs.handoff_item(row, it.playbooks, it.team, datetime.now(UTC))
+    return reads_handoffs.handoff_item(row, it.playbooks, it.team, it.now())
 
 
 async def _event(
@@ -216,7 +216,7 @@ async def _event(
     lead = unpack_state(state) if state is not None else None
     if lead is None:
         raise await _not_open(it, row)
-    now = datetime.now(UTC)
+    now = it.now()
     data = {
         "playbook": row["playbook"], "role": row["role"], "offered_at": rfc3339(row["offered_at"]),
         "round": row["round"], "person": by.person or row["person_id"], "reason": reason,

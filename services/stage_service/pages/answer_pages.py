@@ -7,7 +7,7 @@ scanners open links; the buttons do, once a link. With ``Accept: application/jso
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from datetime import UTC, datetime
+from datetime import UTC
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -118,7 +118,7 @@ def _grant(it: House, token: str) -> AnswerGrant:
         raise NotFoundError("there is no such page", remedy="Set BATON_LINK_KEY.")
     grant = None
     if len(token) <= TOKEN_CHARACTERS_MAX:
-        grant = it.answer_links.read(token, datetime.now(UTC))
+        grant = it.answer_links.read(token, it.now())
     if grant is None:
         raise GoneError(
             "the link is wrong or has expired", remedy="Open the lead in Baton to answer."
@@ -169,7 +169,7 @@ def _shown(
     done: str | None = None,
 ) -> Response:
     it = house(request)
-    item = handoff_item(row, it.playbooks, it.team, datetime.now(UTC))
+    item = handoff_item(row, it.playbooks, it.team, it.now())
     if _wants_json(request):
         body = msgspec.json.encode(item)
         return Response(body, status, media_type="application/json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -33,7 +33,7 @@ async def count_for_menu(request: Request) -> None:
     shows_menu = not is_fragment(request) and not request.url.path.startswith(_WITHOUT_MENU)
     if shows_menu and token_of(request) is not None:
         request.state.overdue_handoffs = await reads_handoffs.count_overdue(
-            house(request).engine, datetime.now(UTC)
+            house(request).engine, house(request).now()
         )
 
 
@@ -80,7 +80,7 @@ async def _page(
     cursor: str,
     error: BatonError | None = None,
 ) -> Response:
-    it, now = house(request), datetime.now(UTC)
+    it, now = house(request), house(request).now()
     wanted = {k: v.replace("\x00", "")[:64] for k, v in asked.items() if v}
     by: handoff_numbers.By = "role"
     if wanted.get("by") in ("person", "stage"):
