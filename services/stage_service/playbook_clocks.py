@@ -83,13 +83,13 @@ def _clock(
     for before, n in remind:
         if within and before >= within:
             n.refuse("the reminder comes before the clock starts", "Write less than 'within' says.")
-    rungs = [
-        _rung(n, wall, roles) for n in (fields["escalate"].items() if "escalate" in fields else ())
-    ]
-    if [r.after_s for r in rungs] != sorted(r.after_s for r in rungs):
-        fields["escalate"].refuse("the steps are not in order", "Write the earliest first.")
-    if len(set(rungs)) < len(rungs):
-        fields["escalate"].refuse("a step stands here twice", "Leave one out.")
+    nodes = fields["escalate"].items() if "escalate" in fields else []
+    rungs = [_rung(n, wall, roles) for n in nodes]
+    for place, rung in enumerate(rungs[1:], 1):
+        if rung.after_s < rungs[place - 1].after_s:
+            nodes[place].refuse("the steps are not in order", "Write the earliest first.")
+        if rung in rungs[:place]:
+            nodes[place].refuse("a step stands here twice", "Leave one out.")
     return ClockPlan(
         key, title, stages, since, within, wall,
         tuple(sorted({before for before, _ in remind}, reverse=True)), tuple(rungs),

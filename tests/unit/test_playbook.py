@@ -116,6 +116,35 @@ MISTAKES = {
     "points that are no number": (
         "points: 25", "points: many", "points: many", "must be a number", "Correct",
     ),
+    "a day of working time": (
+        "within: 16h", "within: 2d", "within: 2d", "'2d' has no length in working time", "time: wall",
+    ),
+    "no duration": (
+        "within: 16h", "within: soon", "within: soon", "'soon' is not a duration", "30m, 4h",
+    ),
+    "handoffs of an unknown role": (
+        "\n  csm:\n    within: 8h", "\n  cms:\n    within: 8h", "  cms:", "unknown key 'cms'",
+        "Did you mean 'csm'?",
+    ),
+    "a reminder before the start": (
+        "remind: 2h", "remind: 9h", "remind: 9h", "before the clock starts", "less than 'within'",
+    ),
+    "a ladder out of order": (
+        "{after: 2h, to: role_lead}\n      - {after: 4h, to",
+        "{after: 9h, to: role_lead}\n      - {after: 3h, to",
+        "{after: 3h, to", "not in order", "the earliest first",
+    ),
+    "a rung for nobody": (
+        "{after: 3d, to: sales_leadership}", "{after: 3d, to: Nobody!}", "Nobody!", "'Nobody!' is nobody",
+        "stand_in, role_lead",
+    ),
+    "a clock's key twice": (
+        "key: signature", "key: silent", "key: silent", "'silent' is used twice", "Give each its own",
+    ),
+    "a clock in an unknown stage": (
+        "stages: [closing]", "stages: [closng]", "[closng]", "unknown stage 'closng'",
+        "Did you mean 'closing'?",
+    ),
     "has() on flat variables": (
         'when: "score.total >= 60"', 'when: "has(lead.origin)"', "has(lead.origin)",
         "write known.lead.x", "Conditions",
