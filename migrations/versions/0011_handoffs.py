@@ -16,7 +16,8 @@ HANDOFF = """
   overdue_at timestamptz, answered_at timestamptz, answered_by text, implied boolean, reason text"""
 CLOCK = """
   id uuid, journey_id uuid, lead_id uuid, playbook text, deal text, key text, kind text, stage text,
-  role text, person_id text, handoff_id uuid, since timestamptz, deadline timestamptz, step int,
+  role text, person_id text, handoff_id uuid, since timestamptz, begin timestamptz,
+  deadline timestamptz, step int,
   due_at timestamptz, missed_at timestamptz"""
 
 
@@ -74,6 +75,7 @@ def upgrade() -> None:
           person_id text,
           handoff_id uuid,
           since timestamptz NOT NULL,
+          begin timestamptz NOT NULL,
           deadline timestamptz NOT NULL,
           step int NOT NULL,
           due_at timestamptz,

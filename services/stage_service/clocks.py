@@ -34,7 +34,11 @@ KINDS = {"offered": "handoff", "entered": "stage", "activity": "activity"}
 
 
 class Ticking(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A clock that runs: `step` is the next to fire, `due_at` when (None: all have); `told` who heard."""
+    """A clock that runs: `step` is the next to fire, `due_at` when (None: all have); `told` who heard.
+
+    Its time counts from `begin`: when it was learned that it runs, if that was after `since`. Nobody has
+    missed a deadline of which nobody could know, and importing years of history alarms nobody.
+    """
 
     id: str
     since: datetime
@@ -44,6 +48,7 @@ class Ticking(msgspec.Struct, array_like=True, frozen=True, gc=False):
     person: str | None
     handoff_id: str | None
     stage: str
+    begin: datetime
     told: list[str]
 
 
@@ -126,19 +131,20 @@ def plan_of(playbook: Playbook, key: str) -> ClockPlan | None:
     return next((p for p in plans if p.key == key), None)
 
 
-def wound(journey_id: str, want: Wanted, person: Person | None) -> Ticking:
-    """Start the clock `want` of a journey; its first step is the first reminder."""
-    plan = want.plan
+def wound(journey_id: str, want: Wanted, person: Person | None, now: datetime) -> Ticking:
+    """Start the clock `want` of a journey, learned of `now`; its first step is the first reminder."""
+    plan, begin = want.plan, max(want.since, now)
     first = steps_of(plan)[0]
     return Ticking(
         clock_id(journey_id, want),
         want.since,
-        reached(plan, want.since, plan.within_s, person),
+        reached(plan, begin, plan.within_s, person),
         0,
-        reached(plan, want.since, first.offset_s, person),
+        reached(plan, begin, first.offset_s, person),
         person.id if person is not None else None,
         want.handoff_id,
         want.stage,
+        begin,
         [],
     )
 
@@ -153,11 +159,14 @@ def struck(
     clock: Ticking, plan: ClockPlan, step: int, since: datetime, person: Person | None
 ) -> Ticking:
     """Give the clock after its `step` has fired: the next one is due, if there is one."""
-    steps = steps_of(plan)
+    steps, begin = steps_of(plan), max(since, clock.begin)
     due_at = None
     if step + 1 < len(steps):
-        due_at = reached(plan, since, steps[step + 1].offset_s, person)
-    return msgspec.structs.replace(clock, step=step + 1, due_at=due_at, since=since)
+        due_at = reached(plan, begin, steps[step + 1].offset_s, person)
+    return msgspec.structs.replace(
+        clock, step=step + 1, due_at=due_at, since=since, begin=begin,
+        deadline=reached(plan, begin, plan.within_s, person) if begin > clock.begin else clock.deadline,
+    )  # fmt: skip
 
 
 def step_now(

@@ -190,7 +190,7 @@ class Handing:
             person = self._assigner.person(owner.id) if owner is not None else None
             ticking = facts.clocks.get(key)
             if ticking is None:
-                ticking = clocks.wound(id, want, person)
+                ticking = clocks.wound(id, want, person, self._now)
             elif ticking.person != (person.id if person is not None else None):
                 ticking = _with_owner(ticking, want.plan, person)
             elif not again:
@@ -438,7 +438,7 @@ class Handing:
         self._clocks[ticking.id] = ClockRow(
             ticking.id, journey_id(record.id, name), record.id, journey.playbook, journey.key,
             want.plan.key, want.kind, want.stage, want.role, ticking.person,
-            ticking.handoff_id, ticking.since, ticking.deadline, ticking.step, ticking.due_at,
+            ticking.handoff_id, ticking.since, ticking.begin, ticking.deadline, ticking.step, ticking.due_at,
             missed_at or (before.missed_at if before else None),
         )  # fmt: skip
 
@@ -500,10 +500,10 @@ def _with_owner(ticking: Ticking, plan: ClockPlan, person: Person | None) -> Tic
     steps = clocks.steps_of(plan)
     due_at = None
     if ticking.step < len(steps):
-        due_at = clocks.reached(plan, ticking.since, steps[ticking.step].offset_s, person)
+        due_at = clocks.reached(plan, ticking.begin, steps[ticking.step].offset_s, person)
     return msgspec.structs.replace(
         ticking, person=person.id if person is not None else None, due_at=due_at,
-        deadline=clocks.reached(plan, ticking.since, plan.within_s, person),
+        deadline=clocks.reached(plan, ticking.begin, plan.within_s, person),
     )  # fmt: skip
 
 

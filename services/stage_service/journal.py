@@ -281,10 +281,15 @@ class Journal:
         )  # fmt: skip
 
     def due_at(self, record: Record, plan: HandoffPlan, name: str, offer: Offer) -> datetime:
-        """Give until when an offer is to be answered, by the hours of who owns it now."""
-        owner = record.facts[name].owners.get(offer.role)
+        """Give until when an offer is to be answered: as its clock runs, else by its owner's hours."""
+        facts = record.facts[name]
+        ticking = facts.clocks.get(plan.clock.key)
+        if ticking is not None and ticking.since == offer.offered_at:
+            return ticking.deadline
+        owner = facts.owners.get(offer.role)
         person = self._who(owner.id) if owner is not None else None
-        return reached(plan.clock, offer.offered_at, plan.clock.within_s, person)
+        begin = max(offer.offered_at, self.recorded_at)
+        return reached(plan.clock, begin, plan.clock.within_s, person)
 
     def publish(self, topic: str, type: str, lead_id: str, body: msgspec.Struct) -> str:
         """Write a message that is no record of the journey's way; gives its id."""

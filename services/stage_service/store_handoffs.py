@@ -60,6 +60,7 @@ class ClockRow(msgspec.Struct, frozen=True):
     person_id: str | None
     handoff_id: str | None
     since: datetime
+    begin: datetime
     deadline: datetime
     step: int
     due_at: datetime | None
@@ -90,6 +91,7 @@ class DueClock(msgspec.Struct, frozen=True):
     handoff_id: str | None
     round: int | None
     since: datetime
+    begin: datetime
     deadline: datetime
     step: int
     due_at: datetime
@@ -117,6 +119,7 @@ wound AS (
   SELECT {_WOUND}, 'running' FROM unnest($15::stage.clock_row[])
   ON CONFLICT (id) DO UPDATE SET role = excluded.role,
     person_id = excluded.person_id, since = excluded.since,
+    begin = excluded.begin,
     deadline = excluded.deadline, step = excluded.step, due_at = excluded.due_at, state = 'running',
     missed_at = coalesce(c.missed_at, excluded.missed_at), ended_at = NULL, claimed_until = NULL,
     updated_at = now()),
@@ -143,7 +146,7 @@ WHERE c.id = due.id
 RETURNING c.id::text, c.lead_id::text, c.playbook, c.deal, c.key, c.kind, c.stage, c.role, c.person_id,
   c.handoff_id::text,
   (SELECT h.round FROM stage.handoffs h WHERE h.id = c.handoff_id) AS round,
-  c.since, c.deadline, c.step, c.due_at, c.missed_at,
+  c.since, c.begin, c.deadline, c.step, c.due_at, c.missed_at,
   CASE WHEN c.kind = 'activity' THEN (SELECT l.state FROM stage.leads l WHERE l.id = c.lead_id) END AS state
 """
 

@@ -222,6 +222,7 @@ clocks = Table(
     Column("person_id", Text),
     Column("handoff_id", UUID(as_uuid=False)),
     _moment("since"),
+    _moment("begin"),
     _moment("deadline"),
     Column("step", Integer, nullable=False),
     _moment("due_at", nullable=True),

@@ -128,10 +128,10 @@ class Ticker:
         self, clock: DueClock, plan: ClockPlan, since: datetime
     ) -> tuple[str, datetime, datetime, datetime]:
         person = self._lane.team.by_id.get(clock.person_id or "")
-        step = clocks.steps_of(plan)[clock.step]
+        step, begin = clocks.steps_of(plan)[clock.step], max(since, clock.begin)
         return (
-            clock.id, since, clocks.reached(plan, since, plan.within_s, person),
-            clocks.reached(plan, since, step.offset_s, person),
+            clock.id, since, clocks.reached(plan, begin, plan.within_s, person),
+            clocks.reached(plan, begin, step.offset_s, person),
         )  # fmt: skip
 
     async def _run(self) -> None:

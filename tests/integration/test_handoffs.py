@@ -237,6 +237,20 @@ async def test_what_came_due_while_nobody_ran_fires_late_without_its_reminder(it
     await clean(it.url)
 
 
+async def test_an_import_of_history_makes_nobody_late(it: Timed) -> None:
+    """What happened long ago is learned today: deadlines count from today, silence too."""
+    it.now = START + timedelta(days=400)
+    await it.lane.submit([event("demo.requested", 0), event("meeting.booked", 9, "b@b.example")])
+    assert await it.tick(it.now + HOUR) == 0
+    due = await it.pool.fetch("SELECT due_at FROM stage.handoffs")
+    assert {r["due_at"] for r in due} == {START + timedelta(days=400) + 4 * HOUR}
+    await it.tick(START + timedelta(days=400) + 4 * HOUR)
+    assert [t for t, _ in await it.told()].count("handoff.overdue.v1") == 2
+    rows = await it.pool.fetch("SELECT due_at FROM stage.clocks WHERE key = 'silent'")
+    assert [r["due_at"] for r in rows] == [START + timedelta(days=411)]
+    await clean(it.url)
+
+
 async def test_two_tickers_fire_each_clock_once(it: Timed) -> None:
     await it.tell(*(event("meeting.booked", 0, f"{n}@c.example") for n in range(60)))
     it.now = START + 4 * HOUR

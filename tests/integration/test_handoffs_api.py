@@ -18,22 +18,36 @@ from tests.integration.stage import Stage, running_stage
 START = datetime.now(UTC) - timedelta(days=2)
 
 
+class Clock:
+    """The present moment, or the one that is told."""
+
+    at: datetime | None = None
+
+    def __call__(self) -> datetime:
+        """Give the moment."""
+        return self.at or datetime.now(UTC)
+
+
 @pytest.fixture
 async def stage(database_url: str) -> AsyncIterator[Stage]:
     """The stage service, running."""
-    async with running_stage(database_url) as it:
+    async with running_stage(database_url, now=Clock()) as it:
         yield it
 
 
 async def tell(stage: Stage, name: str, type: str, at: datetime | None = None, **data: Any) -> str:
-    """Post one event of a lead that is known by e-mail; gives the lead's id."""
+    """Post one event of a lead that is known by e-mail, at the moment `at`; gives the lead's id."""
     event: dict[str, Any] = {
         "specversion": "1.0", "id": uuid.uuid4().hex, "source": "/crm", "type": type,
         "data": {"email": f"{name}@{name}.example", "name": name.title(), "company": name, **data},
     }  # fmt: skip
     if at is not None:
         event["time"] = at.isoformat()
+    clock = stage.house.now
+    assert isinstance(clock, Clock)
+    clock.at = at
     [result] = await stage.send(event)
+    clock.at = None
     assert result["status"] == "applied", result
     return result["lead_id"]
 

@@ -92,7 +92,8 @@ async def test_a_clock_that_the_playbook_has_no_more_ends(it: Timed) -> None:
     await it.shelf.publish(it.pool, parse_playbook(changed, "sales.yaml"))
     await it.tick(START + timedelta(days=9))
     assert (await it.clocks())["qualify"] != "running"
-    assert await it.pool.fetchval("SELECT count(*) FROM stage.clocks WHERE due_at IS NOT NULL") == 0
+    due = await it.pool.fetch("SELECT key FROM stage.clocks WHERE due_at IS NOT NULL")
+    assert [row["key"] for row in due] == ["first-call"], "begun when it was learned of"
 
 
 async def test_ending_claims_waits_for_no_batch_and_so_never_in_a_circle(it: Timed) -> None:
