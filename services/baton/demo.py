@@ -39,6 +39,7 @@ _NAMES = ("Northwind", "Bluefin", "Cobalt", "Drift", "Evergreen", "Fathom", "Gra
           "Ironwood", "Juniper", "Kestrel", "Lumen", "Meridian", "Nimbus", "Orchard", "Pinnacle",
           "Quarry", "Ripple", "Summit", "Tidewater", "Umbra", "Vantage", "Willow", "Zephyr")  # fmt: skip
 _KINDS = ("Logistics", "Foods", "Robotics", "Energy", "Health", "Software", "Textiles", "Media")
+_DOMAINS = {f"{name}-{kind}.example".lower() for name in _NAMES for kind in _KINDS}
 _ORIGINS = ("organic_search", "paid_search", "webinar", "referral", "social", "email")
 _TITLES = ("Head of Operations", "VP Sales", "IT Manager", "Buyer", "Chief Financial Officer",
            "Team Lead", "Director of Logistics", "Engineer")  # fmt: skip
@@ -91,6 +92,11 @@ def _person(chance: random.Random) -> tuple[str, dict[str, Any]]:
         "industry": kind.lower(), "origin": chance.choice(_ORIGINS),
         "country": chance.choice(("DE", "UK", "US", "NL", "SE", "JP")),
     }  # fmt: skip
+
+
+def _is_ours(email: str | None) -> bool:
+    """Tell whether a lead is one of the demo's: whoever tries Baton out keeps their own."""
+    return (email or "").rpartition("@")[2] in _DOMAINS
 
 
 def lead_story(chance: random.Random, start: datetime, until: datetime) -> list[Event]:
@@ -229,7 +235,7 @@ async def _next(client: httpx.AsyncClient, chance: random.Random) -> list[Told]:
     now = datetime.now(UTC)
     if chance.random() < 0.3:
         answer = await client.get("/v1/handoffs", params={"state": "offered", "limit": 20})
-        waiting = [h for h in answer.json()["items"] if h["lead"]["email"]]
+        waiting = [h for h in answer.json()["items"] if _is_ours(h["lead"]["email"])]
         if waiting:
             handoff = chance.choice(waiting)
             handed_by = "meeting.booked" if handoff["role"] == "ae" else ""
@@ -240,7 +246,7 @@ async def _next(client: httpx.AsyncClient, chance: random.Random) -> list[Told]:
         return [("events", _event("lead.created", now, email, **about))]
     stage = chance.choice(list(_NEXT))
     answer = await client.get("/v1/leads", params={"stage": stage, "limit": 50})
-    leads = [lead for lead in answer.json()["items"] if lead["email"]]
+    leads = [lead for lead in answer.json()["items"] if _is_ours(lead["email"])]
     if not leads:
         return []
     email = chance.choice(leads)["email"]

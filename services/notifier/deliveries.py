@@ -22,6 +22,7 @@ import asyncpg
 import msgspec
 import structlog
 
+from services.contracts.database import DATABASE_AWAY
 from services.contracts.handoffs import AnswerLinks
 from services.contracts.team import Person
 from services.notifier import breakers, claims, metrics
@@ -241,7 +242,7 @@ class Dispatcher:
                 await breakers.untried(self._pool, parcel.channel, lease)
             elif parcel.channel_failed:  # it answered, though perhaps not what one likes to hear
                 await breakers.works(self._pool, parcel.channel, now, lease)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (*DATABASE_AWAY, asyncpg.PostgresError) as error:
             _log.warning("channel.unrecorded", reason=type(error).__name__)
         return False
 
@@ -271,7 +272,7 @@ class Dispatcher:
         while True:
             try:
                 return await claims.finish(self._pool, parcel, ending)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except (*DATABASE_AWAY, asyncpg.PostgresError) as error:
                 if self._now() >= parcel.claimed_until:
                     _log.warning("delivery.unrecorded", reason=type(error).__name__)
                     return False

@@ -333,6 +333,7 @@ class Batch:
             name = funnel.journey_name(str(event.data["playbook"]), event.deal)
             if name in lead.journeys:
                 self._changed[lead_id, name] = record
+        self._warn_of_answers(events, handed)
         rung = {(r.event.source, r.event.id) for r in rings}
         void = [e for e in events if offers.is_clock(e) and (e.source, e.id) not in rung]
         for name, journey in lead.journeys.items():
@@ -355,6 +356,22 @@ class Batch:
         if before is not None and recorded is not None:
             for name in before.journeys.keys() - lead.journeys.keys():
                 self._handing.end_all(record, name, lead.last[0])
+
+    def _warn_of_answers(self, events: Sequence[LeadEvent], handed: Sequence[Handed]) -> None:
+        """Tell whoever answered a handoff what is odd about it: nothing waited, or a no without reason."""
+        answers = [e for e in events if e.type in offers.ANSWERS and e.source != SOURCE]
+        if not answers:
+            return
+        met = {(c.event.source, c.event.id) for c in handed}
+        for event in answers:
+            outcome = self._outcome(event)
+            said = "no handoff waited for this answer: it is kept, and changes nothing"
+            if (event.source, event.id) in met:
+                reason = event.data.get("reason")
+                is_odd = event.type == HANDOFF_REJECTED and not reason
+                said = "a rejection without data.reason" if is_odd else None
+            if said is not None:
+                outcome.warning = "; ".join(filter(None, (outcome.warning, said)))
 
     def _transition(
         self,

@@ -328,7 +328,7 @@ class Handing:
             occurred_at=occurred_at,
             recorded_at=self._now,
             score=score_of(lead, playbook, occurred_at),
-            explanation=_explained(playbook, offer, owner, due_at, type),
+            explanation=_explained(playbook, offer, owner, type),
             alerts=list(wishes),
             offer=OfferRef(row.id, offer.role, due_at, list(plan.reasons))
             if offer.is_open and plan is not None else None,
@@ -418,7 +418,7 @@ class Handing:
             occurred_at=event.time,
             recorded_at=self._now,
             score=score_of(lead, playbook, event.time),
-            explanation=_rang(plan, kind.kind, ticking.deadline, _ref(facts, role), rungs),
+            explanation=_rang(plan, kind.kind, _ref(facts, role), rungs),
             alerts=wishes,
             offer=self._journal.offer_ref(record, playbook, ring.journey, ring.offer),
         ))  # fmt: skip
@@ -525,18 +525,16 @@ def _explained(
     playbook: Playbook,
     offer: Offer,
     owner: PersonRef | None,
-    due_at: datetime | None,
     type: str | None,
 ) -> str:
     who = owner.name if owner is not None else "nobody"
     stage = playbook.stages.get(offer.stage)
     title = stage.title if stage is not None else offer.stage
-    by = f" by {due_at:%Y-%m-%d %H:%M} UTC" if due_at is not None else ""
     if type == OVERDUE:
-        return f"{title}: {who} has not accepted it{by}."
+        return f"{title}: {who} has not answered in time."
     if offer.is_open:
         again = f" It is offer number {offer.round}." if offer.round > 1 else ""
-        return f"{title}: it waits for {who} to accept it{by}.{again}"
+        return f"{title}: it waits for {who} to accept it.{again}"
     said = SAID[offer.state].format(
         who=offer.answered_by or who, reason=offer.reason or "no reason given"
     )
@@ -546,13 +544,11 @@ def _explained(
     return f"{title}: {said}"
 
 
-def _rang(
-    plan: ClockPlan, step: str, deadline: datetime, owner: PersonRef | None, rungs: str
-) -> str:
+def _rang(plan: ClockPlan, step: str, owner: PersonRef | None, rungs: str) -> str:
     who = owner.name if owner is not None else "nobody"
     if step == "remind":
-        return f"{plan.title}: {who} has until {deadline:%Y-%m-%d %H:%M} UTC."
-    said = f"{plan.title}: the deadline of {deadline:%Y-%m-%d %H:%M} UTC has passed ({who})."
+        return f"{plan.title}: the deadline is near, and {who} has it."
+    said = f"{plan.title}: the deadline has passed, and {who} has it."
     return f"{said} Escalated to: {rungs}." if step == "escalate" and rungs else said
 
 

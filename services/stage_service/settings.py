@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import phonenumbers
 from pydantic import Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from services.contracts.rates import FAILURES, quota_of
 from services.stage_service.identities import IGNORED_VALUES, SHARED_MAILBOXES, Policy
@@ -30,8 +31,9 @@ class StageSettings(BaseSettings):
     port: int = Field(8080, description="port of the stage service")
     public_url: str | None = Field(None, description="where people reach the pages")
     notifier_url: str = Field("http://127.0.0.1:8081", description="where the notifier answers")
-    playbook_files: list[Path] = Field(
-        [Path("playbooks/sales.yaml")], description="playbooks published at start, as JSON list"
+    playbook_files: Annotated[list[Path], NoDecode] = Field(
+        [Path("playbooks/sales.yaml")],
+        description="playbooks published at start: a path, or a JSON list of paths",
     )
     team_file: Path = Field(
         Path("playbooks/team.yaml"), description="the roster, or the people it begins with"
@@ -104,6 +106,13 @@ class StageSettings(BaseSettings):
     def _is_rate(cls, text: str) -> str:
         quota_of(text)
         return text
+
+    @field_validator("playbook_files", mode="before")
+    @classmethod
+    def _one_or_many(cls, told: object) -> object:
+        if not isinstance(told, str):
+            return told
+        return json.loads(told) if told.lstrip().startswith("[") else [told]
 
     @field_validator("identity_phone_region")
     @classmethod

@@ -194,6 +194,16 @@ async def test_an_answer_that_meets_no_open_offer_changes_nothing(it: Timed) -> 
     await clean(it.url)
 
 
+async def test_a_crm_hears_that_its_answer_met_nothing_or_has_no_reason(it: Timed) -> None:
+    await it.tell(event("demo.requested", 0))
+    [late] = await it.tell(answer("accepted", 1, role="ae"))
+    assert "no handoff waited for this answer" in (late.warning or "")
+    [bare] = await it.tell(answer("rejected", 2))
+    assert bare.warning == "a rejection without data.reason"
+    [good] = await it.tell(answer("accepted", 3))
+    assert good.warning is None
+
+
 async def test_a_missed_deadline_climbs_the_ladder_once(it: Timed) -> None:
     """Reminder, deadline, the lead of the role, sales leadership: each once, and then it waits."""
     await it.tell(event("meeting.booked", 0))

@@ -6,7 +6,7 @@ import json
 import random
 from datetime import UTC, datetime
 
-from services.baton.demo import ODD_DELIVERY, first_days
+from services.baton.demo import ODD_DELIVERY, _is_ours, first_days
 from services.stage_service.sources.book import load_source
 from services.stage_service.sources.mapping import Delivery, map_delivery
 from tests.conftest import ROOT
@@ -31,6 +31,12 @@ def test_what_the_tools_tell_is_mapped_and_names_people_in_two_ways() -> None:
         assert event.time <= NOW
         linked += event.type == "lead.identified" and event.data["email"] in addresses
     assert linked >= 5
+
+
+def test_the_demo_leaves_the_leads_of_others_alone() -> None:
+    told = [m for tool, m in first_days(random.Random(7), NOW) if tool == "events"]
+    assert all(_is_ours(message["data"]["email"]) for message in told)
+    assert not any(_is_ours(email) for email in ("bob@acme.com", "a@northwind.example", "", None))
 
 
 def test_the_odd_delivery_is_quarantined() -> None:
