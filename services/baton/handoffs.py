@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import httpx
@@ -13,6 +13,8 @@ from services.baton.command import told
 
 TIMEOUT_S = 30.0
 PAGE = 200
+NARROW = 130
+ID_WIDTH = 36
 
 
 class RefusedError(Exception):
@@ -37,19 +39,28 @@ def show(url: str, key: str, query: dict[str, Any]) -> None:
     Raises RefusedError and httpx.HTTPError.
     """
     found = _asked(url, key, "GET", "/v1/handoffs", {**query, "limit": PAGE}, None)
-    table = Table(show_edge=False)
-    for column in ("id", "lead", "stage", "for", "state", "since", "deadline"):
-        table.add_column(column, no_wrap=column == "id")
-    for item in found["items"]:
-        lead = item["lead"]
-        who = item["person"]["name"] if item["person"] else "nobody"
-        late = " overdue" if item["overdue"] else ""
-        table.add_row(
-            item["id"], lead["company"] or lead["name"] or lead["email"] or lead["id"],
-            item["stage_title"], f"{who} ({item['role']})", item["state"] + late,
-            _moment(item["offered_at"]), _moment(item["due_at"]),
+    console = Console(highlight=False, markup=False)
+    narrow = console.width < NARROW
+    # Where there is little room, the id and the stage stand below the lead.
+    columns = ("lead", "for", "state", "deadline UTC")
+    if not narrow:
+        columns = ("id", "lead", "stage", "for", "state", "since UTC", "deadline UTC")
+    table = Table(show_edge=False, show_lines=narrow)
+    for column in columns:
+        table.add_column(
+            column, no_wrap=column.endswith("UTC"), overflow="fold",
+            width=ID_WIDTH if column == columns[0] else None,
         )  # fmt: skip
-    console = Console(highlight=False)
+    for item in found["items"]:
+        who = item["person"]["name"] if item["person"] else "nobody"
+        whom = f"{who} ({item['role']})"
+        state = item["state"] + (" overdue" if item["overdue"] else "")
+        id, lead, stage = item["id"], _named(item["lead"]), item["stage_title"]
+        due = _moment(item["due_at"])
+        if narrow:
+            table.add_row(f"{lead}\n{stage}\n{id}", whom, state, due)
+        else:
+            table.add_row(id, lead, stage, whom, state, _moment(item["offered_at"]), due)
     console.print(table)
     if found["next_cursor"]:
         console.print(f"These are the first {PAGE}; choose by --role or --person.")
@@ -68,5 +79,12 @@ def answer(
     return f"{item['id']} is {item['state']} by {item['answered_by']}{why}"
 
 
+def _named(lead: dict[str, Any]) -> str:
+    name = lead["name"] or lead["email"]
+    if not name:
+        return lead["company"] or lead["id"]
+    return f"{name} ({lead['company']})" if lead["company"] else name
+
+
 def _moment(text: str | None) -> str:
-    return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M} UTC" if text else "none"
+    return f"{datetime.fromisoformat(text).astimezone(UTC):%d %b %H:%M}" if text else "none"

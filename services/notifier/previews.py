@@ -42,7 +42,7 @@ SAMPLE: dict[str, Any] = {
     "responsible": {"role": "ae"}, "explanation": "It asked for a demo and has a score of 72.",
     "score": {"fit": 40, "intent": 32, "total": 72},
     "stage": {
-        "title": "SQL", "focus": "A first conversation", "goal": "A plan both agree on",
+        "title": "Discovery & Solutioning", "focus": "A first conversation", "goal": "A plan both agree on",
         "guidance": ["Call within an hour."], "next_steps": ["Open the lead", "Call Ada"],
     },
     "alerts": [],
@@ -54,7 +54,7 @@ SAMPLE: dict[str, Any] = {
 """A made-up transition, as it is published."""
 
 _PLACE = {k: SAMPLE[k] for k in ("lead", "journey", "recorded_at", "score", "offer")} | {
-    "stage": "sql", "stage_title": "SQL", "role": "ae",
+    "stage": "sql", "stage_title": SAMPLE["stage"]["title"], "role": "ae",
     "owner": {"id": "elena", "name": "Elena Petrova"}, "alerts": [],
 }  # fmt: skip
 SAMPLES: dict[str, dict[str, Any]] = {

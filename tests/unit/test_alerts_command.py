@@ -72,7 +72,8 @@ def test_an_event_of_ones_own_is_shown(tmp_path: Path) -> None:
 
     file = tmp_path / "event.json"
     file.write_text(json.dumps(SAMPLE | {"lead": SAMPLE["lead"] | {"name": "Grace Hopper"}}))
-    assert "Grace Hopper (Acme) is at SQL" in baton("preview", "ae", "--event", str(file)).output
+    shown = baton("preview", "ae", "--event", str(file)).output
+    assert "Grace Hopper (Acme) is at Discovery & Solutioning" in shown
     file.write_text("{}")
     assert baton("preview", "ae", "--event", str(file)).exit_code == 2
 
@@ -118,8 +119,15 @@ def test_the_page_says_why_an_alert_waits() -> None:
     shown = template.render(alert=alert, **more)
     for text in ("Acknowledge", "Snooze 1 h", "Mute lead", 'hx-post="/alerts/1/snooze"'):
         assert text in shown
+    assert ">Answer<" not in shown
+    asks = {"handoff_id": "3"}
+    asking = template.render(alert=alert | asks, **more)
+    assert 'class="button primary" href="/leads/2#offer-3">Answer<' in asking
+    assert asking.count("primary") == 1
     answered = {"acknowledged_at": "2026-03-04T20:00:00Z", "acknowledged_why": "accepted by ben"}
-    settled = template.render(alert=alert | answered | {"muted": True}, **more)
+    settled = template.render(alert=alert | asks | answered | {"muted": True}, **more)
+    assert ">Answer<" not in settled
+    assert "</time>: accepted by ben</span>" in settled.replace("\n", "")
     assert "Snooze" not in settled
     assert "Unmute lead" in settled
     assert "accepted by ben" in settled

@@ -123,7 +123,7 @@ def test_an_overdue_handoff_tells_its_owner_and_who_leads() -> None:
         "Given by:  Lars Agent",
         "Since:     Mon 2026-03-02 11:00 CET",
         "Until:     Mon 2026-03-02 15:00 CET",  # Elena's own time
-        "Late by:   2 h 5 min on Mon 2026-03-02 17:05 CET",
+        "Late by:   2 h 5 min, when this was sent",
         "Why you get this:\n  it was offered to Elena Petrova and has no answer",
         "Accept it, or reject it with a reason.",
         "- No budget",

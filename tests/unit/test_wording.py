@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from services.stage_service.pages import wording
@@ -54,3 +56,13 @@ def test_clocks_are_told_by_their_title() -> None:
         ("escalated", "Escalated: The signature"),
     ):  # fmt: skip
         assert wording.rung({"action": action, "title": "The signature"}) == words
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [(4 * 3600, "in 4 h"), (3600, "in 1 h"), (86_400, "in 1 d"), (600, "in 10 min"),
+     (3 * 3600 + 600, "in 3 h"), (-4 * 3600 + 60, "3 h ago"), (-3600, "1 h ago")],
+)  # fmt: skip
+def test_what_is_ahead_is_rounded_and_ages_are_floored(left: int, said: str) -> None:
+    """Some time has gone when it is shown; a deadline in 4 h still reads so."""
+    assert wording.ago(datetime.now(UTC) + timedelta(seconds=left - 1)) == said

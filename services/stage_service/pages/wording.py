@@ -47,7 +47,7 @@ def ago(value: datetime | str) -> str:
     """Say how long ago a moment was; the page's script keeps it fresh in the same words."""
     seconds = (datetime.now(UTC) - as_moment(value)).total_seconds()
     if seconds < -1:
-        return f"in {_coarse(-seconds)}"
+        return f"in {_ahead(-seconds)}"
     return "just now" if seconds < 5 else f"{_coarse(seconds)} ago"
 
 
@@ -60,6 +60,12 @@ def _coarse(seconds: float) -> str:
     left = max(0, int(seconds))
     size, unit = next(((s, u) for s, u in _UNITS if left >= s), (1, "s"))
     return f"{left // size} {unit}"
+
+
+def _ahead(seconds: float) -> str:
+    """Say a length of time to the nearest unit: what is due in 4 h is not due in 3 h a second later."""
+    size = next((s for s, _ in _UNITS if seconds >= s), 1)
+    return _coarse(int(seconds / size + 0.5) * size)
 
 
 def iso(value: datetime | str) -> str:

@@ -64,6 +64,11 @@ def _is_history(row: Any) -> bool:
     return row["state"] != "offered" and row["answered_at"] <= row["recorded_at"]
 
 
+def _begin(row: Any) -> datetime:
+    """Give from when a deadline counts: the offer, or when it was learned of, if that was later."""
+    return max(row["offered_at"], row["recorded_at"])
+
+
 def check_deadlines(it: Quarter) -> None:
     """Every deadline is the owner's working hours on, counted apart."""
     for row in it.handoffs:
@@ -71,7 +76,7 @@ def check_deadlines(it: Quarter) -> None:
             continue
         owner = it.book.person(row["person_id"], row["recorded_at"])
         assert owner is not None
-        expected = owner.deadline(row["offered_at"], WITHIN_H[row["role"]] * HOUR_S)
+        expected = owner.deadline(_begin(row), WITHIN_H[row["role"]] * HOUR_S)
         assert row["due_at"] == expected, (dict(row), expected)
 
 
@@ -133,7 +138,7 @@ def _check_rungs(
     at = {rang.moment("occurred_at"): rang for rang in rings}
     told: set[str] = set()
     for hours, to in RUNGS[row["role"]]:
-        due = owner.deadline(row["offered_at"], (WITHIN_H[row["role"]] + hours) * HOUR_S)
+        due = owner.deadline(_begin(row), (WITHIN_H[row["role"]] + hours) * HOUR_S)
         fired = max(due, row["recorded_at"])
         if fired > it.now or answered < fired + it.soon:
             return

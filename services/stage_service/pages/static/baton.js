@@ -34,12 +34,17 @@ function coarse(seconds) {
   return `${Math.floor(left / size)} ${unit}`;
 }
 
+function ahead(seconds) {
+  const [size] = UNITS.find(([size]) => seconds >= size) ?? [1];
+  return coarse(Math.floor(seconds / size + 0.5) * size);
+}
+
 function freshen(root = document) {
   for (const time of root.querySelectorAll("time[data-words]")) {
     const moment = new Date(time.dateTime);
     const seconds = (Date.now() - moment) / 1000;
     if (time.dataset.words === "since") time.textContent = coarse(seconds);
-    else if (seconds < -1) time.textContent = `in ${coarse(-seconds)}`;
+    else if (seconds < -1) time.textContent = `in ${ahead(-seconds)}`;
     else time.textContent = seconds < 5 ? "just now" : `${coarse(seconds)} ago`;
     time.title = moment.toLocaleString(undefined, { dateStyle: "full", timeStyle: "medium" });
   }
