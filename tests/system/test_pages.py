@@ -335,7 +335,7 @@ def test_a_handoff_is_accepted_and_another_rejected(running: Running, page: Page
     expect(card.locator(".badge.waits")).to_contain_text("Waiting")
     page.goto("/handoffs?role=ae")
     row = page.locator("tbody tr", has_text="Handed Over")
-    expect(row).to_contain_text("in 3 h")
+    expect(row).to_contain_text("in 4 h")
     row.get_by_role("button", name="Accept").click()
     expect(page.locator("tbody tr", has_text="Handed Over")).to_have_count(0)
     page.goto(f"/leads/{lead_id}")
