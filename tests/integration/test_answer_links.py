@@ -144,7 +144,8 @@ async def test_a_link_expires_and_cannot_be_changed(
     path = link(item)
     forged = AnswerLinks("f" * 32, "", 600).token(uuid.UUID(item["id"]), "adam", datetime.now(UTC))
     old = link(item, now=datetime.now(UTC) - timedelta(days=8))
-    bad = [old, path[:-1] + ("A" if path[-1] != "A" else "B"), f"/answer/{forged}", "/answer/x",
+    # Not the last letter: two of its bits say nothing.
+    bad = [old, path[:-5] + ("A" if path[-5] != "A" else "B") + path[-4:], f"/answer/{forged}", "/answer/x",
            "/answer/" + "a." * 600, "/answer/%00%ff"]  # fmt: skip
     for each in bad:
         assert (await nobody.get(each)).status_code == 410, each
