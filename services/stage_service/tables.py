@@ -7,6 +7,7 @@ writes by the statements in ``store.py``.
 from __future__ import annotations
 
 from sqlalchemy import (
+    REAL,
     BigInteger,
     Boolean,
     Column,
@@ -321,4 +322,77 @@ log = Table(
     Column("number", BigInteger),
     _moment("published_at"),
     schema="bus",
+)
+
+subscriptions = Table(
+    "subscriptions",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("connector", Text),
+    Column("url", Text),
+    Column("types", ARRAY(Text), nullable=False),
+    Column("filter", Text),
+    Column("payload", Text, nullable=False),
+    Column("ordered", Boolean, nullable=False),
+    Column("headers", LargeBinary),
+    Column("credentials", LargeBinary),
+    Column("config", JSONB, nullable=False),
+    Column("contact", Text),
+    Column("timeout_s", REAL, nullable=False),
+    Column("concurrency", Integer, nullable=False),
+    Column("rate_per_s", REAL),
+    Column("state", Text, nullable=False),
+    Column("state_reason", Text),
+    _moment("state_at"),
+    _moment("failing_since", nullable=True),
+    Column("version", Integer, nullable=False),
+    _moment("created_at"),
+    Column("created_by", Text, nullable=False),
+    _moment("updated_at"),
+    _moment("deleted_at", nullable=True),
+    schema="stage",
+)
+
+subscription_secrets = Table(
+    "subscription_secrets",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("subscription_id", UUID(as_uuid=False), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("ciphertext", LargeBinary, nullable=False),
+    Column("public_key", Text),
+    _moment("created_at"),
+    _moment("expires_at", nullable=True),
+    schema="stage",
+)
+
+subscription_cursors = Table(
+    "subscription_cursors",
+    metadata,
+    Column("subscription_id", UUID(as_uuid=False), primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("run", Integer, nullable=False),
+    _moment("moved_at"),
+    schema="stage",
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("subscription_id", UUID(as_uuid=False), nullable=False),
+    Column("run", Integer, nullable=False),
+    Column("position", BigInteger),
+    Column("event_id", Text, nullable=False),
+    Column("event_type", Text, nullable=False),
+    Column("lead_id", Text, nullable=False),
+    Column("body", JSONB),
+    Column("state", Text, nullable=False),
+    Column("attempts", JSONB, nullable=False),
+    Column("tries", Integer, nullable=False),
+    _moment("next_at", nullable=True),
+    _moment("created_at"),
+    _moment("done_at", nullable=True),
+    schema="stage",
 )

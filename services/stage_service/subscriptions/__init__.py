@@ -1,0 +1,1 @@
+"""Subscriptions: what other systems hear of Baton's published events, and how it reaches them."""
