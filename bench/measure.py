@@ -89,6 +89,8 @@ class Result:
     figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     skipped: str = ""
+    measured: str = ""
+    """When, with which command, and how busy the machine was."""
 
 
 async def alternate(

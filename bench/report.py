@@ -68,12 +68,28 @@ def table(results: Sequence[Result]) -> Table:
     return shown
 
 
-def markdown(results: Sequence[Result], machine: dict[str, Any], command: str, date: str) -> str:
+def earlier(directory: Path, but: Sequence[Result]) -> list[Result]:
+    """Give the results in ``results.json`` of `directory` of other benchmarks than `but`."""
+    path = directory / "results.json"
+    if not path.exists():
+        return []
+    known = {f.name for f in dataclasses.fields(Figure)}
+    found: list[Result] = []
+    for one in json.loads(path.read_text(encoding="utf-8"))["results"]:
+        if one["key"] in {r.key for r in but}:
+            continue
+        figures = [Figure(**{k: v for k, v in f.items() if k in known}) for f in one.pop("figures")]
+        found.append(Result(**one, figures=figures))
+    return found
+
+
+def markdown(results: Sequence[Result], machine: dict[str, Any]) -> str:
     """Write the figures as ``RESULTS.md``."""
     lines = [
         "# Benchmarks: results",
         "",
-        f"Measured {date} with `{command}`. Written by the benchmarks themselves; do not edit.",
+        "Written by the benchmarks themselves; do not edit. A run replaces the figures of the benchmarks that",
+        "it ran; each says below when it was measured, and with which command.",
         "",
         "Each ratio is the median over rounds of ours to the baseline measured just before it, on the",
         "same machine in the same run; in brackets the smallest and largest of a round. Absolute speeds",
@@ -103,6 +119,7 @@ def markdown(results: Sequence[Result], machine: dict[str, Any], command: str, d
     lines += ["", "## What was measured", ""]
     for result in results:
         lines += [f"### ({result.key}) {result.title}", "", result.method, ""]
+        lines += [f"Measured {result.measured}.", ""]
         for figure in result.figures:
             pairs = ", ".join(f"{_number(b)} / {_number(o)}" for b, o in figure.rounds)
             lines.append(f"- {figure.name}, {figure.unit}, baseline ({figure.baseline_name}) / ours "
@@ -116,17 +133,22 @@ def save(
     console: Console, results: Sequence[Result], machine: dict[str, Any], command: str, date: str,
     directory: Path = HERE,
 ) -> None:  # fmt: skip
-    """Print the table, and write ``RESULTS.md`` and ``results.json`` into `directory`."""
+    """Print the table, and write ``RESULTS.md`` and ``results.json`` into `directory`.
+
+    What was measured before by other benchmarks stays in both.
+    """
+    for result in results:
+        load = machine["load_average_1m"]
+        result.measured = f"{date} with `{command}`, load average {load} at the start"
     console.print(table(results))
     for result in results:
         for note in [*result.notes, result.skipped]:
             if note:
                 console.print(f"[dim]({result.key})[/] {escape(note)}", highlight=False)
-    text = markdown(results, machine, command, date)
+    results = sorted([*earlier(directory, results), *results], key=lambda r: r.key)
+    text = markdown(results, machine)
     (directory / "RESULTS.md").write_text(text, encoding="utf-8")
     document = {
-        "date": date,
-        "command": command,
         "machine": machine,
         "results": [
             {
