@@ -88,8 +88,8 @@ def markdown(results: Sequence[Result], machine: dict[str, Any]) -> str:
     lines = [
         "# Benchmarks: results",
         "",
-        "Written by the benchmarks themselves; do not edit. A run replaces the figures of the benchmarks that",
-        "it ran; each says below when it was measured, and with which command.",
+        "Written by the benchmarks themselves; do not edit. A run replaces the figures of the benchmarks",
+        "that it ran; each says below when it was measured, and with which command.",
         "",
         "Each ratio is the median over rounds of ours to the baseline measured just before it, on the",
         "same machine in the same run; in brackets the smallest and largest of a round. Absolute speeds",
