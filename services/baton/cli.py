@@ -28,7 +28,7 @@ app = typer.Typer(
     help="Carries a sales lead from hand to hand: events in, stage transitions out, the right person told.",
 )  # fmt: skip
 keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
-playbook = typer.Typer(no_args_is_help=True, help="Playbooks: validate, show.")
+playbook = typer.Typer(no_args_is_help=True, help="Playbooks: validate, test, show.")
 events = typer.Typer(no_args_is_help=True, help="Lead events: send.")
 leads = typer.Typer(no_args_is_help=True, help="Leads that are one person: merge, unmerge.")
 dead_letters = typer.Typer(no_args_is_help=True, help="What could not be delivered: list, retry.")
@@ -270,6 +270,41 @@ def playbook_show(
         draw(file, format)
     except (SourceError, OSError, ValueError) as error:
         fail(str(error), 2)
+
+
+@playbook.command("test")
+def playbook_test(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="files of cases, or directories of them")
+    ] = None,
+    playbook: Annotated[
+        Path | None, typer.Option(help="test this playbook instead of the one the file names")
+    ] = None,
+    fail_under: Annotated[
+        float, typer.Option(min=0, max=100, help="percent of stages, rules and clocks to touch")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print the result as JSON")] = False,
+) -> None:
+    """Run a playbook's tests; exit 1 when one fails or too little is touched, 2 for a bad file."""
+    from rich.console import Console
+
+    from services.baton import playbook_tests
+    from services.contracts.yaml_source import SourceError
+
+    found = playbook_tests.case_files(files or [Path("playbooks/tests")])
+    if not found:
+        fail("no files of cases there: write one, as docs/playbook.md shows", 2)
+    try:
+        runs = [playbook_tests.run_file(file, playbook) for file in found]
+    except (SourceError, OSError) as error:
+        fail(str(error), 2)
+    if as_json:
+        print(json.dumps(playbook_tests.as_json(runs), indent=1))
+    else:
+        playbook_tests.show(runs, Console(highlight=False))
+    too_little = any(c.share * 100 < fail_under for c in playbook_tests.coverages(runs).values())
+    if too_little or any(o.failures for r in runs for o in r.outcomes):
+        raise typer.Exit(1)
 
 
 Reason = Annotated[str, typer.Option("--reason", help="shown in the timeline")]
