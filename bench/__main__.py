@@ -1,4 +1,4 @@
-"""`python -m bench [a b c d e f g h]`: measure, show, and write `RESULTS.md` and `results.json`."""
+"""`python -m bench [a b c d e f g h j]`: measure, show, and write `RESULTS.md` and `results.json`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,29 @@ import uvloop
 from rich.console import Console
 from rich.markup import escape
 
-from bench import alerts, batched, channels, clocks, folding, million, single, webhooks
+from bench import alerts, batched, channels, clocks, folding, million, simulating, single, webhooks
 from bench.machine import describe
 from bench.measure import Options, Result
 from bench.report import HERE, save
 
 BENCHMARKS = {
     module.KEY: module
-    for module in (single, batched, alerts, folding, million, webhooks, clocks, channels)
+    for module in (
+        single,
+        batched,
+        alerts,
+        folding,
+        million,
+        webhooks,
+        clocks,
+        channels,
+        simulating,
+    )
 }
 
 
 def main(
-    which: Annotated[list[str] | None, typer.Argument(help="of: a b c d e f g h (all)")] = None,
+    which: Annotated[list[str] | None, typer.Argument(help="of: a b c d e f g h j (all)")] = None,
     *,
     quick: Annotated[bool, typer.Option("--quick", help="short rounds, few leads")] = False,
     rounds: Annotated[int, typer.Option(help="rounds of each; at least 3 (0: as it comes)")] = 0,
@@ -38,7 +48,7 @@ def main(
 
     a: single events, b: batches, c: POST to alert through Kafka, d: the fold, e: a with a million leads,
     f: a signed webhook against a, g: 10,000 clocks due in one minute, h: healthy channels beside one in
-    trouble.
+    trouble, j: a simulated playbook.
     """
     console = Console(width=None if sys.stdout.isatty() else 150)
     wanted = list(dict.fromkeys(which or BENCHMARKS))

@@ -28,7 +28,7 @@ app = typer.Typer(
     help="Carries a sales lead from hand to hand: events in, stage transitions out, the right person told.",
 )  # fmt: skip
 keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
-playbook = typer.Typer(no_args_is_help=True, help="Playbooks: validate, test, show.")
+playbook = typer.Typer(no_args_is_help=True, help="Playbooks: validate, test, simulate, show.")
 events = typer.Typer(no_args_is_help=True, help="Lead events: send.")
 leads = typer.Typer(no_args_is_help=True, help="Leads that are one person: merge, unmerge.")
 dead_letters = typer.Typer(no_args_is_help=True, help="What could not be delivered: list, retry.")
@@ -305,6 +305,34 @@ def playbook_test(
     too_little = any(c.share * 100 < fail_under for c in playbook_tests.coverages(runs).values())
     if too_little or any(o.failures for r in runs for o in r.outcomes):
         raise typer.Exit(1)
+
+
+@playbook.command("simulate")
+def playbook_simulate(
+    file: Annotated[Path, typer.Argument(help="the candidate playbook")],
+    since: Annotated[
+        str, typer.Option(help="only leads that did something since then: 90d, or 2026-09-01")
+    ] = "",
+    workers: Annotated[int, typer.Option(min=0, help="processes; 0: one a core")] = 0,
+    team: Annotated[Path, typer.Option(help="the roster whose hours count")] = Path(
+        "playbooks/team.yaml"
+    ),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="write the whole result here")
+    ] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="write the journeys that differ here")
+    ] = None,
+    data: Data = DATA,
+) -> None:
+    """Fold real history under another playbook and show what would differ; writes and sends nothing."""
+    from services.baton import simulate
+    from services.contracts.yaml_source import SourceError
+
+    try:
+        simulate.command(file, since, workers, team, json_file, csv_file, database_url(data))
+    except (SourceError, OSError, ValueError) as error:
+        fail(str(error), 2)
 
 
 Reason = Annotated[str, typer.Option("--reason", help="shown in the timeline")]

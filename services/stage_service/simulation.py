@@ -1,0 +1,319 @@
+"""What a candidate playbook would have made of real history, beside what happened. Pure.
+
+A lead's stored events are folded again under the candidate; what came of them is compared with the moves that
+were recorded. What clocks fired then is left out: it was another playbook's deadline; a candidate
+whose rules ask for clocks has its own fire. Tallies of many leads add up in any order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from services.contracts.events import LeadEvent
+from services.contracts.team import Person
+from services.stage_service import clocks, funnel, offers
+from services.stage_service.funnel import Journey, Move
+from services.stage_service.playbook import Playbook
+from services.stage_service.rehearsal import Rehearsal
+
+DIFFERENCES_MAX = 1000
+"""How many journeys that differ are told of one by one; all are counted."""
+
+
+class Step(msgspec.Struct, frozen=True, order=True):
+    """A move as both sides know it: recorded, or made by the candidate."""
+
+    occurred_at: datetime
+    from_stage: str
+    to_stage: str
+    rule: str
+    event_type: str
+    event_source: str
+    event_id: str
+
+
+class Difference(msgspec.Struct, frozen=True, order=True):
+    """A journey that would have gone another way; the first event at which the ways part, and why.
+
+    `today` and `candidate` are the stages entered, in order. `rule` is the candidate's there (None: it
+    makes no move), `rule_today` the recorded one's.
+    """
+
+    lead_id: str
+    journey: str
+    today: list[str]
+    candidate: list[str]
+    at: datetime
+    event_type: str
+    event_source: str
+    event_id: str
+    rule: str | None
+    rule_today: str | None
+    why: str
+
+
+class StageTally(msgspec.Struct):
+    """Of one stage: journeys that ever entered or passed it, moves into it, journeys that are in it now."""
+
+    reached: int = 0
+    entered: int = 0
+    current: int = 0
+
+
+class Side(msgspec.Struct):
+    """One side's numbers: by stage, alerts by (role, day), handoffs offered, missed and open by role."""
+
+    stages: dict[str, StageTally] = msgspec.field(default_factory=dict[str, StageTally])
+    alerts: dict[str, dict[str, int]] = msgspec.field(default_factory=dict[str, dict[str, int]])
+    handoffs: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    missed: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+    waiting: dict[str, int] = msgspec.field(default_factory=dict[str, int])
+
+    def stage(self, key: str) -> StageTally:
+        """Give the tally of a stage."""
+        return self.stages.setdefault(key, StageTally())
+
+
+class Tally(msgspec.Struct):
+    """The numbers of some leads: both sides, and what differs. Adding tallies gives those of all."""
+
+    leads: int = 0
+    events: int = 0
+    journeys: int = 0
+    differing: int = 0
+    today: Side = msgspec.field(default_factory=Side)
+    candidate: Side = msgspec.field(default_factory=Side)
+    differences: list[Difference] = msgspec.field(default_factory=list[Difference])
+
+    def add(self, other: Tally) -> None:
+        """Add the numbers of other leads; of the differences the first by lead and journey are kept."""
+        self.leads += other.leads
+        self.events += other.events
+        self.journeys += other.journeys
+        self.differing += other.differing
+        for mine, theirs in ((self.today, other.today), (self.candidate, other.candidate)):
+            for key, tally in theirs.stages.items():
+                stage = mine.stage(key)
+                stage.reached += tally.reached
+                stage.entered += tally.entered
+                stage.current += tally.current
+            for role, days in theirs.alerts.items():
+                known = mine.alerts.setdefault(role, {})
+                for day, count in days.items():
+                    known[day] = known.get(day, 0) + count
+            for name in ("handoffs", "missed", "waiting"):
+                counts = getattr(mine, name)
+                for role, count in getattr(theirs, name).items():
+                    counts[role] = counts.get(role, 0) + count
+        self.differences = sorted([*self.differences, *other.differences])[:DIFFERENCES_MAX]
+
+
+class Past(msgspec.Struct, frozen=True):
+    """What is recorded of one journey: its moves that hold, where it is, and its handoffs.
+
+    `handoffs` are (role, offered at, answered at or None).
+    """
+
+    playbook: str
+    key: str
+    stage: str
+    furthest: str
+    moves: Sequence[Step]
+    handoffs: Sequence[tuple[str, datetime, datetime | None]]
+
+
+class Simulation:
+    """Folds leads under `candidate`; `now` ends the story, `since` (if any) is when counting begins.
+
+    `active` are the playbooks by epoch. `hours` has, by role, somebody whose working hours its deadlines
+    count in, on both sides alike: who would have owned a journey on another way nobody knows.
+    """
+
+    def __init__(
+        self,
+        candidate: Playbook,
+        active: Mapping[int, Mapping[str, Playbook]],
+        hours: Mapping[str, Person],
+        now: datetime,
+        since: datetime | None = None,
+    ) -> None:
+        self._candidate = candidate
+        self._present = active[max(active)].get(candidate.name, candidate)
+        self._playbooks = {e: {**known, candidate.name: candidate} for e, known in active.items()}
+        self._hours = hours
+        self._now = now
+        self._since = since
+        types = {t for rule in candidate.rules for t in rule.on or ()}
+        self._rings = bool(types & offers.CLOCK_EVENTS)
+
+    def run(
+        self,
+        leads: Mapping[str, Sequence[tuple[LeadEvent, int]]],
+        past: Mapping[str, Mapping[str, Past]],
+    ) -> Tally:
+        """Give the numbers of `leads`: their events with epochs, and their journeys as recorded, by name."""
+        tally = Tally()
+        for lead_id, events in leads.items():
+            tally.leads += 1
+            tally.events += len(events)
+            self._lead(tally, lead_id, events, past.get(lead_id, {}))
+        return tally
+
+    def _lead(
+        self,
+        tally: Tally,
+        lead_id: str,
+        events: Sequence[tuple[LeadEvent, int]],
+        past: Mapping[str, Past],
+    ) -> None:
+        folded = sorted(
+            (pair for pair in events if not offers.is_clock(pair[0])),
+            key=lambda pair: pair[0].place,
+        )
+        journeys, moves, handed = self._folded(folded)
+        name = self._candidate.name
+        made: dict[str, list[Move]] = {}
+        for move in moves:
+            if move.playbook == name:
+                made.setdefault(move.journey, []).append(move)
+        names = {n for n, p in past.items() if p.playbook == name}
+        names |= {n for n, j in journeys.items() if j.playbook == name}
+        for journey in sorted(names):
+            self._journey(
+                tally,
+                lead_id,
+                journey,
+                past.get(journey),
+                journeys.get(journey),
+                made.get(journey, []),
+            )
+        last = {(c.journey, c.offer.name): c.offer for c in handed if c.playbook == name}
+        for offer in last.values():
+            self._offered(
+                tally.candidate, self._candidate, offer.role, offer.offered_at, offer.answered_at
+            )
+
+    def _folded(
+        self, events: Sequence[tuple[LeadEvent, int]]
+    ) -> tuple[Mapping[str, Journey], list[Move], list[offers.Handed]]:
+        if not self._rings:
+            whole = funnel.refold((e, self._playbooks[epoch]) for e, epoch in events)
+            return whole.lead.journeys if whole.lead else {}, whole.moves, whole.handed
+        newest = self._playbooks[max(self._playbooks)]
+        story = Rehearsal(newest)
+        for event, epoch in events:
+            story.playbooks = self._playbooks[epoch]
+            story.tell(event)
+        story.wait_until(max(self._now, events[-1][0].time) if events else self._now)
+        return story.lead.journeys if story.lead else {}, story.moves, story.handed
+
+    def _journey(
+        self,
+        tally: Tally,
+        lead_id: str,
+        name: str,
+        past: Past | None,
+        journey: Journey | None,
+        moves: Sequence[Move],
+    ) -> None:
+        tally.journeys += 1
+        before = past.moves if past is not None else []
+        after = [_step(m) for m in moves]
+        if past is not None:
+            self._count(tally.today, past.stage, past.furthest, before)
+            for handoff in past.handoffs:
+                self._offered(tally.today, self._present, *handoff)
+        if journey is not None:
+            self._count(tally.candidate, journey.stage, journey.furthest, after)
+        if [_same(m) for m in before] == [_same(m) for m in after]:
+            return
+        tally.differing += 1
+        if len(tally.differences) < DIFFERENCES_MAX:
+            tally.differences.append(_difference(lead_id, name, before, after, moves))
+
+    def _count(self, side: Side, stage: str, furthest: str, moves: Sequence[Step]) -> None:
+        path = self._candidate.path
+        side.stage(stage).current += 1
+        reached = {m.to_stage for m in moves} | {path[0], stage}
+        if furthest in path:
+            reached |= set(path[: path.index(furthest) + 1])
+        for key in reached:
+            side.stage(key).reached += 1
+        for move in moves:
+            if self._since is not None and move.occurred_at < self._since:
+                continue
+            side.stage(move.to_stage).entered += 1
+            to = self._candidate.stages.get(move.to_stage)
+            day = move.occurred_at.date().isoformat()
+            for role in to.alerts if to is not None else ():
+                days = side.alerts.setdefault(role, {})
+                days[day] = days.get(day, 0) + 1
+
+    def _offered(
+        self,
+        side: Side,
+        playbook: Playbook,
+        role: str,
+        offered_at: datetime,
+        answered_at: datetime | None,
+    ) -> None:
+        if self._since is not None and offered_at < self._since:
+            return
+        _bump(side.handoffs, role)
+        if answered_at is None:
+            _bump(side.waiting, role)
+        plan = playbook.handoffs.get(role)
+        if plan is not None and (answered_at or self._now) > clocks.reached(
+            plan.clock, offered_at, plan.clock.within_s, self._hours.get(role)
+        ):
+            _bump(side.missed, role)
+
+
+def _bump(counts: dict[str, int], key: str) -> None:
+    counts[key] = counts.get(key, 0) + 1
+
+
+def _step(move: Move) -> Step:
+    return Step(
+        move.occurred_at, move.from_stage, move.to_stage, move.rule or "by-hand", move.event_type,
+        move.event_source, move.event_id,
+    )  # fmt: skip
+
+
+def _same(step: Step) -> tuple[Any, ...]:
+    """Give what makes two moves the same to people: when, where to, by which event. Not the rule's name."""
+    return (
+        step.occurred_at, step.from_stage, step.to_stage, step.event_source, step.event_id,
+    )  # fmt: skip
+
+
+def _difference(
+    lead_id: str, name: str, before: Sequence[Step], after: Sequence[Step], moves: Sequence[Move]
+) -> Difference:
+    index = next(
+        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if _same(a) != _same(b)),
+        min(len(before), len(after)),
+    )
+    was = before[index] if index < len(before) else None
+    would = after[index] if index < len(after) else None
+    # The earlier of the two is where the ways part: the other side did not move at that event.
+    first = min((s for s in (was, would) if s is not None), key=lambda s: s.occurred_at)
+    if would is not None and first is would:
+        why = moves[index].explanation
+    elif would is None:
+        why = f"No rule moves it from {first.from_stage} to {first.to_stage} at {first.event_type}."
+    else:
+        why = (
+            f"No rule moves it from {first.from_stage} to {first.to_stage} at {first.event_type}; "
+            f"later: {moves[index].explanation}"
+        )
+    return Difference(
+        lead_id, name, [s.to_stage for s in before], [s.to_stage for s in after], first.occurred_at,
+        first.event_type, first.event_source, first.event_id,
+        would.rule if would is not None and first is would else None,
+        was.rule if was is not None and first is was else None, why,
+    )  # fmt: skip
