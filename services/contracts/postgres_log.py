@@ -17,6 +17,7 @@ import asyncpg
 import msgspec
 
 from services.contracts.bus import Received
+from services.contracts.database import STEADY_PLANS
 from services.contracts.events import Message
 
 STAMP_ROWS_MAX = 2000
@@ -39,13 +40,17 @@ _WRITE = f"WITH {OUTBOX_CTES.format(rows='$1')} SELECT"
 # One statement on the leader's connection: if that session died, so did the stamp.
 # Rows are taken in id order; for one lead that is commit order, because the lead's row was locked
 # before its outbox row got its id.
+# It is written so that it has one plan, row by row through the indexes: one that PostgreSQL chose while the
+# tables were empty would compare each row with every other, and keep doing so. `last` is computed once: it
+# would have to step over the rows that this statement writes.
 _STAMP = f"""
-WITH taken AS (DELETE FROM bus.pending WHERE outbox_id IN ({{which}}) RETURNING outbox_id),
+WITH taken AS (DELETE FROM bus.pending WHERE outbox_id = ANY({{which}}) RETURNING outbox_id),
+told AS (SELECT outbox_id, (SELECT topic FROM bus.outbox WHERE id = outbox_id) AS topic FROM taken),
 numbered AS (
   SELECT outbox_id, topic, row_number() OVER (ORDER BY outbox_id) AS n,
     row_number() OVER (PARTITION BY topic ORDER BY outbox_id) AS nth
-  FROM taken JOIN bus.outbox ON id = outbox_id),
-last AS (
+  FROM told),
+last AS MATERIALIZED (
   SELECT topic, (SELECT coalesce(max(number), 0) FROM bus.log l WHERE l.topic = t.topic) AS number
   FROM (SELECT DISTINCT topic FROM numbered) AS t),
 logged AS (
@@ -56,24 +61,32 @@ logged AS (
 SELECT count(*) AS stamped, max(position) AS last, pg_notify('{CHANNEL}', '')
 FROM logged HAVING count(*) > 0
 """  # noqa: S608
-_STAMP_NEXT = _STAMP.format(which="SELECT outbox_id FROM bus.pending ORDER BY outbox_id LIMIT $1")
-_STAMP_THESE = _STAMP.format(which="SELECT unnest($1::bigint[])")
+_STAMP_NEXT = _STAMP.format(
+    which="ARRAY(SELECT outbox_id FROM bus.pending ORDER BY outbox_id LIMIT $1)"
+)
+_STAMP_THESE = _STAMP.format(which="$1::bigint[]")
 
 _PENDING = """
 SELECT p.outbox_id, NULL::bigint AS position, o.topic, o.key, o.headers, o.value
-FROM bus.pending p JOIN bus.outbox o ON o.id = p.outbox_id ORDER BY p.outbox_id LIMIT $1
+FROM (SELECT outbox_id FROM bus.pending ORDER BY outbox_id LIMIT $1) AS p
+  CROSS JOIN LATERAL (SELECT * FROM bus.outbox WHERE id = p.outbox_id OFFSET 0) AS o
+ORDER BY p.outbox_id
 """
 
 _READ = """
 SELECT l.position, o.topic, o.key, o.headers, o.value
-FROM bus.log l JOIN bus.outbox o ON o.id = l.outbox_id
-WHERE l.position > $1 AND l.topic = ANY($2) ORDER BY l.position LIMIT $3
+FROM (SELECT position, outbox_id FROM bus.log
+      WHERE position > $1 AND topic = ANY($2) ORDER BY position LIMIT $3) AS l
+  CROSS JOIN LATERAL (SELECT * FROM bus.outbox WHERE id = l.outbox_id OFFSET 0) AS o
+ORDER BY l.position
 """
 
 _READ_TOPIC = """
 SELECT l.number AS position, o.topic, o.key, o.headers, o.value
-FROM bus.log l JOIN bus.outbox o ON o.id = l.outbox_id
-WHERE l.topic = $1 AND l.number > $2 ORDER BY l.number LIMIT $3
+FROM (SELECT number, outbox_id FROM bus.log
+      WHERE topic = $1 AND number > $2 ORDER BY number LIMIT $3) AS l
+  CROSS JOIN LATERAL (SELECT * FROM bus.outbox WHERE id = l.outbox_id OFFSET 0) AS o
+ORDER BY l.number
 """
 _LAST_NUMBER = "SELECT coalesce(max(number), 0) AS number FROM bus.log WHERE topic = $1"
 
@@ -223,7 +236,7 @@ class PostgresSubscription:
             self._reading = False
             # A deadline for every statement: a connection that died unseen must not hold us for ever.
             self._connection = await asyncpg.connect(
-                self._database_url, timeout=5, command_timeout=30
+                self._database_url, timeout=5, command_timeout=30, server_settings=STEADY_PLANS
             )
             await self._connection.add_listener(CHANNEL, self._hear)
         return self._connection

@@ -21,6 +21,7 @@ import structlog
 
 from services.contracts import postgres_log
 from services.contracts.bus import Bus
+from services.contracts.database import STEADY_PLANS
 from services.contracts.events import (
     DEAD_LETTERS_TOPIC,
     HANDOFFS_TOPIC,
@@ -110,8 +111,9 @@ class Relay:
             connection: asyncpg.Connection[Any] | None = None
             try:
                 connection = await asyncpg.connect(
-                    self._database_url, timeout=5, command_timeout=30
-                )
+                    self._database_url, timeout=5, command_timeout=30,
+                    server_settings=STEADY_PLANS,
+                )  # fmt: skip
                 while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", lock):
                     if await _within(self._stopping, STANDBY_POLL_S):
                         return
