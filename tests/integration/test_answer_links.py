@@ -12,14 +12,14 @@ from typing import Any
 import httpx
 import pytest
 
-from services.contracts.handoffs import AnswerLinks
+from services.contracts.links import ANSWER, Links
 from services.stage_service.app import create_app
 from services.stage_service.settings import StageSettings
 from tests.integration.stage import Stage, running_stage
 from tests.integration.test_handoffs_api import listed, tell, waiting
 
 KEY = "0123456789abcdef0123456789abcdef"
-LINKS = AnswerLinks(KEY, "https://baton.example/", 7 * 86_400)
+LINKS = Links(ANSWER, KEY, "https://baton.example/", 7 * 86_400)
 TEAM = """
 people:
   - {id: lena, name: Lena, roles: [lead_agent]}
@@ -142,7 +142,9 @@ async def test_a_link_expires_and_cannot_be_changed(
 ) -> None:
     item = await waiting(stage)
     path = link(item)
-    forged = AnswerLinks("f" * 32, "", 600).token(uuid.UUID(item["id"]), "adam", datetime.now(UTC))
+    forged = Links(ANSWER, "f" * 32, "", 600).token(
+        uuid.UUID(item["id"]), "adam", datetime.now(UTC)
+    )
     old = link(item, now=datetime.now(UTC) - timedelta(days=8))
     # Not the last letter: two of its bits say nothing.
     bad = [old, path[:-5] + ("A" if path[-5] != "A" else "B") + path[-4:], f"/answer/{forged}", "/answer/x",
