@@ -108,27 +108,6 @@ def check_answers(it: Quarter) -> Counter[str]:
             ]  # fmt: skip
             # Of several who hear at once the first acts, by hours of their own.
             acts += [p.deadline(rang.moment("recorded_at"), LEADER_ACTS_S) for p in heard[:1]]
-        olds = [  # TEMPORARY
-            p.deadline(rang.moment("recorded_at"), LEADER_ACTS_S)
-            for rang in rings[str(row["id"])]
-            for w in rang.body["alerts"]
-            if w["person"]["id"] in leaders and (p := it.book.person(w["person"]["id"], it.now))
-        ]
-        import logging
-
-        if min(olds) <= it.now - timedelta(hours=1) - it.soon:
-            steps = [
-                (r.body["step"], [w["person"]["id"] for w in r.body["alerts"]])
-                for r in rings[str(row["id"])]
-            ]
-            logging.getLogger("quarter").warning(
-                "OLD CHECK FAILS: owner %s now %s olds %s acts %s %s",
-                row["person_id"],
-                it.now,
-                olds,
-                acts,
-                steps,
-            )
         assert acts, f"nobody at the end of the ladder heard: {dict(row)}"
         assert min(acts) > it.now - timedelta(hours=1) - it.soon, f"waits in silence: {dict(row)}"
     return found
@@ -325,4 +304,5 @@ async def everything(
     }
     report = await verify_database(database_url)
     assert report.findings == []
+    assert report.alerts_waiting == 0
     return counted

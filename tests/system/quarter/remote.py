@@ -84,6 +84,7 @@ class Remote:
         self._position = 0
         self._expected: set[tuple[str, str]] = set()
         self._key = ""
+        self._client = httpx.AsyncClient(timeout=10)
         self.claims_waited_for = 0
         self.refused = 0
 
@@ -112,6 +113,7 @@ class Remote:
             process.wait()
         if self._connection is not None:
             self._connection.terminate()
+        await self._client.aclose()
         await asyncio.to_thread(self._postgres.stop)
 
     def _run(self, *arguments: str) -> None:
@@ -183,11 +185,10 @@ class Remote:
     async def _post(self, path: str, body: bytes, headers: dict[str, str]) -> Any:
         """Post it; None when it is to be sent again."""
         try:
-            async with httpx.AsyncClient(timeout=10) as client:
-                answer = await client.post(
-                    f"http://127.0.0.1:{self._ports['stage']}{path}", content=body,
-                    headers={"authorization": f"Bearer {self._key}", **headers},
-                )  # fmt: skip
+            answer = await self._client.post(
+                f"http://127.0.0.1:{self._ports['stage']}{path}", content=body,
+                headers={"authorization": f"Bearer {self._key}", **headers},
+            )  # fmt: skip
         except httpx.TransportError:
             return None
         if answer.status_code == 409 and "idempotency" in answer.text:
