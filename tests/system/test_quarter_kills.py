@@ -27,9 +27,9 @@ from tests.system.quarter.remote import Remote
 from tests.system.quarter.walk import Walk
 
 _log = logging.getLogger("quarter")
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
-
 LEADS = int(os.environ.get("BATON_QUARTER_KILLED_LEADS", "2000"))
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800 + LEADS // 4)]
+
 KILLS = int(os.environ.get("BATON_QUARTER_KILLS", "30"))
 SEED = seed()
 BEGIN = datetime(roster.BEGIN.year, roster.BEGIN.month, roster.BEGIN.day, tzinfo=UTC)
