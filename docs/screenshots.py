@@ -100,7 +100,7 @@ def pictures(browser: Browser, link: str) -> None:
     page.click(".alert summary")
     take(page, "alerts")
     page.goto(f"{url}/handoffs")
-    take(page, "handoffs")
+    take(page, "handoffs", whole=True)
     page.goto(f"{url}/quarantine")
     page.click("tbody a")
     page.click("text=Try the source file")

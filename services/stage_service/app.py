@@ -44,7 +44,7 @@ from services.stage_service.intake import Intake
 from services.stage_service.lane import Lane
 from services.stage_service.pages import pages_router
 from services.stage_service.playbook import Playbook, parse_playbook
-from services.stage_service.playbook_people import strangers
+from services.stage_service.playbook_people import names_strangers, strangers
 from services.stage_service.pulse import Pulse
 from services.stage_service.relay import Relay
 from services.stage_service.settings import StageSettings
@@ -228,7 +228,7 @@ async def _house(
     pulse = Pulse(settings.database_url)
     relay = Relay(settings.database_url, bus, pulse.beat)
     roster = await _roster(settings, team, pool, parts)
-    for playbook in playbooks:
+    for playbook in (p for p in playbooks if names_strangers(p, roster.team)):
         for problem in strangers(playbook.source, playbook.name, roster.team):
             # The place alone: who may have been meant, `baton playbook validate` tells.
             _log.warning("playbook.nobody", playbook=playbook.name, line=problem.line)

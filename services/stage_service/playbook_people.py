@@ -10,7 +10,19 @@ from collections.abc import Collection, Iterator
 
 from services.contracts.team import Team
 from services.contracts.yaml_source import Node, Problem, SourceError, nearest, read_yaml
+from services.stage_service.playbook import Playbook
 from services.stage_service.playbook_clocks import LADDER
+
+
+def names_strangers(playbook: Playbook, team: Team) -> bool:
+    """Tell whether a playbook names anybody who is not in `team`; where, `strangers` says."""
+    plans = (*playbook.clocks, *(h.clock for h in playbook.handoffs.values()))
+    rungs = {rung.to for plan in plans for rung in plan.escalate}
+    routings = playbook.routing.values()
+    routed = {r.fallback for r in routings if r.fallback is not None}
+    routed |= {person for r in routings for rule in r.rules for person in rule.people}
+    known = team.by_id.keys()
+    return not (routed <= known and rungs <= {*LADDER, *playbook.roles, *team.by_role, *known})
 
 
 def strangers(text: str, file: str, team: Team) -> list[Problem]:

@@ -1,12 +1,18 @@
-"""The lead's story: an alert of a clock stands under the step that it tells of."""
+"""A lead's page: the path as the journey went it, and alerts of clocks under the steps that they tell of."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from services.stage_service.pages.lead_view import story
+import pytest
 
+from services.stage_service.pages.lead_view import steps, story
+from services.stage_service.playbook import parse_playbook
+
+SALES = Path(__file__).parents[2] / "playbooks" / "sales.yaml"
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 
 
@@ -57,3 +63,37 @@ def test_an_alert_of_something_else_stands_under_no_step() -> None:
     foreign = alert("boss", 60) | {"transition_id": "018f0000-0000-4000-8000-000000000001"}
     steps = [clock(60, "escalated"), clock(60, "fired", "stage")]
     assert not any(told(steps, [rejected, later, earlier, foreign]).values())
+
+
+@pytest.mark.parametrize(
+    ("stage", "furthest", "went", "states"),
+    [
+        ("lead", "lead", [], ["current", "ahead", "ahead"]),
+        ("sql", "sql", ["mql", "sql"], ["done", "done", "current"]),
+        ("sql", "sql", ["sql"], ["done", "skipped", "current"]),
+        ("mql", "sql", ["sql", "mql"], ["done", "current", "left"]),
+        ("nurture", "sql", ["sql", "nurture"], ["done", "skipped", "done"]),
+    ],
+)
+def test_the_path_shows_where_a_journey_is_was_and_went_back_from(
+    stage: str, furthest: str, went: list[str], states: list[str]
+) -> None:
+    """Of the first three stages; a stage that it went back from is not passed."""
+    playbook = parse_playbook(SALES.read_text(encoding="utf-8"), "sales.yaml")
+    journey = {
+        "id": "j",
+        "stage": stage,
+        "furthest_stage": furthest,
+        "started_at": NOON,
+        "held": [],
+    }
+    items = [
+        {"kind": "transition", "replaced_by": None, "journey": {"id": "j"}, "from": a, "to": b,
+         "occurred_at": NOON + timedelta(hours=n)}
+        for n, (a, b) in enumerate(pairwise(["lead", *went]), 1)
+    ]  # fmt: skip
+    found = steps(playbook, journey, items)
+    assert [s.state for s in found][:3] == states
+    assert [s.entered_at is not None for s in found][:3] == [
+        s not in ("ahead", "skipped") for s in states
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from typer.testing import CliRunner
 
 from services.baton.cli import app
 from services.contracts.team import load_team
-from services.stage_service.playbook_people import strangers
+from services.contracts.yaml_source import SourceError
+from services.stage_service.playbook import parse_playbook
+from services.stage_service.playbook_people import names_strangers, strangers
 
 PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
 SALES = (PLAYBOOKS / "sales.yaml").read_text(encoding="utf-8")
@@ -18,7 +21,10 @@ TEAM = load_team(PLAYBOOKS / "team.yaml")
 
 def told(text: str) -> list[tuple[int, str, str]]:
     """Line, message and remedy of each."""
-    return [(p.line, p.message, p.remedy) for p in strangers(text, "sales.yaml", TEAM)]
+    found = [(p.line, p.message, p.remedy) for p in strangers(text, "sales.yaml", TEAM)]
+    with contextlib.suppress(SourceError):
+        assert names_strangers(parse_playbook(text, "sales.yaml"), TEAM) == bool(found)
+    return found
 
 
 def line_of(text: str, part: str) -> int:

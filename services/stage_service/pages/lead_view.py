@@ -56,7 +56,10 @@ def score_explained(playbook: Playbook, lead: funnel.Lead, at: datetime) -> Scor
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of the path as a journey went it: ``done``, ``skipped``, ``current`` or ``ahead``."""
+    """One stage of the path as a journey went it: ``done``, ``skipped``, ``current``, ``left`` or ``ahead``.
+
+    ``left``: it was there, and went back.
+    """
 
     stage: Stage
     state: str
@@ -77,14 +80,17 @@ def steps(
     furthest = playbook.stages[journey["furthest_stage"]].path_index or 0
     held = {h["to"]: h for h in journey["held"]}
     found: list[Step] = []
+    here = playbook.stages[journey["stage"]].path_index
     for i, key in enumerate(playbook.path):
         if key == journey["stage"]:
             state = "current"
+        elif here is not None and i > here:
+            state = "left" if key in entered else "ahead"
         elif i > furthest:
             state = "ahead"
         else:
             state = "done" if key in entered else "skipped"
-        at = entered.get(key) if state in ("current", "done") else None
+        at = entered.get(key) if state in ("current", "done", "left") else None
         found.append(Step(playbook.stages[key], state, at, held.get(key)))
     return found
 
