@@ -99,13 +99,16 @@ def pictures(browser: Browser, link: str) -> None:
     page.goto(f"{url}/alerts")
     page.click(".alert summary")
     take(page, "alerts")
+    page.goto(f"{url}/handoffs")
+    take(page, "handoffs", whole=True)
     page.goto(f"{url}/quarantine")
     page.click("tbody a")
     page.click("text=Try the source file")
     take(page, "quarantine")
     page.set_viewport_size(PHONE)
     for name, address in (("board", url), ("lead", lead), ("leads", f"{url}/leads"),
-                          ("funnel", f"{url}/funnel"), ("alerts", f"{url}/alerts")):  # fmt: skip
+                          ("funnel", f"{url}/funnel"), ("alerts", f"{url}/alerts"),
+                          ("handoffs", f"{url}/handoffs")):  # fmt: skip
         page.goto(address)
         take(page, f"{name}-phone")
     context.close()

@@ -26,11 +26,23 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"
 REQUIRE_ALL = os.environ.get("BATON_REQUIRE_ALL") == "1"
 
+
+def examples(full: int) -> int:
+    """Give how many examples a property is tried with: `full` in `make test-full`, else a quarter."""
+    return full if os.environ.get("BATON_EXAMPLES") == "full" else max(full // 4, 5)
+
+
 # CI tries the same examples each time, so that a red run is about the change; a developer's run goes on
 # looking for new ones.
-settings.register_profile("ci", derandomize=True)
-if REQUIRE_ALL:
-    settings.load_profile("ci")
+settings.register_profile("baton", max_examples=examples(100), derandomize=REQUIRE_ALL)
+settings.load_profile("baton")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what Hypothesis drives, so that `make test-full` finds it."""
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("property")
 
 
 def missing(what: str) -> NoReturn:

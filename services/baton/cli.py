@@ -245,13 +245,29 @@ def keys_revoke(id: str, data: Data = DATA) -> None:
 @playbook.command("validate")
 def playbook_validate(
     files: Annotated[list[Path], typer.Argument(help="playbook files")],
+    team: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="BATON_TEAM_FILE", help="the roster: whom it does not have is warned of"
+        ),
+    ] = None,
 ) -> None:
-    """Check playbooks; print every mistake with file, line, column and remedy."""
-    from services.baton.playbooks import problems_of
+    """Check playbooks; print every mistake with file, line, column and remedy.
+
+    Exit 1 for a mistake. People who are not in the roster are a warning: it changes by itself.
+    """
+    from services.baton.playbooks import problems_of, strangers_of
+    from services.contracts.yaml_source import SourceError
 
     found = [problem for file in files for problem in problems_of(file)]
+    try:
+        warnings = [each for file in files for each in strangers_of(file, team)]
+    except (SourceError, OSError) as error:
+        fail(str(error), 2)
     for problem in found:
         print(problem, file=sys.stderr)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if found:
         raise typer.Exit(1)
     print(f"{', '.join(str(f) for f in files)}: valid")

@@ -10,11 +10,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
+from services.contracts.team import load_team
 from services.contracts.yaml_source import Problem, SourceError
-from services.stage_service.playbook import BAND_TITLES, Playbook, Rule, Stage, parse_playbook
+from services.stage_service.offers import WAITING_KINDS
+from services.stage_service.playbook import (
+    BAND_TITLES,
+    ClockPlan,
+    Playbook,
+    Rule,
+    Stage,
+    parse_playbook,
+)
+from services.stage_service.playbook_people import strangers
 
 FORMATS = ("terminal", "mermaid", "svg")
-_BOX_W, _BOX_H, _GAP_X, _TOP, _EXIT_Y = 214, 64, 40, 60, 300
+_BOX_W, _BOX_H, _GAP_X, _TOP, _EXIT_Y = 214, 80, 40, 60, 310
 _COLORS = {"tofu": "#2563eb", "mofu": "#7c3aed", "bofu": "#c2410c", "post-sale": "#15803d",
            "exit": "#6b7280"}  # fmt: skip
 
@@ -28,6 +38,21 @@ def problems_of(file: Path) -> list[Problem]:
     except (OSError, UnicodeDecodeError) as error:
         return [Problem(str(file), 1, 1, str(error), "Give the path of a readable UTF-8 file.")]
     return []
+
+
+def strangers_of(file: Path, team_file: Path | None) -> list[Problem]:
+    """Give where the playbook in `file` names nobody of the roster: `team_file`, or ``team.yaml`` beside it.
+
+    Without any roster there is nothing to say. Raises OSError or SourceError when a roster cannot be read.
+    """
+    beside = file.with_name("team.yaml")
+    if team_file is None and not beside.is_file():
+        return []
+    team = load_team(team_file or beside)
+    try:
+        return strangers(file.read_text(encoding="utf-8"), str(file), team)
+    except (OSError, UnicodeDecodeError):
+        return []  # `problems_of` tells
 
 
 def draw(file: Path, format: str) -> None:
@@ -57,6 +82,10 @@ def _terminal(playbook: Playbook) -> None:
             branch.add(f"gate: {', '.join(asked)}")
         if stage.alerts:
             branch.add(f"alerts: {', '.join(playbook.roles[r].title for r in stage.alerts)}")
+        for plan in plans_of(playbook, stage):
+            branch.add(
+                f"[yellow]{plan.title}[/]: {'; '.join((deadline_of(plan), *steps_told(plan)))}"
+            )
         for rule in (r for r in playbook.rules if r.to == stage.key):
             branch.add(f"[dim]<-[/] {_from(playbook, rule)}  [cyan]{_trigger(rule)}[/]")
     console.print(tree)
@@ -84,12 +113,54 @@ def _trigger(rule: Rule) -> str:
     return " ".join(parts)
 
 
+def plans_of(playbook: Playbook, stage: Stage) -> list[ClockPlan]:
+    """Give the deadlines that begin as `stage` is entered: the handoff's, if one leads there, and clocks."""
+    role = stage.responsible[0]
+    handoff = playbook.handoffs.get(role)
+    givers = {playbook.stages[s].responsible[0] for r in playbook.rules if r.to == stage.key
+              for s in r.from_stages}  # fmt: skip
+    offered = handoff is not None and stage.kind in WAITING_KINDS and givers - {role}
+    plans = [handoff.clock] if handoff is not None and offered else []
+    return [*plans, *(plan for plan in playbook.clocks if stage.key in plan.stages)]
+
+
+def deadline_of(plan: ClockPlan) -> str:
+    """Say how long a clock runs, and since when."""
+    since = {"activity": " without activity", "entered": " in the stage"}.get(plan.since, "")
+    return f"within {_length(plan.within_s)}{'' if plan.wall else ' of working time'}{since}"
+
+
+def steps_told(plan: ClockPlan) -> list[str]:
+    """Say what a clock does before and after its deadline, a line each."""
+    steps = [f"reminder {_length(before)} before" for before in plan.remind_s]
+    for rung in plan.escalate:
+        when = f"{_length(rung.after_s)} after" if rung.after_s else "at the deadline"
+        steps.append(f"{when}: {rung.to.replace('_', ' ')}")
+    return steps
+
+
+def _length(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"
+
+
 def mermaid(playbook: Playbook) -> str:
     """Draw the stage graph as a Mermaid state diagram."""
     lines = ["stateDiagram-v2", f"    [*] --> {playbook.first_stage}"]
     lines += [f'    state "{s.title}" as {s.key}' for s in playbook.stages.values()]
     for (from_, to), keys in _edges(playbook):
         lines.append(f"    {from_} --> {to}: {', '.join(keys)}")
+    for stage in playbook.stages.values():
+        plans = plans_of(playbook, stage)
+        if plans:
+            lines.append(f"    note right of {stage.key}")
+            for plan in plans:
+                told = "; ".join((deadline_of(plan), *steps_told(plan)))
+                # A colon or a semicolon may end a statement of Mermaid's.
+                lines.append(f"      {plan.title} - {told}".replace(":", " -").replace(";", ","))
+            lines.append("    end note")
     lines += [f"    {s.key} --> [*]" for s in playbook.stages.values() if s.kind in ("won", "lost")]
     return "\n".join(lines)
 
@@ -120,7 +191,7 @@ def svg(playbook: Playbook) -> str:
     ]
     for (from_, to), keys in _edges(playbook):
         parts.append(_arrow(playbook, at, from_, to, ", ".join(keys)))
-    parts += [_box(stage, *at[stage.key]) for stage in playbook.stages.values()]
+    parts += [_box(playbook, stage, *at[stage.key]) for stage in playbook.stages.values()]
     return "\n".join([*parts, "</svg>"])
 
 
@@ -148,8 +219,14 @@ def _arrow(
     )
 
 
-def _box(stage: Stage, x: int, y: int) -> str:
+def _box(playbook: Playbook, stage: Stage, x: int, y: int) -> str:
     color = _COLORS[stage.band]
+    plans = plans_of(playbook, stage)
+    waits = ", ".join(
+        f"{'answer' if p.since == 'offered' else p.title} {_length(p.within_s)}" for p in plans
+    )
+    waits = waits if len(waits) < 36 else waits[:34] + "…"
+    told = [f"{p.title}: {'; '.join((deadline_of(p), *steps_told(p)))}" for p in plans]
     return (
         f'<g><rect x="{x}" y="{y}" width="{_BOX_W}" height="{_BOX_H}" rx="8" fill="#fff" '
         f'stroke="{color}" stroke-width="2"/>'
@@ -157,5 +234,6 @@ def _box(stage: Stage, x: int, y: int) -> str:
         f"{escape(stage.title if len(stage.title) < 32 else stage.title[:30] + '…')}</text>"
         f'<text x="{x + 12}" y="{y + 48}" font-size="12" fill="{color}">{escape(stage.key)} · '
         f"{escape(', '.join(stage.responsible))}</text>"
-        f"<title>{escape(stage.focus)} {escape(stage.goal)}</title></g>"
+        f'<text x="{x + 12}" y="{y + 68}" font-size="11" fill="#6b7280">{escape(waits)}</text>'
+        f"<title>{escape(' '.join((stage.focus, stage.goal, *told)))}</title></g>"
     )

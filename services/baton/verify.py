@@ -16,7 +16,7 @@ import msgspec
 from services.baton.verify_handoffs import check_clocks, check_handoffs, rows_of_leads
 from services.baton.verify_identities import check_identities, identities_of_leads
 from services.baton.verify_merges import check_merges
-from services.contracts.events import MOVED_BY_HAND, TRANSITIONS_TOPIC
+from services.contracts.events import HANDOFFS_TOPIC, MOVED_BY_HAND, TRANSITIONS_TOPIC
 from services.stage_service import funnel, store
 from services.stage_service.funnel import Lead, Move
 from services.stage_service.journal import journey_id
@@ -269,8 +269,8 @@ async def _alerts(connection: Connection, report: Report) -> None:
         """SELECT count(*) FROM bus.log l JOIN bus.outbox o ON o.id = l.outbox_id
              CROSS JOIN LATERAL jsonb_array_elements(
                convert_from(o.value, 'UTF8')::jsonb -> 'alerts') AS wish
-           WHERE o.topic = $1 AND NOT EXISTS
-             (SELECT FROM notifier.alerts a
-              WHERE a.transition_id = o.message_id::uuid AND a.role = wish ->> 'role')""",
-        TRANSITIONS_TOPIC,
+           WHERE o.topic = ANY($1::text[]) AND NOT EXISTS
+             (SELECT FROM notifier.alerts a WHERE a.transition_id = o.message_id::uuid
+              AND a.recipient = coalesce(wish -> 'person' ->> 'id', 'role:' || (wish ->> 'role')))""",
+        [TRANSITIONS_TOPIC, HANDOFFS_TOPIC],
     )

@@ -1,4 +1,4 @@
-"""What both sides of a handoff must agree on: published events, the lead events that answer, signed links.
+"""What both sides of a handoff must agree on: published events, and the lead events that answer.
 
 A handoff is offered to the person who is responsible from a transition on. They accept it or reject it; a
 clock that runs out makes it overdue. The Structs are the published events' JSON, to the letter.
@@ -6,12 +6,9 @@ clock that runs out makes it overdue. The Structs are the published events' JSON
 
 from __future__ import annotations
 
-import hashlib
-from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, cast
-from uuid import UUID
+from datetime import datetime
+from typing import Literal
 
-import itsdangerous
 import msgspec
 
 from services.contracts.events import (
@@ -40,9 +37,6 @@ WITHDRAWN = "baton.handoff.withdrawn.v1"
 CLOCK_RANG = "baton.clock.rang.v1"
 
 State = Literal["offered", "accepted", "rejected", "withdrawn"]
-
-LINK_SALT = "baton.handoff.answer.v1"
-LINK_KEY_CHARACTERS_MIN = 32
 
 
 class HandoffTold(msgspec.Struct, frozen=True):
@@ -108,56 +102,3 @@ class ClockRang(msgspec.Struct, frozen=True):
     explanation: str
     alerts: list[AlertWish] = []
     offer: OfferRef | None = None
-
-
-class AnswerGrant(msgspec.Struct, frozen=True):
-    """What an answer link allows: to answer one handoff as `person`, until `until`."""
-
-    handoff_id: UUID
-    person: str
-    until: datetime
-    id: str
-    """Tells links apart without holding one."""
-
-
-class AnswerLinks:
-    """Makes and reads the links by which a handoff is answered, below `base_url` (the stage service).
-
-    Whoever makes and whoever reads them share the key; raises ValueError for a key that can be guessed.
-    Opening such a link shows the handoff; the page's buttons answer it.
-    """
-
-    def __init__(self, key: str, base_url: str, valid_s: float) -> None:
-        if len(key) < LINK_KEY_CHARACTERS_MIN:
-            raise ValueError(
-                f"BATON_LINK_KEY is shorter than {LINK_KEY_CHARACTERS_MIN} characters:"
-                " make one with: openssl rand -hex 32"
-            )
-        self._base_url = base_url.rstrip("/")
-        self._valid = timedelta(seconds=valid_s)
-        self._signer = itsdangerous.URLSafeSerializer(
-            key, LINK_SALT,
-            signer_kwargs={"digest_method": hashlib.sha256, "key_derivation": "hmac"},
-        )  # fmt: skip
-
-    def token(self, handoff_id: UUID, person: str, now: datetime) -> str:
-        """Make the token by which `person` may answer the handoff."""
-        until = int((now + self._valid).timestamp())
-        return str(self._signer.dumps([handoff_id.hex, person, until]))
-
-    def url(self, token: str) -> str:
-        """Give the address at which a token is used."""
-        return f"{self._base_url}/answer/{token}"
-
-    def read(self, token: str, now: datetime) -> AnswerGrant | None:
-        """Read a token; None when it is not ours or has expired."""
-        try:
-            handoff_id, person, until = cast("list[Any]", self._signer.loads(token))
-            grant = AnswerGrant(
-                UUID(handoff_id), str(person), datetime.fromtimestamp(until, UTC),
-                # Of what it says: its text can be written in more ways than one.
-                hashlib.sha256(self._signer.dumps([handoff_id, person, until]).encode()).hexdigest(),
-            )  # fmt: skip
-        except (itsdangerous.BadData, ValueError, TypeError, AttributeError, UnicodeError):
-            return None
-        return grant if now < grant.until else None

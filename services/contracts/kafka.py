@@ -180,7 +180,7 @@ class KafkaSubscription:
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 isolation_level="read_committed",
-                session_timeout_ms=10_000,
+                session_timeout_ms=6_000,
                 heartbeat_interval_ms=2_000,
                 max_poll_interval_ms=120_000,
                 request_timeout_ms=15_000,

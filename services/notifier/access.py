@@ -16,12 +16,12 @@ from services.contracts import answers, problems
 from services.contracts.access import Gatekeeper
 from services.contracts.answers import allow
 from services.contracts.idempotency import Once
+from services.contracts.links import Links
 from services.contracts.problems import BatonError
 from services.notifier.channels import Channels
 from services.notifier.consumer import Consumer
 from services.notifier.deliveries import Dispatcher
 from services.notifier.errors import UnreadableError
-from services.notifier.links import Links
 from services.notifier.roster import Roster
 from services.notifier.templates import Templates
 

@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from services.contracts.access import Gatekeeper
 from services.contracts.bus import open_bus
 from services.contracts.database import STEADY_PLANS, nothing_to_reset
-from services.contracts.handoffs import AnswerLinks
 from services.contracts.idempotency import Once
+from services.contracts.links import ANSWER, SEEN, Links
 from services.contracts.rates import RateLimits
 from services.contracts.roster import Roster as SharedRoster
 from services.contracts.roster import RosterWatch
@@ -34,7 +34,6 @@ from services.notifier.claims import Parcel
 from services.notifier.consumer import Consumer
 from services.notifier.deliveries import Dispatcher, Patience
 from services.notifier.escalations import Escalator, waits_of
-from services.notifier.links import Links
 from services.notifier.previews import sample_values
 from services.notifier.pruning import Pruner
 from services.notifier.roster import Roster
@@ -123,16 +122,17 @@ def create_app(
         watch.start()
         consumer.start()
         dispatcher.start()
-        escalator.start()
-        pruner.start()
+        escalator.round.start()
+        pruner.round.start()
         _log.info("notifier.started", bus="kafka" if settings.kafka_bootstrap_servers else "log")
         try:
             yield
         finally:
             parts.stopping.set()
             await asyncio.gather(
-                consumer.stop(), dispatcher.stop(), escalator.stop(), pruner.stop(), watch.stop()
-            )
+                consumer.stop(), dispatcher.stop(), escalator.round.stop(), pruner.round.stop(),
+                watch.stop(),
+            )  # fmt: skip
             await channels.aclose()
             await client.aclose()
             try:
@@ -159,17 +159,17 @@ def _links(settings: NotifierSettings) -> Links | None:
     key = _secret(settings.link_key)
     if key is None or settings.notifier_public_url is None:
         return None
-    return Links(key, settings.notifier_public_url, settings.link_valid_s)
+    return Links(SEEN, key, settings.notifier_public_url, settings.link_valid_s)
 
 
-def _answer_links(settings: NotifierSettings) -> AnswerLinks | None:
+def _answer_links(settings: NotifierSettings) -> Links | None:
     key = _secret(settings.link_key)
     if key is None:
         return None
-    return AnswerLinks(key, settings.public_url, settings.link_valid_s)
+    return Links(ANSWER, key, settings.public_url, settings.link_valid_s)
 
 
 def _seen_link(links: Links | None, parcel: Parcel, now: datetime) -> str | None:
     if links is None or parcel.addressee_id is None:
         return None
-    return links.make(parcel.id, parcel.addressee_id, now)
+    return links.url(links.token(parcel.id, parcel.addressee_id, now))

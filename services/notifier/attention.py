@@ -43,6 +43,12 @@ VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (person_id, lead_id) DO UPDATE SET until = $3, created_at = $4, created_by = $5
 """
 
+# Whoever does not want to hear of a lead is not told on for it: its handoffs have the playbook's own ladder.
+_END_ESCALATIONS = """
+UPDATE notifier.escalations e SET ended_at = $3, why = $4 FROM notifier.alerts a
+WHERE a.id = e.alert_id AND a.addressee_id = $1 AND a.lead_id = $2 AND e.ended_at IS NULL
+"""
+
 _MUTES = """
 SELECT person_id, lead_id, until, created_at, created_by FROM notifier.mutes
 WHERE ($1::text IS NULL OR person_id = $1) AND (until IS NULL OR until > $2)
@@ -82,8 +88,13 @@ async def mute(
     by: str,
     now: datetime,
 ) -> None:
-    """Suppress what the lead would tell `person` from now on, until `until` or for ever."""
-    await pool.execute(_MUTE, person, lead_id, until, now, by)
+    """Suppress what the lead would tell `person` from now on, until `until` or for ever.
+
+    What they have not acknowledged is not escalated any more, nor is what comes while the mute holds.
+    """
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(_MUTE, person, lead_id, until, now, by)
+        await connection.execute(_END_ESCALATIONS, person, lead_id, now, f"muted by {by}")
 
 
 async def unmute(pool: asyncpg.Pool[Any], person: str, lead_id: UUID) -> bool:

@@ -10,9 +10,9 @@ import html
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
+from services.contracts.links import Grant
 from services.notifier import reads, store
 from services.notifier.access import House, house
-from services.notifier.links import Grant
 
 TOKEN_CHARACTERS_MAX = 1000
 
@@ -38,7 +38,7 @@ async def show_link(request: Request, token: str) -> Response:
     grant = _grant(parts, token)
     if grant is None:
         return _gone()
-    alert = await reads.get_alert(parts.pool, grant.alert_id)
+    alert = await reads.get_alert(parts.pool, grant.about)
     if alert is None:
         return _gone()
     subject = html.escape(alert["subject"])
@@ -56,7 +56,7 @@ async def use_link(request: Request, token: str) -> Response:
     if grant is None:
         return _gone()
     now = parts.now()
-    if not await store.use_link(parts.pool, grant.id, grant.alert_id, grant.person, now):
+    if not await store.use_link(parts.pool, grant.id, grant.about, grant.person, now):
         return _page("Already used", "<p>This link was used before.</p>", 409)
     return _page("Thank you", "<p>It is acknowledged: nothing more is sent about it.</p>")
 

@@ -23,7 +23,7 @@ import msgspec
 import structlog
 
 from services.contracts.database import DATABASE_AWAY
-from services.contracts.handoffs import AnswerLinks
+from services.contracts.links import Links
 from services.contracts.team import Person
 from services.notifier import breakers, claims, metrics
 from services.notifier.channels import Channels
@@ -81,7 +81,7 @@ class Dispatcher:
         make_id: Callable[[], UUID],
         public_url: str,
         seen_link: Callable[[Parcel, datetime], str | None] = lambda parcel, now: None,
-        answer_links: AnswerLinks | None = None,
+        answer_links: Links | None = None,
     ) -> None:
         self._pool = pool
         self._channels = channels

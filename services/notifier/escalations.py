@@ -7,8 +7,6 @@ while nobody ran fires at the start, and says that it is late.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -16,10 +14,10 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
-import structlog
 from asyncpg.pool import PoolConnectionProxy
 
 from services.contracts import calendars
+from services.contracts.rounds import Round
 from services.contracts.team import Person, Team
 from services.notifier import metrics
 from services.notifier.alerts import (
@@ -33,21 +31,20 @@ from services.notifier.plans import may_disturb
 from services.notifier.roster import Roster
 
 POLL_S = 0.5
-BACKOFF_MAX_S = 5.0
 STEPS_AT_ONCE_MAX = 100
 LATE_AFTER = timedelta(seconds=5)
-STOP_WITHIN_S = 5.0
 
 _WAIT = re.compile(r"([1-9]\d{0,4})(m|h|d)")
 _ROLE = re.compile(r"\*|[a-z][a-z0-9_]{0,63}")
 _SECONDS = {"m": 60, "h": 3600, "d": 86_400}
-_log = structlog.get_logger("baton.notifier")
 
 _DUE = """
 SELECT e.alert_id, e.after_s, e.due_at, e.told, a.transition_id, a.lead_id, a.role, a.person_id,
   a.person_name, a.addressee_id, a.subject, a.body, a.stage, a.company, a.journey_id, a.urgent,
-  a.status, a.created_at, a.handoff_id
+  a.status, a.created_at, a.handoff_id, m.created_by AS muted_by
 FROM notifier.escalations e JOIN notifier.alerts a ON a.id = e.alert_id
+  LEFT JOIN notifier.mutes m ON m.person_id = a.addressee_id AND m.lead_id = a.lead_id
+    AND (m.until IS NULL OR m.until > $1)
 WHERE e.ended_at IS NULL AND e.due_at <= $1
 ORDER BY e.due_at LIMIT $2 FOR UPDATE OF e SKIP LOCKED
 """
@@ -129,7 +126,7 @@ def next_step(
 
 
 class Escalator:
-    """Fires what is due until stopped. `recorded` is called when there are new deliveries to make."""
+    """Fires what is due, in each `round`. `recorded` is called when there are new deliveries to make."""
 
     def __init__(
         self,
@@ -146,20 +143,7 @@ class Escalator:
         self._now = now
         self._make_id = make_id
         self._recorded = recorded
-        self._stopping = asyncio.Event()
-        self._loop: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Start the loop."""
-        self._loop = asyncio.create_task(self._run(), name="escalator")
-
-    async def stop(self) -> None:
-        """End the loop after the round it is in."""
-        self._stopping.set()
-        if self._loop is not None:
-            await asyncio.wait({self._loop}, timeout=STOP_WITHIN_S)
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
+        self.round = Round("escalator", self._climb, POLL_S, metrics.failed)
 
     async def run_due(self) -> int:
         """Fire the steps that are due now, once; gives how many there were."""
@@ -172,26 +156,15 @@ class Escalator:
             self._recorded()
         return len(rows)
 
-    async def _run(self) -> None:
-        backoff_s = POLL_S
-        failing = False
-        while not self._stopping.is_set():
-            more = False
-            try:
-                more = await self.run_due() == STEPS_AT_ONCE_MAX
-                failing, backoff_s = False, POLL_S
-            except Exception as error:  # the database is away: what is due stays due
-                metrics.CONSUMER_FAILURES.labels("escalator", type(error).__name__).inc()
-                if not failing:
-                    _log.warning("escalator.failed", reason=type(error).__name__)
-                failing, backoff_s = True, min(backoff_s * 2, BACKOFF_MAX_S)
-            if not more:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), backoff_s)
+    async def _climb(self) -> bool:
+        return await self.run_due() == STEPS_AT_ONCE_MAX
 
     async def _fire(self, connection: PoolConnectionProxy[Any], row: Any, now: datetime) -> None:
         if row["status"] == "acknowledged":
             await connection.execute(_END, row["alert_id"], now, "acknowledged")
+            return
+        if row["muted_by"] is not None:
+            await connection.execute(_END, row["alert_id"], now, f"muted by {row['muted_by']}")
             return
         team = self._roster.team()
         step = next_step(team, row["addressee_id"], row["role"], row["told"], now)

@@ -59,6 +59,13 @@ class Letter(msgspec.Struct, frozen=True):
     """The handoff that waits for the reader's answer."""
 
 
+def text_of(letter: Letter) -> str:
+    """Give the whole text of a letter that is text alone: with the links by which it is answered."""
+    answer = f"\nAccept or reject: {letter.answer.url}\n" if letter.answer else ""
+    seen = f"\nGot it: {letter.seen_link}\n" if letter.seen_link else ""
+    return letter.body + answer + seen
+
+
 def retry_after_s(value: str | None, default: float | None = None) -> float | None:
     """Read a ``Retry-After`` in seconds, within bounds; `default` when it is missing or a date."""
     try:

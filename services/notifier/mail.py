@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from services.notifier.letters import Letter, Outcome
+from services.notifier.letters import Letter, Outcome, text_of
 from services.notifier.redaction import scrub
 
 MESSAGE_ID_DOMAIN = "baton.invalid"
@@ -78,9 +78,7 @@ def mail(letter: Letter, sender: str, recipient: str) -> EmailMessage:
         shown = (*letter.earlier[:1], *letter.earlier[1:][-REFERENCES_MAX:])
         message["References"] = " ".join(_message_id(id) for id in shown)
     message["Auto-Submitted"] = "auto-generated"
-    seen = f"\nGot it: {letter.seen_link}\n" if letter.seen_link else ""
-    answer = f"\nAccept or reject: {letter.answer.url}\n" if letter.answer else ""
-    message.set_content(letter.body + answer + seen)
+    message.set_content(text_of(letter))
     return message
 
 

@@ -22,3 +22,8 @@ DEAD_LETTERS = Counter(
 CONSUMER_FAILURES = Counter(
     "baton_notifier_failures_total", "Rounds that failed and were repeated", ["part", "reason"]
 )
+
+
+def failed(part: str, error: Exception) -> None:
+    """Count a round of `part` that failed."""
+    CONSUMER_FAILURES.labels(part, type(error).__name__).inc()

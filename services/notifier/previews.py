@@ -22,7 +22,7 @@ from services.contracts.team import Person, Team
 from services.notifier.alerts import addressee_of, body_for, values, write_alert
 from services.notifier.errors import UnreadableError
 from services.notifier.hooks import hook_of, slack_message, teams_card, webhook_payload
-from services.notifier.letters import Answer, Letter
+from services.notifier.letters import Answer, Letter, text_of
 from services.notifier.messages import Transition, read_transition
 from services.notifier.redaction import label
 from services.notifier.templates import SHIPPED, Templates
@@ -160,7 +160,8 @@ def previews(
             str(id), subject, text, said["link"], None, str(transition.lead.id), (str(id),),
             answer=answer,
         )  # fmt: skip
-        found.append(Preview(label(channel), subject, text, _posted(channel, letter)))
+        shown = text_of(letter) if label(channel) == "email" else text
+        found.append(Preview(label(channel), subject, shown, _posted(channel, letter)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What is kept for a time only: links that were used, and the texts of merged messages.
+"""What is kept for a time only: links that were used, the texts of merged messages, what is long over.
 
 Any number of processes may prune; what one of them deletes the others leave alone. A link's mark is
 forgotten when the link itself has expired, so that it is never good for a second use.
@@ -6,23 +6,20 @@ forgotten when the link itself has expired, so that it is never good for a secon
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
-import structlog
 
+from services.contracts.rounds import Round
 from services.notifier import metrics
 
 EVERY_S = 3600.0
+OVER_KEEP = timedelta(days=90)
+"""How long handoffs that were answered, escalations and mutes that ended are kept."""
 ROWS_MAX = 1000
 """Rows a statement deletes: none holds its locks for long."""
-STOP_WITHIN_S = 2.0
-
-_log = structlog.get_logger("baton.notifier")
 
 _USED_LINKS = """
 DELETE FROM notifier.used_links WHERE id IN (
@@ -40,8 +37,32 @@ DELETE FROM notifier.digests WHERE id IN (
 """
 
 
+# An alert about it that comes later than this would not be settled; the feed is read in days, not months.
+_HANDOFFS = """
+DELETE FROM notifier.handoffs WHERE id IN (
+  SELECT id FROM notifier.handoffs h
+  WHERE state IN ('accepted', 'rejected', 'withdrawn') AND told_at < $1 LIMIT $2 FOR UPDATE SKIP LOCKED)
+"""
+
+# It says of the alerts that it made that somebody answers for them: it is kept while one is to be sent.
+_ESCALATIONS = """
+DELETE FROM notifier.escalations WHERE alert_id IN (
+  SELECT alert_id FROM notifier.escalations e
+  WHERE ended_at < $1 AND NOT EXISTS (
+    SELECT FROM notifier.alerts a JOIN notifier.deliveries d ON d.alert_id = a.id
+    WHERE a.lead_id = (SELECT lead_id FROM notifier.alerts WHERE id = e.alert_id)
+      AND a.escalated_from = e.alert_id AND d.status IN ('pending', 'claimed'))
+  LIMIT $2 FOR UPDATE SKIP LOCKED)
+"""
+
+_MUTES = """
+DELETE FROM notifier.mutes WHERE (person_id, lead_id) IN (
+  SELECT person_id, lead_id FROM notifier.mutes WHERE until < $1 LIMIT $2 FOR UPDATE SKIP LOCKED)
+"""
+
+
 class Pruner:
-    """Deletes what is past its time, at the start and every hour, until stopped."""
+    """Deletes what is past its time: its `round` does at the start and every hour."""
 
     def __init__(
         self,
@@ -54,22 +75,12 @@ class Pruner:
         self._keeps = (
             (_USED_LINKS, timedelta(seconds=link_valid_s)),
             (_DIGESTS, timedelta(seconds=digest_keep_s)),
+            (_HANDOFFS, OVER_KEEP),
+            (_ESCALATIONS, OVER_KEEP),
+            (_MUTES, OVER_KEEP),
         )
         self._now = now
-        self._stopping = asyncio.Event()
-        self._loop: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Start the loop."""
-        self._loop = asyncio.create_task(self._run(), name="pruner")
-
-    async def stop(self) -> None:
-        """End the loop after the round it is in."""
-        self._stopping.set()
-        if self._loop is not None:
-            await asyncio.wait({self._loop}, timeout=STOP_WITHIN_S)
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
+        self.round = Round("pruner", self._tidy, EVERY_S, metrics.failed)
 
     async def prune(self) -> int:
         """Delete all that is past its time; gives how many rows those were."""
@@ -82,12 +93,6 @@ class Pruner:
                 deleted += rows
         return deleted
 
-    async def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                await self.prune()
-            except Exception as error:  # the database is away: what is old is still old later
-                metrics.CONSUMER_FAILURES.labels("pruner", type(error).__name__).inc()
-                _log.warning("pruner.failed", reason=type(error).__name__)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), EVERY_S)
+    async def _tidy(self) -> bool:
+        await self.prune()
+        return False

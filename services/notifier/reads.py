@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from services.contracts.events import rfc3339
 from services.notifier.errors import InvalidRequestError
@@ -19,7 +20,10 @@ SELECT id, lead_id, transition_id, role, person_id, person_name, addressee_id, s
   created_at, acknowledged_at, acknowledged_by, stage, company, kind, journey_id, urgent,
   snoozed_until, escalated_from, why, handoff_id, acknowledged_why,
   EXISTS (SELECT FROM notifier.mutes m WHERE m.person_id = addressee_id AND m.lead_id = alerts.lead_id
-    AND (m.until IS NULL OR m.until > now())) AS muted
+    AND (m.until IS NULL OR m.until > now())) AS muted,
+  (SELECT jsonb_build_object('due_at', CASE WHEN e.ended_at IS NULL THEN e.due_at END, 'told', e.told,
+    'ended_at', e.ended_at, 'why', e.why) FROM notifier.escalations e WHERE e.alert_id = alerts.id)::text
+    AS escalation
 FROM notifier.alerts
 """
 
@@ -191,8 +195,19 @@ def _alert(row: Any, deliveries: list[dict[str, Any]]) -> dict[str, Any]:
         "escalated_from": str(row["escalated_from"]) if row["escalated_from"] is not None else None,
         "why": row["why"],
         "muted": row["muted"],
+        "escalation": _escalation(row["escalation"]),
         "deliveries": deliveries,
     }
+
+
+def _escalation(text: str | None) -> dict[str, Any] | None:
+    """Give when an alert that nobody acknowledges goes on, to whom it did, and why it does no more."""
+    if text is None:
+        return None
+    found = msgspec.json.decode(text, type=dict[str, Any])
+    for name in ("due_at", "ended_at"):
+        found[name] = _moment(datetime.fromisoformat(found[name]) if found[name] else None)
+    return found
 
 
 def _moment(value: datetime | None) -> str | None:

@@ -23,8 +23,8 @@ from services.contracts.access import Gatekeeper
 from services.contracts.answers import database_away
 from services.contracts.bus import Bus
 from services.contracts.database import STEADY_PLANS, nothing_to_reset
-from services.contracts.handoffs import AnswerLinks
 from services.contracts.idempotency import Once
+from services.contracts.links import ANSWER, Links
 from services.contracts.rates import RateLimits
 from services.contracts.roster import Roster, RosterWatch
 from services.contracts.team import Team, documents_of, load_team
@@ -44,6 +44,7 @@ from services.stage_service.intake import Intake
 from services.stage_service.lane import Lane
 from services.stage_service.pages import pages_router
 from services.stage_service.playbook import Playbook, parse_playbook
+from services.stage_service.playbook_people import names_strangers, strangers
 from services.stage_service.pulse import Pulse
 from services.stage_service.relay import Relay
 from services.stage_service.settings import StageSettings
@@ -227,6 +228,10 @@ async def _house(
     pulse = Pulse(settings.database_url)
     relay = Relay(settings.database_url, bus, pulse.beat)
     roster = await _roster(settings, team, pool, parts)
+    for playbook in (p for p in playbooks if names_strangers(p, roster.team)):
+        for problem in strangers(playbook.source, playbook.name, roster.team):
+            # The place alone: who may have been meant, `baton playbook validate` tells.
+            _log.warning("playbook.nobody", playbook=playbook.name, line=problem.line)
     lane = Lane(pool, shelf, roster, committed=relay.wake, now=now, policy=settings.identity_policy)
     rates = RateLimits(
         settings.rate_limit_requests, settings.rate_limit_events, settings.rate_limit_failures
@@ -250,10 +255,10 @@ async def _house(
     return house
 
 
-def _answer_links(settings: StageSettings) -> AnswerLinks | None:
+def _answer_links(settings: StageSettings) -> Links | None:
     """Give what reads the links that the notifier makes; those say themselves until when they are valid."""
     key = settings.link_key
-    return AnswerLinks(key.get_secret_value(), "", 0) if key is not None else None
+    return Links(ANSWER, key.get_secret_value(), "", 0) if key is not None else None
 
 
 async def _roster(

@@ -34,6 +34,7 @@ DEFINITION = {
     "implied: a deed showed it",
     "speed_to_lead": "seconds from the event by which the lead asked for contact to the first "
     "acceptance of a handoff in the journey, counted where that handoff is; an explicit answer or a deed",
+    "groups": "by=person: value null is nobody, ~history those that became known only when they were over",
     "reasons": "the rejections by reason, the most frequent first, at most 20",
     "clocks": "clocks of stages and of activity that began in [from, to), by key: met, ended in time; "
     "missed, the deadline passed; running, neither yet",
@@ -41,9 +42,13 @@ DEFINITION = {
     "them, and of these the overdue ones; of all playbooks and times",
 }
 
+HISTORY = "~history"
+"""Stands for a person where there was none to answer: no person's id begins so."""
+_PERSON = f"""coalesce(h.person_id, CASE WHEN h.state <> 'offered' AND h.answered_at <= h.recorded_at
+    THEN '{HISTORY}' END)"""
+
 _COLUMNS = {
-    "role": ("h.role", "c.role"), "person": ("h.person_id", "c.person_id"),
-    "stage": ("h.stage", "c.stage"),
+    "role": ("h.role", "c.role"), "person": (_PERSON, "c.person_id"), "stage": ("h.stage", "c.stage"),
 }  # fmt: skip
 
 _H = """
@@ -185,6 +190,8 @@ def _title(by: By, value: str | None, playbook: Playbook, team: Team) -> str:
         return playbook.roles[value].title if value in playbook.roles else value
     if by == "stage":
         return playbook.stages[value].title if value in playbook.stages else value
+    if value == HISTORY:
+        return "nobody: known only when it was over"
     return team.by_id[value].name if value in team.by_id else value
 
 

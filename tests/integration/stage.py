@@ -12,7 +12,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,22 @@ from services.stage_service.settings import StageSettings
 ROOT = Path(__file__).parents[2]
 STRUCTURED = "application/cloudevents+json"
 BATCHED = "application/cloudevents-batch+json"
+NOON = datetime(2026, 3, 4, 12, tzinfo=UTC)
+
+
+class MadeUpTime:
+    """A Wednesday at noon in winter, a millisecond later at each look; or `at`, while that is set."""
+
+    def __init__(self) -> None:
+        self.at: datetime | None = None
+        self._moment = NOON
+
+    def __call__(self) -> datetime:
+        """Give the moment."""
+        if self.at is not None:
+            return self.at
+        self._moment += timedelta(milliseconds=1)
+        return self._moment
 
 
 @dataclass

@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from services.contracts.handoffs import AnswerLinks
+from services.contracts.links import ANSWER, Links
 from services.stage_service.app import create_app
 from services.stage_service.settings import StageSettings
-from tests.integration.stage import Stage, running_stage
+from tests.integration.stage import NOON, MadeUpTime, Stage, running_stage
 from tests.integration.test_handoffs_api import listed, tell, waiting
 
 KEY = "0123456789abcdef0123456789abcdef"
-LINKS = AnswerLinks(KEY, "https://baton.example/", 7 * 86_400)
+LINKS = Links(ANSWER, KEY, "https://baton.example/", 7 * 86_400)
 TEAM = """
 people:
   - {id: lena, name: Lena, roles: [lead_agent]}
@@ -36,7 +36,8 @@ people:
 async def stage(database_url: str, tmp_path: Path) -> AsyncIterator[Stage]:
     """The stage service with the key of the links, running."""
     (tmp_path / "team.yaml").write_text(TEAM)
-    async with running_stage(database_url, link_key=KEY, team_file=tmp_path / "team.yaml") as it:
+    team = tmp_path / "team.yaml"
+    async with running_stage(database_url, MadeUpTime(), link_key=KEY, team_file=team) as it:
         yield it
 
 
@@ -50,7 +51,7 @@ async def nobody(stage: Stage) -> AsyncIterator[httpx.AsyncClient]:
 
 def link(item: dict[str, Any], person: str = "adam", now: datetime | None = None) -> str:
     """The path of the link for `person`."""
-    token = LINKS.token(uuid.UUID(item["id"]), person, now or datetime.now(UTC))
+    token = LINKS.token(uuid.UUID(item["id"]), person, now or NOON)
     return f"/answer/{token}"
 
 
@@ -142,8 +143,8 @@ async def test_a_link_expires_and_cannot_be_changed(
 ) -> None:
     item = await waiting(stage)
     path = link(item)
-    forged = AnswerLinks("f" * 32, "", 600).token(uuid.UUID(item["id"]), "adam", datetime.now(UTC))
-    old = link(item, now=datetime.now(UTC) - timedelta(days=8))
+    forged = Links(ANSWER, "f" * 32, "", 600).token(uuid.UUID(item["id"]), "adam", NOON)
+    old = link(item, now=NOON - timedelta(days=8))
     # Not the last letter: two of its bits say nothing.
     bad = [old, path[:-5] + ("A" if path[-5] != "A" else "B") + path[-4:], f"/answer/{forged}", "/answer/x",
            "/answer/" + "a." * 600, "/answer/%00%ff"]  # fmt: skip
@@ -214,7 +215,7 @@ async def test_a_link_to_what_was_given_to_somebody_else_is_superseded(
 
 
 async def test_without_a_key_there_are_no_links(database_url: str) -> None:
-    async with running_stage(database_url) as stage:
+    async with running_stage(database_url, MadeUpTime()) as stage:
         item = await waiting(stage)
         assert (await stage.client.get(link(item))).status_code == 404
         assert (await stage.client.post(link(item))).status_code == 404

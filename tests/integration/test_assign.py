@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import Counter
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -16,7 +15,7 @@ from services.contracts.events import HANDOFFS_TOPIC, OWNER_CHANGED, Message
 from services.contracts.team import load_team
 from services.notifier.alerts import alerts_of
 from services.notifier.messages import read_transition
-from tests.integration.stage import ROOT, Stage, running_stage
+from tests.integration.stage import NOON, ROOT, MadeUpTime, Stage, running_stage
 
 
 async def booked(stage: Stage, count: int, name: str = "p") -> list[str]:
@@ -47,7 +46,7 @@ async def changes(stage: Stage) -> list[Message]:
 
 
 async def test_a_journey_is_given_to_somebody_else_by_hand(database_url: str) -> None:
-    async with running_stage(database_url) as stage:
+    async with running_stage(database_url, MadeUpTime()) as stage:
         [lead] = await booked(stage, 1)
         assert await owner_of(stage, lead) == "marcus"
         answer = await stage.client.post(
@@ -67,7 +66,7 @@ async def test_a_journey_is_given_to_somebody_else_by_hand(database_url: str) ->
         told = read_transition(message)
         assert told is not None
         team = load_team(ROOT / "playbooks/team.yaml")
-        [alert] = alerts_of(told, team, "http://x", uuid.uuid4, datetime.now(UTC))
+        [alert] = alerts_of(told, team, "http://x", uuid.uuid4, NOON)
         assert (alert.person_id, alert.subject[:10]) == ("elena", "Yours now:")
         assert "Sofia gave it to another person: she knows them" in alert.body
         assert alert.deliveries
@@ -89,7 +88,7 @@ async def test_a_journey_is_given_to_somebody_else_by_hand(database_url: str) ->
 
 
 async def test_without_a_person_routing_chooses_another(database_url: str) -> None:
-    async with running_stage(database_url) as stage:
+    async with running_stage(database_url, MadeUpTime()) as stage:
         [lead] = await booked(stage, 1)
         answer = await stage.client.post(
             f"/v1/leads/{lead}/assign", json={"role": "ae", "reason": "too many"}
@@ -104,7 +103,7 @@ async def test_without_a_person_routing_chooses_another(database_url: str) -> No
 
 
 async def test_the_same_assignment_sent_twice_has_one_effect(database_url: str) -> None:
-    async with running_stage(database_url) as stage:
+    async with running_stage(database_url, MadeUpTime()) as stage:
         [lead] = await booked(stage, 1)
         wish = {"role": "ae", "person": "elena", "reason": "x"}
         headers = {"idempotency-key": '"8e03978e-40d5-43dd-bc93-6894a57f9324"'}
@@ -126,7 +125,7 @@ async def test_the_same_assignment_sent_twice_has_one_effect(database_url: str) 
 async def test_a_wrong_assignment_leaves_no_event(
     database_url: str, change: dict[str, Any], status: int, told: str
 ) -> None:
-    async with running_stage(database_url) as stage:
+    async with running_stage(database_url, MadeUpTime()) as stage:
         [lead] = await booked(stage, 1)
         before = await stage.count()
         wish = {"role": "ae", "person": "elena", "reason": "x"} | change
@@ -147,7 +146,7 @@ async def owners(stage: Stage) -> Counter[str]:
 
 
 async def test_who_leaves_gives_every_open_journey_on_fairly(database_url: str) -> None:
-    async with running_stage(database_url) as stage:
+    async with running_stage(database_url, MadeUpTime()) as stage:
         await add(stage, "nina")
         await booked(stage, 16)
         assert await owners(stage) == {"elena": 4, "marcus": 8, "nina": 4}
@@ -167,7 +166,10 @@ async def test_two_who_leave_at_once_leave_every_journey_with_somebody_who_stays
     database_url: str,
 ) -> None:
     """Over two services, while more leads come."""
-    async with running_stage(database_url) as one, running_stage(database_url) as two:
+    async with (
+        running_stage(database_url, MadeUpTime()) as one,
+        running_stage(database_url, MadeUpTime()) as two,
+    ):
         await add(one, "nina", "kim")
         await booked(one, 30)
         await asyncio.gather(
@@ -181,7 +183,7 @@ async def test_two_who_leave_at_once_leave_every_journey_with_somebody_who_stays
 
 
 async def test_a_journey_whose_owner_left_while_it_rested_gets_another(database_url: str) -> None:
-    async with running_stage(database_url) as stage:
+    async with running_stage(database_url, MadeUpTime()) as stage:
         [lead] = await booked(stage, 1)
         lost = {"specversion": "1.0", "id": "lost", "source": "/t", "type": "lead.recycled",
                 "data": {"email": "p0@c.example"}}  # fmt: skip

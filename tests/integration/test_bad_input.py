@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.baton.embedded import EmbeddedPostgres
+from tests.conftest import examples
 from tests.integration.stage import (
     BATCHED,
     STRUCTURED,
@@ -735,14 +736,14 @@ async def never_500(stage: Stage, answer: httpx.Response) -> None:
         assert {"type", "title", "status", "detail", "code", "field"} <= body.keys()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(body=(JSON_VALUES | NEARLY_EVENTS).map(encoded) | st.binary(max_size=200))
 async def test_no_structured_body_breaks_the_service(stage: Stage, body: bytes) -> None:
     """Any bytes, any JSON, anything like an event: answered 200 or 4xx."""
     await never_500(stage, await stage.post(body))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     body=(JSON_VALUES | st.lists(NEARLY_EVENTS | JSON_VALUES, max_size=6)).map(encoded)
     | st.binary(max_size=200)
@@ -763,7 +764,7 @@ HEADER_VALUES = st.binary(max_size=40).map(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     extra=st.lists(st.tuples(HEADER_NAMES, HEADER_VALUES), max_size=4),
     drop=st.lists(HEADER_NAMES, max_size=2),

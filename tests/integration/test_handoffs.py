@@ -21,6 +21,7 @@ from services.stage_service.lane import Lane
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.shelf import Shelf
 from services.stage_service.ticker import Ticker
+from tests.conftest import examples
 from tests.integration.test_lane import ROOT, START, Wired, clean, event, wired
 
 SALES = (ROOT / "playbooks/sales.yaml").read_text()
@@ -461,7 +462,9 @@ KINDS: Sequence[tuple[str, dict[str, Any]]] = (
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(25),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     told=st.lists(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -13,25 +13,15 @@ import pytest
 
 from services.baton.verify import verify_database
 from services.stage_service.ticker import Ticker
-from tests.integration.stage import Stage, running_stage
+from tests.integration.stage import NOON, MadeUpTime, Stage, running_stage
 
-START = datetime.now(UTC) - timedelta(days=2)
-
-
-class Clock:
-    """The present moment, or the one that is told."""
-
-    at: datetime | None = None
-
-    def __call__(self) -> datetime:
-        """Give the moment."""
-        return self.at or datetime.now(UTC)
+START = NOON - timedelta(days=2)
 
 
 @pytest.fixture
 async def stage(database_url: str) -> AsyncIterator[Stage]:
     """The stage service, running."""
-    async with running_stage(database_url, now=Clock()) as it:
+    async with running_stage(database_url, now=MadeUpTime()) as it:
         yield it
 
 
@@ -45,10 +35,10 @@ async def tell(stage: Stage, name: str, type: str, at: datetime | None = None, *
         event["time"] = at.isoformat()
     clock = stage.house.now
     if at is not None:
-        assert isinstance(clock, Clock)
+        assert isinstance(clock, MadeUpTime)
         clock.at = at
     [result] = await stage.send(event)
-    if isinstance(clock, Clock):
+    if isinstance(clock, MadeUpTime):
         clock.at = None
     assert result["status"] == "applied", result
     return result["lead_id"]
@@ -251,9 +241,9 @@ async def test_a_crm_answers_by_the_leads_email(stage: Stage) -> None:
 
 
 async def test_the_timeline_tells_of_handoffs_and_clocks(stage: Stage) -> None:
-    began = datetime.now(UTC) - timedelta(hours=6)
+    began = stage.house.now() - timedelta(hours=6)
     lead = await tell(stage, "ada", "meeting.booked", began)
-    await ring(stage, datetime.now(UTC))
+    await ring(stage, stage.house.now())
     [item] = await listed(stage, lead_id=lead)
     assert item["overdue"] is True
     await stage.client.post(f"/v1/handoffs/{item['id']}/reject", json={"reason": "No budget"})
@@ -276,7 +266,7 @@ async def test_the_timeline_tells_of_handoffs_and_clocks(stage: Stage) -> None:
 
 async def test_a_clock_that_came_too_late_to_matter_says_so(stage: Stage) -> None:
     """An acceptance that is told late makes the deadline kept: what the clock said counts no more."""
-    began = datetime.now(UTC) - timedelta(hours=10)
+    began = stage.house.now() - timedelta(hours=10)
     lead = await tell(stage, "ada", "meeting.booked", began)
     [item] = await listed(stage, lead_id=lead)
     await tell(stage, "ada", "handoff.accepted", began + timedelta(hours=1))
@@ -285,7 +275,7 @@ async def test_a_clock_that_came_too_late_to_matter_says_so(stage: Stage) -> Non
         """UPDATE stage.clocks SET state = 'running', due_at = deadline, ended_at = NULL
            WHERE key = 'handoff-ae'"""
     )
-    await ring(stage, datetime.now(UTC))
+    await ring(stage, stage.house.now())
     items = (await stage.client.get(f"/v1/leads/{lead}/timeline")).json()["items"]
     rings = [i for i in items if i["kind"] == "clock" and i["clock"] == "handoff-ae"]
     assert [i["counts"] for i in rings] == [False]
@@ -329,7 +319,7 @@ async def test_the_pages_answer_as_who_is_logged_in(stage: Stage) -> None:
 async def test_the_menu_and_the_board_show_what_is_overdue(stage: Stage) -> None:
     await waiting(stage)
     assert " overdue</span>" not in (await stage.client.get("/people")).text
-    await tell(stage, "ben", "meeting.booked", datetime.now(UTC) - timedelta(hours=9))
+    await tell(stage, "ben", "meeting.booked", stage.house.now() - timedelta(hours=9))
     for path in ("/people", "/leads", "/funnel", "/"):
         page = (await stage.client.get(path)).text
         assert 'title="Overdue handoffs">1<' in page, path
@@ -349,7 +339,7 @@ async def test_the_numbers_count_what_their_definitions_say(stage: Stage) -> Non
     nothing = await numbers(stage)
     assert nothing["total"]["offered"] == 0
     assert nothing["groups"] == []
-    at = datetime.now(UTC) - timedelta(hours=10)
+    at = stage.house.now() - timedelta(hours=10)
     minute = timedelta(minutes=1)
     # Asked at 0, booked after 6 minutes (a deed), accepted by a word 30 minutes later.
     await tell(stage, "ada", "demo.requested", at)
@@ -357,11 +347,11 @@ async def test_the_numbers_count_what_their_definitions_say(stage: Stage) -> Non
     await tell(stage, "ada", "handoff.accepted", at + 36 * minute, role="ae")
     # Accepted by a word after the deadline of four hours (Elena and Marcus work at any time).
     await tell(stage, "ben", "meeting.booked", at)
-    await ring(stage, datetime.now(UTC))
+    await ring(stage, stage.house.now())
     await tell(stage, "ben", "handoff.accepted", at + 5 * 60 * minute)
     await tell(stage, "cleo", "meeting.booked", at)
     await tell(stage, "cleo", "handoff.rejected", at + 10 * minute, reason="No budget")
-    await ring(stage, datetime.now(UTC))
+    await ring(stage, stage.house.now())
     await tell(stage, "dan", "meeting.booked")
     found = await numbers(stage)
     groups = {g["value"]: g for g in found["groups"]}

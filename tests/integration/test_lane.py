@@ -26,6 +26,7 @@ from services.stage_service.lane import WAITING_EVENTS_MAX, Lane
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.relay import Relay
 from services.stage_service.shelf import Shelf
+from tests.conftest import examples
 
 ROOT = Path(__file__).parents[2]
 START = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
@@ -285,7 +286,7 @@ TYPES = ("lead.created", "page.viewed", "content.downloaded", "demo.requested", 
 
 
 @settings(
-    max_examples=40, deadline=None,
+    max_examples=examples(40), deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(data=st.data())

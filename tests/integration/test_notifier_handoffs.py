@@ -29,8 +29,8 @@ from services.contracts.handoffs import (
     OVERDUE,
     REJECTED,
     WITHDRAWN,
-    AnswerLinks,
 )
+from services.contracts.links import ANSWER, Links
 from services.notifier.deliveries import Dispatcher
 from services.notifier.letters import Letter, Outcome
 from services.notifier.roster import Roster
@@ -39,7 +39,7 @@ from tests.integration.test_notifier_store import PATIENCE, ListBus, new_id, tra
 from tests.unit.test_notifier_handoffs import message, rang, told
 
 KEY = "0123456789abcdef0123456789abcdef"
-LINKS = AnswerLinks(KEY, "https://b.example/", 86_400)
+LINKS = Links(ANSWER, KEY, "https://b.example/", 86_400)
 TEAM = """
 people:
   - {id: ben, name: Ben Ott, roles: [ae], email: ben@baton.example, channels: [email]}
@@ -134,7 +134,7 @@ async def test_only_who_can_answer_gets_a_link_and_it_is_kept_nowhere(counter: C
     assert answer.url == f"https://b.example/answer/{answer.token}"
     grant = LINKS.read(answer.token, DUE + timedelta(hours=23))  # well after the deadline
     assert grant is not None
-    assert (grant.handoff_id, grant.person) == (handoff, "ben")
+    assert (grant.about, grant.person) == (handoff, "ben")
     assert LINKS.read(answer.token, DUE + timedelta(days=2)) is None
     kept = await everything_stored(counter.pool)
     assert str(handoff) in kept

@@ -116,11 +116,11 @@ async def test_ten_thousand_held_and_escalated_go_out_once_each(
         clock.go(MORNING + timedelta(hours=1))
         escalators = [Escalator(pool, people, 5, clock.now, new_id, lambda: None) for _ in range(2)]
         for escalator in escalators:
-            escalator.start()
+            escalator.round.start()
         count = "SELECT count(*) FROM notifier.alerts WHERE kind = 'escalation'"
         while await pool.fetchval(count) < ALERTS:
             await asyncio.sleep(0.5)
-        await asyncio.gather(*(e.stop() for e in escalators))
+        await asyncio.gather(*(e.round.stop() for e in escalators))
         rows = await pool.fetch(
             "SELECT extract(epoch FROM created_at - $1)::float8 - 0.006 * row_number() OVER (ORDER BY"
             " created_at) AS late FROM notifier.alerts WHERE kind = 'escalation'",

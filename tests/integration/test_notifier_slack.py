@@ -18,7 +18,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from services.contracts import access
-from services.contracts.handoffs import AnswerLinks
+from services.contracts.links import ANSWER, Links
 from services.notifier.app import create_app
 from services.notifier.slack_actions import TRY_AGAIN, is_slacks
 from tests.integration.test_notifier_api import Served, serve, settings, transition
@@ -179,9 +179,9 @@ async def test_accepting_in_slack_reaches_the_stage_service(
     handoff = uuid.uuid4()
     block = answer_block(await message_of(served, slack, handoff))
     token = block["block_id"]
-    grant = AnswerLinks(KEY, "https://baton.example", 1).read(token, clock.now())
+    grant = Links(ANSWER, KEY, "https://baton.example", 1).read(token, clock.now())
     assert grant is not None
-    assert (grant.handoff_id, grant.person) == (handoff, "ben")
+    assert (grant.about, grant.person) == (handoff, "ben")
     accept, reject, other = block["elements"]
     assert accept["text"]["text"] == "Accept"
     assert [o["value"] for o in reject["options"]] == ["No budget", "No time"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from services.baton.verify import verify_database
 from services.contracts.events import MAIN, MERGED_BY_HAND, LeadEvent
+from tests.conftest import examples
 from tests.integration.test_lane import TYPES, Wired, wired
 from tests.integration.test_merging import by_hand, live, owned, part, said, snapshot
 
@@ -20,7 +21,7 @@ EMPTY = (
 )
 # Each example is two runs on a database: a failing one is small enough to read without shrinking.
 HELD_EXAMPLES = settings(
-    max_examples=40, deadline=None, phases=[p for p in Phase if p is not Phase.shrink],
+    max_examples=examples(40), deadline=None, phases=[p for p in Phase if p is not Phase.shrink],
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from services.contracts.access import SCOPES, SESSION_COOKIE, create_key
-from services.contracts.handoffs import AnswerLinks
+from services.contracts.links import ANSWER, Links
 from services.stage_service.app import create_app
 from services.stage_service.settings import StageSettings
 from tests.conftest import ROOT, missing
@@ -359,7 +359,7 @@ def test_an_answer_link_is_used_without_a_login(
     email, lead_id = running.lead(name="Linus Linked", company="L" * 150)
     running.tell("meeting.booked", email)
     [item] = running.get("/v1/handoffs", lead_id=lead_id)["items"]
-    links = AnswerLinks((running.data / "link-key").read_text().strip(), running.url, 600)
+    links = Links(ANSWER, (running.data / "link-key").read_text().strip(), running.url, 600)
     token = links.token(uuid.UUID(item["id"]), item["person"]["id"], datetime.now(UTC))
     context = browser.new_context(viewport={"width": width, "height": 800})
     page = context.new_page()

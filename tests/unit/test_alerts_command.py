@@ -40,6 +40,15 @@ def test_a_channel_shows_what_is_posted() -> None:
     assert baton("preview", "nobody").exit_code == 2
 
 
+def test_a_mail_shows_the_link_by_which_a_handoff_is_answered() -> None:
+    shown = baton(
+        "preview", "elena", "--channel", "email", BATON_PUBLIC_URL="https://b.example"
+    ).output
+    assert "Accept or reject: https://b.example/answer/a-token-that-opens-nothing" in shown
+    other = baton("preview", "sales_leadership", "--channel", "email").output
+    assert "Accept or reject" not in other, "they cannot answer"
+
+
 def test_handoffs_and_clocks_can_be_previewed(tmp_path: Path) -> None:
     from services.notifier.previews import SAMPLES
 

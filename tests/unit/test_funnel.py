@@ -17,6 +17,7 @@ from services.stage_service import funnel
 from services.stage_service.funnel import Lead, Move
 from services.stage_service.lead_facts import ATTRIBUTES_MAX
 from services.stage_service.playbook import Playbook, parse_playbook
+from tests.conftest import examples
 
 ROOT = Path(__file__).parents[2]
 START = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
@@ -252,7 +253,7 @@ EVENTS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(EVENTS, st.randoms(use_true_random=False))
 def test_arrival_order_does_not_matter(events: list[LeadEvent], chance: random.Random) -> None:
     """I7 on the pure fold: any order of the same events gives the same lead and moves."""
@@ -262,7 +263,7 @@ def test_arrival_order_does_not_matter(events: list[LeadEvent], chance: random.R
     assert funnel.refold((e, books) for e in events) == funnel.refold((e, books) for e in shuffled)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(EVENTS)
 def test_the_history_is_a_chain(events: list[LeadEvent]) -> None:
     """I3: each move starts where the one before it ended; the state is where the last one ended."""
@@ -285,7 +286,7 @@ def test_the_history_is_a_chain(events: list[LeadEvent]) -> None:
         assert path.index(journey.furthest) == max([0, *reached])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(EVENTS)
 def test_every_move_can_say_why(events: list[LeadEvent]) -> None:
     """I9: event, rule, sentence and playbook version stand in each move."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.baton.playbooks import mermaid, problems_of, svg
+from services.baton.playbooks import deadline_of, mermaid, plans_of, problems_of, steps_told, svg
 from services.contracts.team import parse_team
 from services.contracts.yaml_source import SourceError
 from services.stage_service.playbook import Playbook, coerce, parse_playbook
@@ -233,6 +233,34 @@ def test_the_graph_can_be_drawn() -> None:
     picture = svg(playbook)
     assert picture.count("<rect") == len(playbook.stages)
     assert "Discovery &amp; Solutioning" in picture
+
+
+def test_deadlines_and_ladders_are_drawn_where_they_begin() -> None:
+    playbook = sales()
+    told = {
+        key: [(p.key, deadline_of(p), steps_told(p)) for p in plans_of(playbook, stage)]
+        for key, stage in playbook.stages.items()
+    }
+    assert told["lead"] == []
+    assert told["mql"] == [
+        ("handoff-lead-agent", "within 4 h of working time", [
+            "reminder 1 h before", "at the deadline: stand in", "1 h after: role lead",
+            "4 h after: sales leadership"]),
+        ("qualify", "within 16 h of working time in the stage", ["8 h after: role lead"]),
+    ]  # fmt: skip
+    [_, silent] = told["sql"]
+    assert silent == ("silent", "within 14 d without activity", [
+        "reminder 3 d before", "3 d after: sales leadership"])  # fmt: skip
+    drawn = mermaid(playbook)
+    assert (
+        "    note right of sql\n      Answer to the handoff - within 4 h of working time" in drawn
+    )
+    # Nothing in a note may end Mermaid's statement.
+    notes = [line for line in drawn.splitlines() if line.startswith("      ")]
+    assert not [line for line in notes if ":" in line or ";" in line]
+    picture = svg(playbook)
+    assert ">answer 4 h, No activity 14 d</text>" in picture
+    assert "4 h after: sales leadership" in picture
 
 
 def test_files_that_cannot_be_read_are_problems_too(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from services.contracts.yaml_source import SourceError
 from services.stage_service.playbook import Playbook, RoleRouting, RoutingRule, parse_playbook
 from services.stage_service.rotation import Turns
 from services.stage_service.routing import Case, Decision, route
+from tests.conftest import examples
 
 ROOT = Path(__file__).parents[2]
 NOON = datetime(2026, 9, 2, 12, tzinfo=UTC)  # a Wednesday
@@ -51,7 +52,7 @@ WEIGHTS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(WEIGHTS, st.integers(1, 500))
 def test_no_share_is_ever_a_lead_off_its_weight(weights: list[float], run: int) -> None:
     people = [(f"p{i}", w) for i, w in enumerate(weights)]
@@ -63,7 +64,7 @@ def test_no_share_is_ever_a_lead_off_its_weight(weights: list[float], run: int) 
             assert abs(turns.given.get(id, 0) - fair) < 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.integers(2, 9), st.lists(st.sets(st.integers(0, 8)), max_size=80), st.integers(1, 200))
 def test_somebody_back_from_vacation_is_not_flooded(
     people: int, absences: list[set[int]], run: int
@@ -85,7 +86,7 @@ def test_somebody_back_from_vacation_is_not_flooded(
             assert abs(got - given_out * weight / total) < 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(st.lists(st.sampled_from(["ab", "ac", "bcd", "abcd", "d"]), min_size=1, max_size=400))
 def test_runs_of_one_lead_are_fair_too(pools: list[str]) -> None:
     """As territories and hours make them: what each was due of the leads they were there for."""

@@ -18,8 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.contracts import answers, problems
 from services.contracts.access import Gatekeeper
 from services.contracts.answers import allow, token_of
-from services.contracts.handoffs import AnswerLinks
 from services.contracts.idempotency import Once
+from services.contracts.links import Links
 from services.contracts.problems import RETRY_AFTER_S, BatonError
 from services.contracts.team import Team
 from services.stage_service.errors import (
@@ -60,7 +60,7 @@ class House:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     roster_is_file: bool = False
     """Whether people are changed in the roster's file only."""
-    answer_links: AnswerLinks | None = None
+    answer_links: Links | None = None
     """Reads the links by which handoffs are answered; None: there are none."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the process begins to stop: readiness fails, streams end."""

@@ -234,7 +234,7 @@ async def timeline_of(it: House, lead_id: str) -> list[dict[str, Any]]:
     items = await reads.timeline(it.engine, lead_id)
     items = await reads_handoffs.told_by_clocks(it.engine, items, it.playbooks)
     rows = await reads_handoffs.handoffs_of_lead(it.engine, lead_id)
-    items += reads_handoffs.handoff_items(rows, items, it.playbooks, it.team, datetime.now(UTC))
+    items += reads_handoffs.handoff_items(rows, items, it.playbooks, it.team, it.now())
     items.sort(key=lambda i: i["occurred_at"])
     return items
 

@@ -15,7 +15,7 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
-from services.contracts.handoffs import AnswerGrant
+from services.contracts.links import Grant
 from services.contracts.problems import BatonError
 from services.contracts.team import Team
 from services.stage_service.api.access import STATUS, House, house, problem_response
@@ -75,7 +75,7 @@ async def show(request: Request, token: str) -> Response:
     """Show the handoff and the buttons; changes nothing."""
     it = house(request)
     grant = _grant(it, token)
-    row = await known_handoff(it, str(grant.handoff_id))
+    row = await known_handoff(it, str(grant.about))
     if row["state"] == "offered":
         _require_theirs(it, row, grant.person)
     return _shown(request, row, grant)
@@ -92,7 +92,7 @@ async def answer(request: Request, token: str) -> Response:
         raise InvalidRequestError(
             f"{said!r} is no answer", field="answer", value=said, remedy="Send accept or reject."
         )
-    row = await known_handoff(it, str(grant.handoff_id))
+    row = await known_handoff(it, str(grant.about))
     if row["state"] != "offered":
         raise ConflictError(answer_told(row), remedy="Nothing to do.")
     _require_theirs(it, row, grant.person)
@@ -113,7 +113,7 @@ async def answer(request: Request, token: str) -> Response:
     return _shown(request, await known_handoff(it, row["id"]), grant, done=said)
 
 
-def _grant(it: House, token: str) -> AnswerGrant:
+def _grant(it: House, token: str) -> Grant:
     if it.answer_links is None:
         raise NotFoundError("there is no such page", remedy="Set BATON_LINK_KEY.")
     grant = None
@@ -163,7 +163,7 @@ def may_answer(team: Team, playbook: Playbook | None, row: Mapping[str, Any], pe
 def _shown(
     request: Request,
     row: Mapping[str, Any],
-    grant: AnswerGrant,
+    grant: Grant,
     status: int = 200,
     error: BatonError | None = None,
     done: str | None = None,

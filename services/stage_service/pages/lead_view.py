@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from services.contracts.events import MERGED_BY_HAND, SOURCE, UNMERGED_BY_HAND
 from services.stage_service import funnel
 from services.stage_service.playbook import Playbook, Stage
 from services.stage_service.scoring import Scoring, signal_points
+
+A_BATCH = timedelta(seconds=10)
+"""A message is made within so long after the moment that its batch is recorded at."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ def score_explained(playbook: Playbook, lead: funnel.Lead, at: datetime) -> Scor
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of the path as a journey went it: ``done``, ``skipped``, ``current`` or ``ahead``."""
+    """One stage of the path as a journey went it: ``done``, ``skipped``, ``current``, ``left`` or ``ahead``.
+
+    ``left``: it was there, and went back.
+    """
 
     stage: Stage
     state: str
@@ -73,14 +80,17 @@ def steps(
     furthest = playbook.stages[journey["furthest_stage"]].path_index or 0
     held = {h["to"]: h for h in journey["held"]}
     found: list[Step] = []
+    here = playbook.stages[journey["stage"]].path_index
     for i, key in enumerate(playbook.path):
         if key == journey["stage"]:
             state = "current"
+        elif here is not None and i > here:
+            state = "left" if key in entered else "ahead"
         elif i > furthest:
             state = "ahead"
         else:
             state = "done" if key in entered else "skipped"
-        at = entered.get(key) if state in ("current", "done") else None
+        at = entered.get(key) if state in ("current", "done", "left") else None
         found.append(Step(playbook.stages[key], state, at, held.get(key)))
     return found
 
@@ -96,6 +106,8 @@ class Chapter:
     """The merges that the event led to."""
     handoffs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     """What became of handoffs by the event."""
+    told: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    """The alerts of the clock that the event is."""
     late_s: float | None = None
     """How long after its time it arrived, when events of a later time were there before it."""
 
@@ -138,7 +150,43 @@ def story(items: Sequence[dict[str, Any]], alerts: Sequence[dict[str, Any]]) -> 
             continue
         told = of_transition.get(item["transition_id"], [])
         chapter.records.insert(0, item | {"alerts": told})
+    _tell_clocks(chapters, alerts)
     return chapters[::-1]
+
+
+def _tell_clocks(chapters: Sequence[Chapter], alerts: Sequence[dict[str, Any]]) -> None:
+    """Put each alert of a clock to the step that it tells of.
+
+    Its message was made as the step was recorded, which the message's id says; and a handoff's clock is one.
+    """
+    clocks = [(c, c.event) for c in chapters if c.event is not None and c.event["kind"] == "clock"]
+    for alert in alerts:
+        made = _made_at(alert["transition_id"]) if alert["kind"] in ("clock", "handoff") else None
+        if made is None:
+            continue
+        fitting = [(e["recorded_at"], c) for c, e in clocks if _tells(alert, e, made)]
+        if fitting:
+            max(fitting, key=lambda each: each[0])[1].told.append(alert)
+
+
+def _tells(alert: dict[str, Any], event: dict[str, Any], made: datetime) -> bool:
+    """Tell whether an alert, its message `made` then, can be of a clock's step."""
+    of_handoff = event["clock_kind"] == "handoff"
+    # That the deadline has passed, a handoff says itself.
+    kind = "handoff" if of_handoff and event["action"] == "fired" else "clock"
+    return (
+        timedelta() <= made - event["recorded_at"] < A_BATCH
+        and alert["kind"] == kind
+        and of_handoff == (alert["handoff_id"] is not None)
+    )
+
+
+def _made_at(id: str) -> datetime | None:
+    """Give when an id was made, if it says so (UUIDv7), at the end of its millisecond."""
+    number = uuid.UUID(id)
+    if number.version != 7:
+        return None
+    return datetime.fromtimestamp(((number.int >> 80) + 1) / 1000, UTC)
 
 
 def _overtaken(items: Sequence[dict[str, Any]]) -> set[tuple[str, str]]:

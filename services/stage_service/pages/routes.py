@@ -113,7 +113,7 @@ async def board_fragment(request: Request, who: Reader, playbook: str | None = N
 
 async def _board(it: House, name: str | None) -> dict[str, Any]:
     chosen = playbook_named(it, name or None)
-    now = await reads.board(it.engine, chosen.name, CARDS_MAX, datetime.now(UTC))
+    now = await reads.board(it.engine, chosen.name, CARDS_MAX, it.now())
     last = await postgres_log.last_number(it.pool, TRANSITIONS_TOPIC)
     messages = await postgres_log.read_topic(
         it.pool, max(0, last - NEWS_READ_BACK), TRANSITIONS_TOPIC, NEWS_READ_BACK
@@ -310,7 +310,7 @@ async def _lead_page(
         found["account"]) else ([], None)  # fmt: skip
     state = await reads.state_of(it.engine, id)
     folded = unpack_state(state) if state is not None else None
-    now = datetime.now(UTC)
+    now = it.now()
     chapters = story(items, alerts or ())
     shown = len(chapters) if "all" in request.query_params else CHAPTERS_SHOWN
     ways: list[dict[str, Any]] = []

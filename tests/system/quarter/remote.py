@@ -35,6 +35,7 @@ from services.contracts.events import (
     rfc3339,
 )
 from services.stage_service import people
+from tests.integration.kafka_broker import KafkaBroker
 from tests.system.quarter.checks import TOLD_TYPES
 from tests.system.quarter.desk import HAND, HELD, NEXT, STUCK
 from tests.system.quarter.process import SharedClock
@@ -62,9 +63,16 @@ class Remote:
     """The processes, and a connection to look at what they do."""
 
     def __init__(
-        self, directory: Path, clock: SharedClock, clock_file: Path, environment: dict[str, str]
+        self,
+        directory: Path,
+        clock: SharedClock,
+        clock_file: Path,
+        environment: dict[str, str],
+        broker: KafkaBroker | None = None,
     ) -> None:
+        """With a `broker`, which runs already, Kafka is the bus; else the log in PostgreSQL."""
         self.clock = clock
+        self.broker = broker
         self._directory = directory
         self._clock_file = clock_file
         self._environment = environment
@@ -76,6 +84,7 @@ class Remote:
         self._position = 0
         self._expected: set[tuple[str, str]] = set()
         self._key = ""
+        self._client = httpx.AsyncClient(timeout=10)
         self.claims_waited_for = 0
         self.refused = 0
 
@@ -104,6 +113,7 @@ class Remote:
             process.wait()
         if self._connection is not None:
             self._connection.terminate()
+        await self._client.aclose()
         await asyncio.to_thread(self._postgres.stop)
 
     def _run(self, *arguments: str) -> None:
@@ -111,6 +121,8 @@ class Remote:
 
     def _settings(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("BATON_", "KAFKA_"))}
+        if self.broker is not None:
+            kept["BATON_KAFKA_BOOTSTRAP_SERVERS"] = self.broker.bootstrap_servers
         return kept | self._environment | {
             "BATON_DATABASE_URL": self.url, "BATON_LOG_LEVEL": "info",
             "BATON_PORT": str(self._ports["stage"]),
@@ -134,6 +146,11 @@ class Remote:
             if part == "postgres":
                 self._postgres.kill()
                 self._postgres.start()
+                return
+            if part == "kafka":
+                assert self.broker is not None
+                self.broker.kill()
+                self.broker.start()
                 return
             process = self._processes[part]
             process.send_signal(signal.SIGKILL)
@@ -168,11 +185,10 @@ class Remote:
     async def _post(self, path: str, body: bytes, headers: dict[str, str]) -> Any:
         """Post it; None when it is to be sent again."""
         try:
-            async with httpx.AsyncClient(timeout=10) as client:
-                answer = await client.post(
-                    f"http://127.0.0.1:{self._ports['stage']}{path}", content=body,
-                    headers={"authorization": f"Bearer {self._key}", **headers},
-                )  # fmt: skip
+            answer = await self._client.post(
+                f"http://127.0.0.1:{self._ports['stage']}{path}", content=body,
+                headers={"authorization": f"Bearer {self._key}", **headers},
+            )  # fmt: skip
         except httpx.TransportError:
             return None
         if answer.status_code == 409 and "idempotency" in answer.text:
@@ -249,6 +265,7 @@ class Remote:
                 continue
             if seen != (busy, missing):
                 seen, since = (busy, missing), time.monotonic()
+                deadline = since + WITHIN_S
             elif time.monotonic() - since > CLAIMS_STUCK_S:
                 await self._past_claims()
                 since = time.monotonic()
