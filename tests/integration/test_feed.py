@@ -395,7 +395,9 @@ async def test_a_filtered_stream_tells_how_far_it_is(stage: Stage) -> None:
     after = await publish(stage, *[moved() for _ in range(1500)], moved(to="sql"))
     async with stream(stage, f"/v1/transitions/stream?after={after}&to=sql") as lines:
         blocks = await sse(lines, 2)
-    assert "data" not in blocks[0]
+    assert blocks[0]["event"] == "baton.position"
+    assert msgspec.json.decode(blocks[0]["data"])["position"] == int(blocks[0]["id"])
+    assert blocks[0]["retry"] == "1000"
     assert after + 1000 <= int(blocks[0]["id"]) <= after + 1500
     assert blocks[1]["id"] == str(after + 1501)
 

@@ -122,7 +122,8 @@ def _stream(topic: str, what: str, example: dict[str, Any]) -> tuple[str, str, d
         "Server-Sent Events: `id` is the position, `event` the type, `data` the item. Goes on after"
         " `Last-Event-ID`, or `after`, or from `since`; without any of them it begins with what comes next."
         " A comment comes every 15 s. It ends when the service stops, the key is revoked, or the client"
-        " does not read; connect again with `Last-Event-ID`. An `id` without `data` only moves the place.",
+        " does not read; connect again with `Last-Event-ID`. Events of the type `baton.position` tell"
+        " how far a filter has looked.",
         {
             "description": "The stream, which has no end by itself.",
             "content": {"text/event-stream": {"schema": {"type": "string"}, "example": text}},

@@ -1,7 +1,7 @@
 """How readers follow a feed: who may, how many, waiting for what is new, streams that end when they must.
 
 A stream never holds more than one read of bounded size for its client. Who does not read what is sent is
-dropped after `stall_s`; their place is theirs, in ``Last-Event-ID`` or the position of the last line. A
+dropped; their place is theirs, in ``Last-Event-ID`` or the position of the last line. A
 database that goes away ends no stream: it goes on when the database is back. All end at once
 when the process stops.
 """
@@ -43,6 +43,7 @@ AWAY_MAX_S = 30.0
 CHUNK_BYTES = 64 * 1024
 PASSED_OVER_MAX = 1000
 """Messages that a filter left out before the client is told how far it is."""
+_PASSED = b'id: %d\nevent: baton.position\ndata: {"position":%d,"type":"baton.position"}\n\n'
 _log = structlog.get_logger("baton.feed")
 
 
@@ -62,7 +63,8 @@ class Following:
     ) -> None:
         reads = asyncio.Semaphore(READS_AT_ONCE_MAX)
         self.feeds = {topic: Feed(pool, topic, reads) for topic in TYPES}
-        self.stall_s = stall_s
+        # The kernel is the first to hang up (`baton.serve`), and leaves nothing behind.
+        self.stall_s = 2 * stall_s
         self.stopping = stopping
         self.streams = 0
         self._pulse = pulse
@@ -160,7 +162,9 @@ class Following:
         self, feed: Feed, after: int, wanted: Selection, token: str | None
     ) -> AsyncIterator[bytes]:
         """Give the feed after `after` as server-sent events, for as long as the key may read."""
-        yield f": connected\nretry: {RETRY_MS}\n\n".encode()
+        yield b": connected\n\n"
+        # In the first event: some clients take a block of its own for an event without data.
+        retry = b"retry: %d\n" % RETRY_MS
         told, told_at = after, time.monotonic()
         while not self.stopping.is_set():
             news = self._pulse.next()
@@ -170,16 +174,18 @@ class Following:
                 await self._rest(AWAY_S)
                 continue
             for chunk in _chunks(_event(e) for e in found if wanted.matches(e)):
-                yield chunk
+                yield retry + chunk
+                retry = b""
             if found:
                 after = found[-1].position
                 if wanted.matches(found[-1]):
                     told, told_at = after, time.monotonic()
-            # An id by itself is no event, but moves the place at which the client will go on.
+            # Moves the place at which the client will go on.
             if after - told >= PASSED_OVER_MAX or (
                 after > told and time.monotonic() - told_at > PING_S
             ):
-                yield b"id: %d\n\n" % after
+                yield retry + _PASSED % (after, after)
+                retry = b""
                 told, told_at = after, time.monotonic()
             if more:
                 continue
