@@ -36,8 +36,8 @@ from services.contracts.handoffs import (
 )
 
 READ_ROWS_MAX = 500
-READ_BYTES_MAX = 2 * 1024 * 1024
-"""What one query brings. One message is at most 300 KB or so, its attributes are cut."""
+READ_BYTES_MAX = 256 * 1024
+"""What one read brings, and a stream holds for a client that is slow. A message alone may be as large."""
 PAGE_BYTES_MAX = 4 * 1024 * 1024
 SCAN_MAX = 5000
 """Messages that one page looks at when a filter passes few: the page ends there, its cursor is ahead."""
@@ -232,7 +232,11 @@ class Feed:
         if self._end is None or not self._before_window <= after < self._end:
             return []
         start = bisect_right(self._window, after, key=lambda e: e.position)
-        return self._window[start : start + READ_ROWS_MAX]
+        size, end = 0, start
+        while end < len(self._window) and end - start < READ_ROWS_MAX and size < READ_BYTES_MAX:
+            size += len(self._window[end].item)
+            end += 1
+        return self._window[start:end]
 
     async def _renewed(self, after: int) -> bool:
         """Read what is new into the window, once for all who ask; gives whether there may be more.

@@ -237,4 +237,4 @@ def test_clients_that_do_not_read_cost_no_memory(database_url: str, tmp_path: Pa
         assert asyncio.run(one_reads(it, 400)) == list(range(1, 401))
         for client in clients:
             client.close()
-    assert highest - before < 60 * 1024 * 1024, f"{(highest - before) / 2**20:.0f} MiB"
+    assert highest - before < 40 * 1024 * 1024, f"{(highest - before) / 2**20:.0f} MiB"
