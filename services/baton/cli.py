@@ -71,6 +71,7 @@ def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> 
     from pydantic import ValidationError
 
     from services.baton.ports import port_taken
+    from services.baton.serve import STALLED_S
     from services.baton.serve import serve as serve_app
     from services.contracts.logs import configure_logs
     from services.contracts.yaml_source import SourceError
@@ -87,7 +88,7 @@ def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> 
             configure_logs(settings.log_format, settings.log_level, "stage")
             application = create_app(settings)
             host, port, drain_s = settings.host, settings.port, settings.drain_s
-            trusted = settings.trusted_proxies
+            trusted, stall_s = settings.trusted_proxies, settings.stream_stall_s
         else:
             from services.notifier.app import create_app as create_notifier
             from services.notifier.settings import NotifierSettings
@@ -96,7 +97,7 @@ def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> 
             configure_logs(wanted.log_format, wanted.log_level, "notifier")
             application = create_notifier(wanted)
             host, port, drain_s = wanted.notifier_host, wanted.notifier_port, wanted.drain_s
-            trusted = wanted.trusted_proxies
+            trusted, stall_s = wanted.trusted_proxies, STALLED_S
     except ValidationError as error:
         lines = [f"BATON_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors()]
         fail("the settings are not right:\n  " + "\n  ".join(lines), 2)
@@ -106,7 +107,7 @@ def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> 
         fail(
             f"port {port} is taken by another program: set BATON_{'NOTIFIER_' * (service != 'stage')}PORT"
         )
-    serve_app(application, host, port, drain_s, trusted)
+    serve_app(application, host, port, drain_s, trusted, stall_s)
 
 
 @app.command()

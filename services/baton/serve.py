@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -14,6 +15,8 @@ import uvicorn
 from fastapi import FastAPI
 
 GRACEFUL_S = 10
+STALLED_S = 30.0
+"""How long what was sent may stay unread before the connection is broken off."""
 
 
 class _Server(uvicorn.Server):
@@ -40,12 +43,16 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def serve(app: FastAPI, host: str, port: int, drain_s: float, trusted_proxies: str = "") -> None:
+def serve(
+    app: FastAPI, host: str, port: int, drain_s: float, trusted_proxies: str = "",
+    stall_s: float = STALLED_S,
+) -> None:  # fmt: skip
     """Serve `app` until SIGTERM or SIGINT.
 
     The client's address and scheme are taken from X-Forwarded-* only when it comes from
     `trusted_proxies`: addresses and networks, comma-separated. After the signal, ``/readyz`` answers 503 for
-    `drain_s` seconds before the listening socket closes.
+    `drain_s` seconds before the listening socket closes. A client that takes nothing of what it is sent for
+    `stall_s` is hung up on.
     Exits with a clear message when the port is taken.
     """
     config = uvicorn.Config(
@@ -57,11 +64,24 @@ def serve(app: FastAPI, host: str, port: int, drain_s: float, trusted_proxies: s
     if os.environ.get("BATON_SUPERVISED"):
         threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
-        server.run()
+        server.run(sockets=[_listening(config, stall_s)])
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     if not server.started:
         sys.exit(1)
+
+
+def _listening(config: uvicorn.Config, stall_s: float) -> socket.socket:
+    """Give the socket to listen on; what it accepts inherits its options.
+
+    A server can only ask that a connection be closed once all was sent, and a client that does not read keeps
+    that waiting for ever. With TCP_USER_TIMEOUT (RFC 5482; Linux) the kernel ends it, as it does
+    when the client's machine is gone.
+    """
+    listening = config.bind_socket()
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(stall_s * 1000))
+    return listening
 
 
 def _stop_with_parent(parent: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, Protocol
 
 import asyncpg
@@ -81,14 +82,32 @@ FROM (SELECT position, outbox_id FROM bus.log
 ORDER BY l.position
 """
 
+# The sizes are added up before the values are fetched: a page of large messages is a short one.
 _READ_TOPIC = """
-SELECT l.number AS position, o.topic, o.key, o.headers, o.value
-FROM (SELECT number, outbox_id FROM bus.log
-      WHERE topic = $1 AND number > $2 ORDER BY number LIMIT $3) AS l
-  CROSS JOIN LATERAL (SELECT * FROM bus.outbox WHERE id = l.outbox_id OFFSET 0) AS o
-ORDER BY l.number
+SELECT position, topic, key, headers, value FROM (
+  SELECT l.number AS position, o.topic, o.key, o.headers, o.value,
+    sum(octet_length(o.value)) OVER (ORDER BY l.number) - octet_length(o.value) AS before
+  FROM (SELECT number, outbox_id FROM bus.log
+        WHERE topic = $1 AND number > $2 ORDER BY number LIMIT $3) AS l
+    CROSS JOIN LATERAL (SELECT * FROM bus.outbox WHERE id = l.outbox_id OFFSET 0) AS o) AS next
+WHERE before < $4 ORDER BY position
 """
 _LAST_NUMBER = "SELECT coalesce(max(number), 0) AS number FROM bus.log WHERE topic = $1"
+# Halving: the log is in the order of `published_at`, and has no index on it. The number asked for may be
+# missing in a log that is older than numbers; then the next one that is there tells.
+_NUMBER_BEFORE = """
+WITH RECURSIVE halved (low, high) AS (
+  SELECT 0::bigint, (SELECT coalesce(max(number), 0) FROM bus.log WHERE topic = $1)
+  UNION ALL
+  SELECT CASE WHEN middle.is_before THEN middle.number ELSE low END,
+    CASE WHEN middle.is_before THEN high ELSE middle.asked - 1 END
+  FROM halved, LATERAL (
+    SELECT (low + high + 1) / 2 AS asked, l.number, l.published_at < $2 AS is_before
+    FROM bus.log l WHERE l.topic = $1 AND l.number >= (low + high + 1) / 2
+    ORDER BY l.number LIMIT 1) AS middle
+  WHERE low < high)
+SELECT low AS number FROM halved ORDER BY high - low LIMIT 1
+"""
 
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 _encode = msgspec.json.encode
@@ -160,18 +179,26 @@ def _messages(rows: Sequence[Any]) -> list[Message]:
 
 
 async def read_topic(
-    connection: Executor, after: int, topic: str, messages_max: int
+    connection: Executor, after: int, topic: str, messages_max: int, bytes_max: int = 2**31
 ) -> list[Message]:
     """Give the published messages of one topic after its `after`th, in order.
 
-    Their ``position`` is their number in the topic: 1, 2, 3 and so on, without gaps.
+    Their ``position`` is their number in the topic: 1, 2, 3 and so on, without gaps. The first is given
+    whatever its size, more only while those before them have less than `bytes_max` bytes together.
     """
-    return _messages(await connection.fetch(_READ_TOPIC, topic, after, messages_max))
+    rows = await connection.fetch(_READ_TOPIC, topic, after, messages_max, bytes_max)
+    return _messages(rows)
 
 
 async def last_number(connection: Executor, topic: str) -> int:
     """Give how many messages of `topic` were published."""
     rows = await connection.fetch(_LAST_NUMBER, topic)
+    return rows[0]["number"]
+
+
+async def number_before(connection: Executor, topic: str, moment: datetime) -> int:
+    """Give the number of the last message of `topic` published before `moment` (aware); 0 for none."""
+    rows = await connection.fetch(_NUMBER_BEFORE, topic, moment)
     return rows[0]["number"]
 
 

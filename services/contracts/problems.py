@@ -218,7 +218,7 @@ def answer_headers(error: BatonError | None, status: int) -> Mapping[str, str]:
             "ratelimit-policy": f'"{error.limit}";q={error.quota};w={error.window_s}',
             "ratelimit": f'"{error.limit}";r=0;t={error.wait_s}',
         }
-    if status == 503 or isinstance(error, KeyInUseError):
+    if status in (429, 503) or isinstance(error, KeyInUseError):
         return {"retry-after": str(RETRY_AFTER_S)}
     if status == 401:
         return {"www-authenticate": 'Bearer realm="baton"'}

@@ -29,10 +29,20 @@ from services.contracts.rates import RateLimits
 from services.contracts.roster import Roster, RosterWatch
 from services.contracts.team import Team, documents_of, load_team
 from services.stage_service import metrics, people
-from services.stage_service.api import assign, handoffs, health, merges, moves, quarantine, reads
+from services.stage_service.api import (
+    assign,
+    feed,
+    handoffs,
+    health,
+    merges,
+    moves,
+    quarantine,
+    reads,
+)
 from services.stage_service.api import people as people_api
 from services.stage_service.api.access import House, answer_problems, problem_response
 from services.stage_service.api.events import OPENAPI, PATH, EventsEndpoint
+from services.stage_service.api.following import Following
 from services.stage_service.api.segment import CALLS, SegmentEndpoint
 from services.stage_service.api.segment import PATHS as SEGMENT
 from services.stage_service.api.segment import openapi as segment_openapi
@@ -101,6 +111,8 @@ def create_app(settings: StageSettings, *, now: Callable[[], datetime] = utc_now
     )
     app.include_router(health.router)
     app.include_router(reads.router)
+    # Before the handoffs: /v1/handoffs/feed is no handoff's id.
+    app.include_router(feed.router)
     app.include_router(moves.router)
     app.include_router(quarantine.router)
     app.include_router(merges.router)
@@ -236,10 +248,15 @@ async def _house(
     rates = RateLimits(
         settings.rate_limit_requests, settings.rate_limit_events, settings.rate_limit_failures
     )
+    gatekeeper = Gatekeeper(pool, rates)
+    following = Following(
+        pool, pulse, gatekeeper, asyncio.Event(), streams_max=settings.streams_max,
+        streams_per_key_max=settings.streams_per_key_max, stall_s=settings.stream_stall_s,
+    )  # fmt: skip
     house = House(
-        pool, engine, Gatekeeper(pool, rates), lane, pulse, notifier,
+        pool, engine, gatekeeper, lane, pulse, notifier,
         settings.public_url or f"http://{settings.host}:{settings.port}",
-        Once(pool, now, uuid_utils.compat.uuid7, settings.idempotency_keep_s),
+        Once(pool, now, uuid_utils.compat.uuid7, settings.idempotency_keep_s), following,
         now, roster_is_file=settings.roster == "file", answer_links=_answer_links(settings),
     )  # fmt: skip
     pulse.start()
@@ -251,6 +268,8 @@ async def _house(
     ticker = Ticker(pool, lane, now)
     ticker.start()
     parts.push_async_callback(ticker.stop)
+    following.start()
+    parts.push_async_callback(following.stop)
     parts.callback(house.stopping.set)
     return house
 

@@ -16,8 +16,9 @@ from services.contracts.problems import (
 )
 
 __all__ = [
-    "ConflictError", "GateUnmetError", "GoneError", "InvalidRequestError", "NotAllowedError",
-    "NotAuthenticatedError", "NotFoundError", "OverloadedError", "TooLargeError", "UnavailableError",
+    "ConflictError", "CursorAheadError", "GateUnmetError", "GoneError", "InvalidRequestError",
+    "NotAllowedError", "NotAuthenticatedError", "NotFoundError", "OverloadedError", "TooLargeError",
+    "TooManyStreamsError", "UnavailableError",
 ]  # fmt: skip
 
 
@@ -43,3 +44,15 @@ class OverloadedError(BatonError):
     """Baton cannot take more at this moment; send it again later."""
 
     code = "overloaded"
+
+
+class CursorAheadError(ConflictError):
+    """The position lies ahead of the end of the feed."""
+
+    code = "cursor-ahead"
+
+
+class TooManyStreamsError(BatonError):
+    """The key holds as many streams as it may; close one, or try again later."""
+
+    code = "too-many-streams"

@@ -42,6 +42,10 @@ class Pulse:
     def _hear(self, *_: object) -> None:
         self.beat()
 
+    def next(self) -> asyncio.Event:
+        """Give what the next beat sets: taken before a read, it tells of all that the read missed."""
+        return self._next
+
     async def wait(self, within_s: float) -> None:
         """Wait for the next beat, at most `within_s` seconds: a beat may be lost with a connection."""
         with contextlib.suppress(TimeoutError):

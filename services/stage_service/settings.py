@@ -98,6 +98,13 @@ class StageSettings(BaseSettings):
     identity_automatic_merges: bool = Field(
         default=True, description="events may merge leads; false: only people do"
     )
+    streams_max: int = Field(
+        500, ge=1, description="streams, exports and waiting polls of the feeds in one process"
+    )
+    streams_per_key_max: int = Field(200, ge=1, description="the same for one key")
+    stream_stall_s: float = Field(
+        30.0, gt=0, description="seconds after which a client that does not read is dropped"
+    )
     log_format: str = Field("auto", description="json, console, or auto: console on a terminal")
     log_level: str = Field("info", description="debug, info, warning or error")
 

@@ -123,13 +123,15 @@ async def running_stage(
 
 
 @asynccontextmanager
-async def serving_stage(database_url: str, **settings: Any) -> AsyncIterator[Stage]:
-    """Run the stage service on `database_url` behind a real socket of this machine."""
+async def serving_stage(
+    database_url: str, at_port: int = 0, **settings: Any
+) -> AsyncIterator[Stage]:
+    """Run the stage service on `database_url` behind a real socket of this machine, at a free port."""
     app = create_app(_settings(database_url, settings))
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", server_header=False)
     )
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", at_port))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     task = asyncio.create_task(server._serve([listening]))  # not serve(): signals stay pytest's
     try:
@@ -139,6 +141,8 @@ async def serving_stage(database_url: str, **settings: Any) -> AsyncIterator[Sta
         async with _with_key(app, database_url, url, httpx.AsyncHTTPTransport()) as stage:
             yield stage
     finally:
+        if hasattr(app.state, "house"):
+            app.state.house.stopping.set()  # as `baton serve` does at a signal
         server.should_exit = True
         await task
         listening.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -22,11 +22,14 @@ from services.contracts.idempotency import Once
 from services.contracts.links import Links
 from services.contracts.problems import RETRY_AFTER_S, BatonError
 from services.contracts.team import Team
+from services.stage_service.api.following import Following
 from services.stage_service.errors import (
+    CursorAheadError,
     GateUnmetError,
     GoneError,
     OverloadedError,
     TooLargeError,
+    TooManyStreamsError,
 )
 from services.stage_service.lane import Lane
 from services.stage_service.playbook import Playbook
@@ -37,9 +40,11 @@ __all__ = [
 ]  # fmt: skip
 
 STATUS: dict[type[BatonError], int] = problems.STATUS | {
+    CursorAheadError: 409,
     GateUnmetError: 409,
     GoneError: 410,
     TooLargeError: 413,
+    TooManyStreamsError: 429,
     OverloadedError: 503,
 }
 """The one table from error to HTTP status; a test holds it complete."""
@@ -57,13 +62,17 @@ class House:
     notifier: httpx.AsyncClient
     public_url: str
     once: Once
+    following: Following
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     roster_is_file: bool = False
     """Whether people are changed in the roster's file only."""
     answer_links: Links | None = None
     """Reads the links by which handoffs are answered; None: there are none."""
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the process begins to stop: readiness fails, streams end."""
+
+    @property
+    def stopping(self) -> asyncio.Event:
+        """Set when the process begins to stop: readiness fails, streams end."""
+        return self.following.stopping
 
     @property
     def playbooks(self) -> dict[str, Playbook]:

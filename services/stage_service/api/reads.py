@@ -1,20 +1,17 @@
-"""The read side over HTTP: leads, timelines, the transition feed and stream, the funnel's numbers."""
+"""The read side over HTTP: leads, timelines, the funnel's numbers. Feeds and streams are in `feed`."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import httpx
 import msgspec
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from fastapi import APIRouter, Depends, Query, Request, Response
 
-from services.contracts import postgres_log
-from services.contracts.events import TRANSITIONS_TOPIC, Message, normal_email
+from services.contracts.events import normal_email
 from services.contracts.problems import Defect
 from services.contracts.yaml_source import nearest
 from services.stage_service import funnel_numbers, reads, reads_handoffs, reads_people
@@ -24,10 +21,6 @@ from services.stage_service.errors import InvalidRequestError, NotFoundError
 from services.stage_service.identities import Policy, keys_of
 from services.stage_service.playbook import Playbook
 
-FEED_MAX = 1000
-STREAM_READ_MAX = 200
-STREAM_POLL_S = 2.0
-PING_S = 15
 NOTIFIER_WITHIN_S = 1.5
 ALERTS_OF_LEADS_MAX = 10
 """The notifier is asked once for each lead that was merged into one."""
@@ -255,65 +248,6 @@ async def alerts_of(house: House, token: str | None, *lead_ids: str) -> list[dic
     found = await asyncio.gather(*(ask(lead_id) for lead_id in lead_ids))
     known = [alerts for alerts in found if alerts is not None]
     return [a for alerts in known for a in alerts] if len(known) == len(found) else None
-
-
-def _feed_item(message: Message) -> dict[str, Any]:
-    item: dict[str, Any] = msgspec.json.decode(message.value)
-    return {"position": message.position, "type": message.type, **item}
-
-
-@router.get("/v1/transitions", tags=["transitions"], operation_id="list_transitions")
-async def list_transitions(
-    request: Request,
-    after: Annotated[int, Query(ge=0, le=2**62)] = 0,
-    limit: Annotated[int, Query(ge=1, le=FEED_MAX)] = 100,
-) -> Response:
-    """Read the feed of published transitions after a position, in order and without gaps.
-
-    ``next_cursor`` is the position to ask ``after`` next; null when there was nothing new.
-    """
-    messages = await postgres_log.read_topic(house(request).pool, after, TRANSITIONS_TOPIC, limit)
-    cursor = str(messages[-1].position) if messages else None
-    return _json({"items": [_feed_item(m) for m in messages], "next_cursor": cursor})
-
-
-@router.get("/v1/transitions/stream", tags=["transitions"], operation_id="stream_transitions")
-async def stream_transitions(
-    request: Request,
-    after: Annotated[int | None, Query(ge=0, le=2**62)] = None,
-    last_event_id: Annotated[str | None, Header()] = None,
-) -> EventSourceResponse:
-    """Stream transitions as they are published (SSE); ``Last-Event-ID`` goes on where one stopped."""
-    it = house(request)
-    if last_event_id is not None and last_event_id.isdecimal() and len(last_event_id) < 19:
-        after = int(last_event_id)
-    if after is None:
-        after = await postgres_log.last_number(it.pool, TRANSITIONS_TOPIC)
-    return EventSourceResponse(
-        _stream(it, after), ping=PING_S, headers={"cache-control": "no-store"}
-    )
-
-
-async def _stream(house: House, after: int) -> AsyncIterator[ServerSentEvent]:
-    yield ServerSentEvent(comment="connected", retry=1000)
-    while not house.stopping.is_set():
-        # Before the read: what is published after it wakes the wait.
-        news = asyncio.ensure_future(house.pulse.wait(STREAM_POLL_S))
-        try:
-            messages = await postgres_log.read_topic(
-                house.pool, after, TRANSITIONS_TOPIC, STREAM_READ_MAX
-            )
-            for message in messages:
-                yield ServerSentEvent(
-                    _encode(_feed_item(message)).decode(),
-                    event=message.type,
-                    id=str(message.position),
-                )
-                after = message.position or after
-            if len(messages) < STREAM_READ_MAX:
-                await news
-        finally:
-            news.cancel()
 
 
 def moment_in_utc(value: datetime | None, field: str) -> datetime | None:
