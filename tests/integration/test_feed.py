@@ -230,6 +230,11 @@ async def test_large_messages_make_short_pages(stage: Stage) -> None:
         seen += positions(found["items"])
         cursor = found["next_cursor"]
     assert seen == list(range(after + 1, after + 41))
+    for bytes_max, count in ((1, 1), (600_000, 3), (10**8, 40)):
+        read = await postgres_log.read_topic(
+            stage.connection, after, TRANSITIONS_TOPIC, 100, bytes_max
+        )
+        assert [m.position for m in read] == list(range(after + 1, after + 1 + count))
 
 
 async def test_moments_are_positions_too(stage: Stage) -> None:
