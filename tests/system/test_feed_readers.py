@@ -4,7 +4,7 @@ Ids given out by a sequence become visible out of order when several processes c
 "the last id" misses rows. Positions must not have that trap. Readers begin at any time, are cut off at any
 point, and go on at another process; a stage process is killed in the middle.
 
-``BATON_FEED_TRANSITIONS`` is how many transitions are written (5,000), ``BATON_FEED_SEED`` names the run.
+``BATON_FEED_TRANSITIONS`` is how many transitions are written (2,000), ``BATON_FEED_SEED`` names the run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.system.running import stage_process
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
-TRANSITIONS = int(os.environ.get("BATON_FEED_TRANSITIONS", "5000"))
+TRANSITIONS = int(os.environ.get("BATON_FEED_TRANSITIONS", "2000"))
 SEED = int(os.environ.get("BATON_FEED_SEED", "1"))
 PROCESSES = 4
 WRITERS = 8
