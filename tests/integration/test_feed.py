@@ -318,6 +318,12 @@ async def test_who_leaves_gives_the_place_back(stage: Stage) -> None:
     async with stream(stage):
         await some_follow(stage, 1)
     await none_follows(stage)
+    after = await publish(stage, *[moved(explanation="x" * 250_000) for _ in range(60)])
+    export = f"/v1/transitions/export?after={after}"
+    async with stage.client.stream("GET", export) as answer:
+        await anext(answer.aiter_bytes())
+        assert stage.house.following.streams == 1
+    await none_follows(stage)
 
 
 async def test_streams_are_limited(stage: Stage) -> None:
