@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
@@ -484,6 +485,10 @@ def rfc3339(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
+_written = lru_cache(maxsize=64)(rfc3339)
+"""The messages of a batch have one time."""
+
+
 def message_headers(
     id: str, type: str, time: datetime, traceparent: str | None = None, subject: str | None = None
 ) -> dict[str, str]:
@@ -493,7 +498,7 @@ def message_headers(
         "ce_id": id,
         "ce_source": SOURCE,
         "ce_type": type,
-        "ce_time": rfc3339(time),
+        "ce_time": _written(time),
         "content-type": "application/json",
     }
     if subject is not None:

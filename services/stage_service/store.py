@@ -448,7 +448,7 @@ def _event_row(e: LeadEvent, lead_id: str | None, epoch: int) -> tuple[Any, ...]
 def _lead_row(record: Record, lead: Lead, score: tuple[int, int]) -> tuple[Any, ...]:
     return (
         record.id, lead.email, display_name(lead.attributes), company_name(lead.attributes),
-        as_json(lead.external_ids), as_json(lead.attributes), *score,
+        as_json(lead.external_ids) if lead.external_ids else "{}", as_json(lead.attributes), *score,
         pack_state(lead, record.facts), lead.first_seen_at, lead.last[0],
     )  # fmt: skip
 
@@ -460,8 +460,8 @@ def _journey_row(id: str, lead_id: str, journey: Journey, facts: Facts) -> tuple
     owners = {role: {"id": o.id, "name": o.name, "why": o.why} for role, o in facts.owners.items()}
     return (
         id, lead_id, journey.playbook, journey.key, journey.stage, journey.furthest,
-        journey.started_at, journey.entered_at, facts.sequence, as_json(owners), as_json(held),
-        as_json(journey.deal), journey.version,
+        journey.started_at, journey.entered_at, facts.sequence, as_json(owners),
+        as_json(held) if held else "[]", as_json(journey.deal) if journey.deal else "{}", journey.version,
     )  # fmt: skip
 
 
