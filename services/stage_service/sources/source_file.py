@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from services.contracts.cloudevents import URI_REFERENCE
@@ -55,8 +56,12 @@ _SPLIT_STEP = re.compile(r"\.([A-Za-z_@#][\w@#-]*)|\[\"([^\"]+)\"\]|(\[\]|\{\})"
 T = TypeVar("T")
 
 
+@lru_cache(maxsize=512)
 def parse_source(text: str, file: str) -> Source:
-    """Read a source file; raises SourceError with every mistake: line, column and remedy."""
+    """Read a source file; raises SourceError with every mistake: line, column and remedy.
+
+    Whoever asks again for the same text gets the same source: reading is slow, and nothing of it can change.
+    """
     return _SourceFile(text, file).read()
 
 
