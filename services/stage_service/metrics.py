@@ -43,6 +43,9 @@ KAFKA_POSITION = Gauge("baton_kafka_position", "Newest position that Kafka ackno
 RELAY_LEADER = Gauge(
     "baton_relay_leader", "1 while this process leads the loop: sequencer or publisher", ["loop"]
 )
+SNAPSHOTS = Counter(
+    "baton_lead_snapshots_total", "Messages on baton.leads: lead, or tombstone", ["kind"]
+)
 CLOCKS_FIRED = Counter("baton_clocks_fired_total", "Clock steps that became lead events")
 CLOCK_LATENESS = Histogram(
     "baton_clock_lateness_seconds",
