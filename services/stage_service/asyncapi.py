@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from services.contracts.events import (
     DEAD_LETTERS_TOPIC,
+    HANDOFFS_TOPIC,
     LEAD_SNAPSHOT,
     LEADS_TOPIC,
     TRANSITIONS_TOPIC,
@@ -119,35 +120,44 @@ def _topic_channel(topic: Topic, brokers: list[dict[str, str]]) -> dict[str, Any
 
 
 def _http_channels() -> dict[str, Any]:
-    feed = {f"feed.{t}": {"$ref": f"#/components/messages/feed.{t}"} for t in _feed_types()}
     http: dict[str, Any] = {"servers": [{"$ref": "#/servers/http"}], "tags": [{"name": "http"}]}
-    return {
-        "feed": {
-            "address": "/v1/transitions", "title": "Feed",
-            "description": "Pages of what is on the topic of transitions, after a position. An item is the "
-            "event's data with `position` and `type`. See /openapi.json.",
-            "messages": feed, **http,
-        },
-        "stream": {
-            "address": "/v1/transitions/stream", "title": "Stream",
-            "description": "The same as Server-Sent Events: `id` is the position, `event` the type, `data` "
-            "the item. Goes on after `Last-Event-ID`.",
-            "messages": feed, **http,
-        },
-        "webhooks": {
-            "address": None, "title": "Webhooks",
-            "description": "Posted to the address of a subscription, signed by Standard Webhooks.",
-            "messages": {
-                f"webhook.{t}": {"$ref": f"#/components/messages/webhook.{t}"} for t in _webhook_types()
+    channels: dict[str, Any] = {}
+    for topic in FEEDS:
+        name, path = _key(topic), FEEDS[topic]
+        messages = {
+            f"feed.{t}": {"$ref": f"#/components/messages/feed.{t}"} for t in BY_NAME[topic].types
+        }
+        channels |= {
+            f"{name}_feed": {
+                "address": path, "title": f"Feed of {name}",
+                "description": f"Pages of what is on {topic}, after a position. An item is the event's data "
+                "with `position`, `type` and `message_id`. See /openapi.json.",
+                "messages": messages, **http,
             },
-            "tags": [{"name": "webhooks"}],
-            "bindings": {},
+            f"{name}_stream": {
+                "address": f"{path.removesuffix('/feed')}/stream", "title": f"Stream of {name}",
+                "description": "The feed as Server-Sent Events: `id` is the position, `event` the type, "
+                "`data` the item. Goes on after `Last-Event-ID`.",
+                "messages": messages, **http,
+            },
+        }  # fmt: skip
+    channels["webhooks"] = {
+        "address": None, "title": "Webhooks",
+        "description": "Posted to the address of a subscription, signed by Standard Webhooks.",
+        "messages": {
+            f"webhook.{t}": {"$ref": f"#/components/messages/webhook.{t}"} for t in _webhook_types()
         },
+        "tags": [{"name": "webhooks"}],
     }  # fmt: skip
+    return channels
+
+
+FEEDS = {TRANSITIONS_TOPIC: "/v1/transitions", HANDOFFS_TOPIC: "/v1/handoffs/feed"}
+"""The topics that are read over HTTP too, and where."""
 
 
 def _feed_types() -> tuple[str, ...]:
-    return BY_NAME[TRANSITIONS_TOPIC].types
+    return tuple(type for topic in FEEDS for type in BY_NAME[topic].types)
 
 
 def _webhook_types() -> tuple[str, ...]:
@@ -155,12 +165,10 @@ def _webhook_types() -> tuple[str, ...]:
 
 
 def _operations(channels: dict[str, Any]) -> dict[str, Any]:
+    get = {"http": {"method": "GET", "query": _QUERY, "bindingVersion": HTTP_BINDING}}
     bindings: dict[str, Any] = {
-        "feed": {
-            "http": {"method": "GET", "query": _query("limit"), "bindingVersion": HTTP_BINDING}
-        },
-        "stream": {"http": {"method": "GET", "query": _query(), "bindingVersion": HTTP_BINDING}},
         "webhooks": {"http": {"method": "POST", "bindingVersion": HTTP_BINDING}},
+        **{name: get for name in channels if name.endswith(("_feed", "_stream"))},
     }
     security = {"webhooks": [{"$ref": "#/components/securitySchemes/signature"}]}
     return {
@@ -176,13 +184,14 @@ def _operations(channels: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _query(*more: str) -> dict[str, Any]:
-    position = {"type": "integer", "minimum": 0, "description": "the last position that is done"}
-    limit = {"type": "integer", "minimum": 1, "maximum": 1000}
-    return {
-        "type": "object",
-        "properties": {"after": position, **dict.fromkeys(more, limit)},
-    }
+_QUERY: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "after": {
+            "type": "integer", "minimum": 0, "description": "the last position that is done",
+        }
+    },
+}  # fmt: skip
 
 
 _TOMBSTONE = f"{LEAD_SNAPSHOT}.gone"
@@ -257,8 +266,10 @@ def _ce_headers(type: str, *, gone: bool = False) -> dict[str, Any]:
 
 def _feed_item(type: str, payload: dict[str, Any]) -> dict[str, Any]:
     placed: dict[str, Any] = {
-        "type": "object", "required": ["position", "type"],
-        "properties": {"position": {"type": "integer", "minimum": 1}, "type": {"const": type}},
+        "type": "object", "required": ["position", "type", "message_id"],
+        "properties": {
+            "position": {"type": "integer", "minimum": 1}, "type": {"const": type}, "message_id": _TEXT,
+        },
     }  # fmt: skip
     return {"allOf": [payload, placed]}
 

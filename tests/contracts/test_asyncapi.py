@@ -14,7 +14,7 @@ import pytest
 
 from services.contracts.schemas import STRUCTS
 from services.contracts.topics import TOPICS, Found, differences
-from services.stage_service.asyncapi import ASYNCAPI, asyncapi
+from services.stage_service.asyncapi import ASYNCAPI, FEEDS, asyncapi
 from tests.conftest import ROOT, missing
 
 SPECS = ROOT / ".cache" / "clients" / "node_modules" / "@asyncapi" / "specs" / "schemas"
@@ -61,7 +61,7 @@ def test_it_names_every_topic_and_every_type() -> None:
         assert topic.key in channel["description"]
         told |= set(topic.types)
     assert told == set(STRUCTS)
-    assert {"/v1/transitions", "/v1/transitions/stream", None} <= set(channels)
+    assert {*FEEDS.values(), "/v1/transitions/stream", "/v1/handoffs/stream", None} <= set(channels)
     webhooks = DOCUMENT["channels"]["webhooks"]["messages"]
     assert set(webhooks) == {f"webhook.{t}" for t in STRUCTS if t != "baton.lead.snapshot.v1"}
 

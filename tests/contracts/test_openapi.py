@@ -114,8 +114,8 @@ def test_every_operation_names_its_scope(service: str) -> None:
 
 @both
 def test_every_described_answer_is_one_of_an_operation(service: str) -> None:
-    ids = {o["operationId"] for _, _, o in operations(service)}
-    assert set(ANSWERS[service]) == ids
+    """What is described nobody has any more is taken away."""
+    assert set(ANSWERS[service]) <= {o["operationId"] for _, _, o in operations(service)}
 
 
 @both

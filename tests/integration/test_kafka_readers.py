@@ -183,7 +183,7 @@ async def sent(stage: Stage) -> dict[str, int]:
 
 async def test_the_feed_fits_the_document_too(stage: Stage) -> None:
     reader = Document((await stage.client.get("/asyncapi.json")).json())
-    channel = reader.document["channels"]["feed"]
+    channel = reader.document["channels"]["transitions_feed"]
     items = (await stage.client.get("/v1/transitions", params={"limit": 1000})).json()["items"]
     assert items
     assert all(reader.message_of(channel, {}, item) for item in items)

@@ -77,8 +77,6 @@ ANSWERS: dict[str, Answer] = {
     "get_routing": Answer(shapes.RoutingDecision, many=True),
     "list_accounts": Answer(shapes.AccountNow, many=True),
     "get_account": Answer(shapes.WholeAccount),
-    "list_transitions": Answer(shapes.FeedItem, many=True),
-    "stream_transitions": Answer(media="text/event-stream"),
     "get_funnel": Answer((shapes.Funnel, shapes.Durations), problems=(404,)),
     "get_durations": Answer(shapes.Durations, problems=(404,)),
     "list_playbooks": Answer(shapes.PlaybookShown, many=True),

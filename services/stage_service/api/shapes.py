@@ -129,15 +129,6 @@ class WholeAccount(AccountNow):
     next_cursor: str | None
 
 
-class FeedItem(msgspec.Struct):
-    """A published event's data with its `type` and `position`; each type's schema is in /asyncapi.json."""
-
-    position: Annotated[int, msgspec.Meta(ge=1)]
-    type: Annotated[str, msgspec.Meta(examples=["baton.stage.transitioned.v1"])]
-    occurred_at: Moment
-    recorded_at: Moment
-
-
 class FunnelStage(msgspec.Struct):
     """A stage of the path; `rate` is converted / reached, times are until the next is entered."""
 
