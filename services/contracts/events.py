@@ -35,6 +35,7 @@ UNMERGED_BY_HAND = "baton.lead.unmerged"
 """The lead event that records that a merge was undone."""
 LEAD_MERGED = "baton.lead.merged.v1"
 LEAD_UNMERGED = "baton.lead.unmerged.v1"
+LEAD_SNAPSHOT = "baton.lead.snapshot.v1"
 
 ASSIGNED_BY_HAND = "baton.lead.assigned"
 """The lead event that gives a journey to somebody else; only Baton's own API makes it."""
@@ -478,6 +479,17 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     def type(self) -> str:
         """Give the event's type (``ce_type``)."""
         return self.headers["ce_type"]
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A message on a compacted topic: the present state of `key`, as a CloudEvent in Kafka binary mode.
+
+    `value` None is a tombstone: there is no such thing any more.
+    """
+
+    key: str
+    headers: dict[str, str]
+    value: bytes | None
 
 
 def rfc3339(moment: datetime) -> str:

@@ -35,6 +35,8 @@ SWEEP_ROWS_MAX = 1000
 
 # A string of RFC 8941, its parameters without a meaning here; or, as many clients send it, unquoted.
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"(?: *;[ -~]*)?')
+KEY_PATTERN = r'("([ !#-\[\]-~]|\\["\\])+"|[A-Za-z0-9_.:~+/=@-]+)'
+"""What a key looks like, for the OpenAPI document: quoted, or plain."""
 _PLAIN = re.compile(r"[A-Za-z0-9_.:~+/=@-]+")
 
 _CLAIM = """

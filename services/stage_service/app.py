@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from copy import deepcopy
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, cast
@@ -16,7 +17,7 @@ import httpx
 import structlog
 import uuid_utils.compat
 from fastapi import FastAPI
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from starlette.types import Message, Receive, Scope, Send
 
 from services.contracts.access import Gatekeeper
@@ -41,8 +42,10 @@ from services.stage_service.api import (
 )
 from services.stage_service.api import people as people_api
 from services.stage_service.api.access import House, answer_problems, problem_response
-from services.stage_service.api.events import OPENAPI, PATH, EventsEndpoint
+from services.stage_service.api.descriptions import descriptions_router
+from services.stage_service.api.events import ONLY_POST, OPENAPI, PATH, EventsEndpoint
 from services.stage_service.api.following import Following
+from services.stage_service.api.openapi import completed
 from services.stage_service.api.segment import CALLS, SegmentEndpoint
 from services.stage_service.api.segment import PATHS as SEGMENT
 from services.stage_service.api.segment import openapi as segment_openapi
@@ -59,6 +62,7 @@ from services.stage_service.pulse import Pulse
 from services.stage_service.relay import Relay
 from services.stage_service.settings import StageSettings
 from services.stage_service.shelf import Shelf
+from services.stage_service.snapshots import forget, kafka_snapshots
 from services.stage_service.source_secrets import SourceSecrets, given_secrets
 from services.stage_service.sources.book import SourceBook
 from services.stage_service.ticker import Ticker
@@ -110,6 +114,7 @@ def create_app(settings: StageSettings, *, now: Callable[[], datetime] = utc_now
         redoc_url=None,
     )
     app.include_router(health.router)
+    app.include_router(descriptions_router(settings.kafka_bootstrap_servers))
     app.include_router(reads.router)
     # Before the handoffs: /v1/handoffs/feed is no handoff's id.
     app.include_router(feed.router)
@@ -263,6 +268,7 @@ async def _house(
     parts.push_async_callback(pulse.stop)
     relay.start()
     parts.push_async_callback(relay.stop)
+    await _snapshots(settings, pool, engine, now, parts)
     lane.start()
     parts.push_async_callback(lane.stop)
     ticker = Ticker(pool, lane, now)
@@ -272,6 +278,24 @@ async def _house(
     parts.push_async_callback(following.stop)
     parts.callback(house.stopping.set)
     return house
+
+
+async def _snapshots(
+    settings: StageSettings,
+    pool: asyncpg.Pool[Any],
+    engine: AsyncEngine,
+    now: Callable[[], datetime],
+    parts: AsyncExitStack,
+) -> None:
+    """Publish leads as they are now, where there is a Kafka to publish them to."""
+    if not settings.kafka_bootstrap_servers:
+        await forget(pool)
+        return
+    snapshots = kafka_snapshots(
+        settings.database_url, settings.kafka_bootstrap_servers, engine, now
+    )
+    snapshots.start()
+    parts.push_async_callback(snapshots.stop)
 
 
 def _answer_links(settings: StageSettings) -> Links | None:
@@ -318,6 +342,7 @@ async def _connected(settings: StageSettings) -> asyncpg.Pool[Any]:
         await pool.fetchval("SELECT count(sources) FROM access.keys WHERE false")
         await pool.fetchval("SELECT count(*) FROM stage.source_secrets WHERE false")
         await pool.fetchval("SELECT count(*) FROM stage.clocks WHERE false")
+        await pool.fetchval("SELECT count(*) FROM stage.snapshot_feed WHERE false")
     except BaseException:
         pool.terminate()
         raise
@@ -339,6 +364,8 @@ class StageApp(FastAPI):
             await away(scope, receive, _measured(scope, send))
         elif scope["path"] == PATH and scope["method"] == "POST":
             await self.state.events(scope, receive, send)
+        elif scope["path"] == PATH:
+            await ONLY_POST(scope, receive, _measured(scope, send))
         elif scope["path"].startswith(WEBHOOKS):
             await self.state.webhooks(scope, receive, send)
         elif scope["path"] in SEGMENT:
@@ -366,14 +393,15 @@ def _describe_events(app: FastAPI) -> None:
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
         document = generate()
-        document["paths"].setdefault(PATH, {})["post"] = OPENAPI
-        document["paths"].setdefault("/webhooks/{source}", {})["post"] = WEBHOOKS_OPENAPI
+        document["paths"].setdefault(PATH, {})["post"] = deepcopy(OPENAPI)
+        document["paths"].setdefault("/webhooks/{source}", {})["post"] = deepcopy(WEBHOOKS_OPENAPI)
         for call in sorted(set(CALLS.values())):
-            document["paths"].setdefault(f"/v1/{call}", {})["post"] = segment_openapi(call)
-        components = document.setdefault("components", {})
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}]
-        return document
+            document["paths"].setdefault(f"/v1/{call}", {})["post"] = deepcopy(
+                segment_openapi(call)
+            )
+        return completed(app, document)
 
     app.openapi = openapi

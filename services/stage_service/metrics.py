@@ -46,6 +46,9 @@ RELAY_LEADER = Gauge(
 FEED_STREAMS = Gauge(
     "baton_feed_streams", "Streams, exports and waiting polls of the feeds that are open"
 )
+SNAPSHOTS = Counter(
+    "baton_lead_snapshots_total", "Messages on baton.leads: lead, or tombstone", ["kind"]
+)
 CLOCKS_FIRED = Counter("baton_clocks_fired_total", "Clock steps that became lead events")
 CLOCK_LATENESS = Histogram(
     "baton_clock_lateness_seconds",
