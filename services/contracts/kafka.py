@@ -37,6 +37,7 @@ from services.contracts.events import (
     DEAD_LETTERS_TOPIC,
     HANDOFFS_TOPIC,
     LEADS_TOPIC,
+    SUBSCRIPTIONS_TOPIC,
     TRANSITIONS_TOPIC,
     Message,
 )
@@ -49,6 +50,7 @@ _TOPIC_CONFIGS = {
     TRANSITIONS_TOPIC: {"retention.ms": str(30 * 24 * 3600 * 1000)},
     HANDOFFS_TOPIC: {"retention.ms": str(30 * 24 * 3600 * 1000)},
     LEADS_TOPIC: {"cleanup.policy": "compact"},
+    SUBSCRIPTIONS_TOPIC: {"retention.ms": str(30 * 24 * 3600 * 1000)},
     DEAD_LETTERS_TOPIC: {"retention.ms": "-1"},
 }
 

@@ -17,12 +17,14 @@ from services.contracts.events import (
     LEAD_MERGED,
     LEAD_UNMERGED,
     OWNER_CHANGED,
+    SUBSCRIPTION_STOPPED,
     TRANSITIONED,
     LeadMerged,
     LeadSnapshot,
     LeadUnmerged,
     OwnerChanged,
     StageTransitioned,
+    SubscriptionStopped,
 )
 from services.contracts.handoffs import (
     ACCEPTED,
@@ -51,6 +53,7 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     OVERDUE: HandoffTold,
     WITHDRAWN: HandoffTold,
     CLOCK_RANG: ClockRang,
+    SUBSCRIPTION_STOPPED: SubscriptionStopped,
 }
 """Each published type and what its data is."""
 

@@ -8,11 +8,12 @@ works on what the other is about to change. Each runs in a transaction of its ow
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 import msgspec
 import uuid_utils
+from asyncpg.pool import PoolConnectionProxy
 
 from services.contracts.events import Message
 from services.contracts.postgres_log import Executor
@@ -21,7 +22,7 @@ CHANNEL = "baton_subscriptions"
 """Notified whenever a subscription or its deliveries were changed by hand; the payload is its id."""
 TEST_TOPIC = "baton.tests"
 
-Connection = asyncpg.Connection[Any] | Any
+Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
 """asyncpg's connection, also as a pool lends it."""
 
 _LOCK = "SELECT run FROM stage.subscription_cursors WHERE subscription_id = $1::uuid FOR UPDATE"
