@@ -180,3 +180,18 @@ def test_types_that_nothing_has_are_refused(types: tuple[str, ...], remedy: str)
 def test_every_published_type_can_be_asked_for() -> None:
     assert check_types(tuple(STRUCTS)) is None
     assert check_types(("*", "baton.*", "baton.handoff.*")) is None
+
+
+def test_equal_wishes_are_asked_once(playbooks: dict[str, Playbook]) -> None:
+    """A hundred subscriptions with the same wishes cost one: whoever delivers remembers by matcher."""
+    one, same, other = (
+        matcher_for(SimpleNamespace(types=types, filter=when), playbooks)
+        for types, when in (
+            ((MOVED, "x*"), "to == 'mql'"),
+            (("x*", MOVED), "to == 'mql'"),
+            ((MOVED,), None),
+        )
+    )
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other

@@ -170,37 +170,54 @@ def _conditions(variables: tuple[tuple[str, TypeName], ...]) -> Conditions:
     return _environments[variables]
 
 
-def matcher_for(
-    subscription: Wishes, playbooks: Mapping[str, Playbook]
-) -> Callable[[Message], bool]:
+class Matcher:
+    """Tells whether a message is for a subscription. Equal ones, as of equal wishes, give equal answers."""
+
+    __slots__ = ("_any_type", "_beginnings", "_condition", "_exact", "_readers", "_wish")
+
+    def __init__(
+        self, types: frozenset[str], condition: Condition | None, variables: Mapping[str, TypeName]
+    ) -> None:
+        self._any_type = not types
+        self._exact = frozenset(t for t in types if not t.endswith("*"))
+        self._beginnings = tuple(t[:-1] for t in types if t.endswith("*"))
+        self._condition = condition
+        used = condition.variables if condition is not None else ()
+        self._readers = [(name, _reader(name, variables)) for name in used]
+        kinds = tuple((name, variables[name.removeprefix(KNOWN)]) for name in used)
+        self._wish = (types, condition and condition.text, kinds)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Matcher) and self._wish == other._wish
+
+    def __hash__(self) -> int:
+        return hash(self._wish)
+
+    def __call__(self, message: Message) -> bool:
+        """Tell it; a condition over what is not known is false."""
+        type = message.headers["ce_type"]
+        if not (self._any_type or type in self._exact or type.startswith(self._beginnings)):
+            return False
+        if self._condition is None:
+            return True
+        data = _data(message)
+        values = {name: read(message, data) for name, read in self._readers}
+        return self._condition.evaluate(values).result
+
+
+def matcher_for(subscription: Wishes, playbooks: Mapping[str, Playbook]) -> Matcher:
     """Give what tells whether a published message is for `subscription`.
 
     Make it anew when the subscription or a playbook changes. Raises FilterError.
     """
-    exact = frozenset(t for t in subscription.types if not t.endswith("*"))
-    beginnings = tuple(t[:-1] for t in subscription.types if t.endswith("*"))
-    any_type = not subscription.types
-
-    def of_type(message: Message) -> bool:
-        type = message.headers["ce_type"]
-        return any_type or type in exact or type.startswith(beginnings)
-
-    if subscription.filter is None:
-        return of_type
     variables = variables_of(playbooks)
-    condition = _compiled(subscription.filter, variables)
-    if isinstance(condition, Defect):
-        raise FilterError(condition)
-    readers = [_reader(name, variables) for name in condition.variables]
-    needed = list(zip(condition.variables, readers, strict=True))
-
-    def matches(message: Message) -> bool:
-        if not of_type(message):
-            return False
-        data = _data(message)
-        return condition.evaluate({name: read(message, data) for name, read in needed}).result
-
-    return matches
+    condition: Condition | None = None
+    if subscription.filter is not None:
+        compiled = _compiled(subscription.filter, variables)
+        if isinstance(compiled, Defect):
+            raise FilterError(compiled)
+        condition = compiled
+    return Matcher(frozenset(subscription.types), condition, variables)
 
 
 def _reader(
