@@ -7,6 +7,7 @@ event does not have is unknown, and a condition that needs it is false; ``known.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -200,8 +201,13 @@ class Matcher:
             return False
         if self._condition is None:
             return True
-        data = _data(message)
-        values = {name: read(message, data) for name, read in self._readers}
+        told = _told(message)
+        known = told.known
+        values: dict[str, Any] = {}
+        for name, read in self._readers:
+            if read not in known:
+                known[read] = read(message, told.data)
+            values[name] = known[read]
         return self._condition.evaluate(values).result
 
 
@@ -220,22 +226,27 @@ def matcher_for(subscription: Wishes, playbooks: Mapping[str, Playbook]) -> Matc
     return Matcher(frozenset(subscription.types), condition, variables)
 
 
-def _reader(
-    name: str, variables: Mapping[str, TypeName]
-) -> Callable[[Message, dict[str, Any]], Any]:
-    """Give what reads the variable `name` from a message and its decoded data; None: not known."""
+Read = Callable[[Message, dict[str, Any]], Any]
+"""Reads a variable from a message and its decoded data; gives None for what is not known."""
+
+
+def _reader(name: str, variables: Mapping[str, TypeName]) -> Read:
+    return _reader_as(name, variables[name.removeprefix(KNOWN)])
+
+
+@functools.lru_cache(1024)
+def _reader_as(name: str, kind: TypeName) -> Read:
+    """Give what reads the variable `name` as a `kind`: the same object for the same two."""
     if name.startswith(KNOWN):
-        inner = _reader(name.removeprefix(KNOWN), variables)
+        inner = _reader_as(name.removeprefix(KNOWN), kind)
         return lambda message, data: inner(message, data) is not None
     if name == "event.time":
         return lambda message, _: parse_time(message.headers.get("ce_time", ""))
     if name.startswith("event."):
         header = f"ce_{name.removeprefix('event.')}"
         return lambda message, _: message.headers.get(header)
-    kind = variables[name]
-    paths = (
-        FIELDS[name][1] if name in FIELDS else (("lead", "attributes", name.removeprefix(LEAD)),)
-    )
+    attribute = (("lead", "attributes", name.removeprefix(LEAD)),)
+    paths = FIELDS[name][1] if name in FIELDS else attribute
 
     def read(_: Message, data: dict[str, Any]) -> Any:
         for path in paths:
@@ -249,21 +260,35 @@ def _reader(
     return read
 
 
+class _Told:
+    """A message's data, and what was read of it."""
+
+    __slots__ = ("data", "known")
+
+    def __init__(self, data: dict[str, Any]) -> None:
+        self.data = data
+        self.known: dict[Read, Any] = {}
+
+
+class _Remembered:
+    """The messages that were looked at last, decoded once for all subscriptions."""
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, str], _Told] = {}
+        self._bytes = 0
+
+    def told(self, message: Message) -> _Told:
+        key = (message.headers["ce_id"], message.key)
+        told = self._told.get(key)
+        if told is None:
+            told = _Told(_decode(message.value) if message.value else {})
+            if self._bytes >= REMEMBERED_BYTES_MAX:
+                self._told.clear()
+                self._bytes = 0
+            self._bytes += len(message.value)
+            self._told[key] = told
+        return told
+
+
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
-_decoded: dict[tuple[str, str], dict[str, Any]] = {}
-_decoded_bytes = 0
-
-
-def _data(message: Message) -> dict[str, Any]:
-    """Give the data of a message, decoded once for all subscriptions that look at it."""
-    global _decoded_bytes  # noqa: PLW0603
-    key = (message.headers["ce_id"], message.key)
-    data = _decoded.get(key)
-    if data is None:
-        data = _decode(message.value) if message.value else {}
-        if _decoded_bytes >= REMEMBERED_BYTES_MAX:
-            _decoded.clear()
-            _decoded_bytes = 0
-        _decoded_bytes += len(message.value)
-        _decoded[key] = data
-    return data
+_told = _Remembered().told
