@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
-
 import structlog
 
 # Without the frames' variables: they hold keys and people.
@@ -14,7 +12,7 @@ _tracebacks = structlog.processors.ExceptionRenderer(
 )
 
 
-def configure_logs(format: str, level: str, service: Literal["stage", "notifier", "baton"]) -> None:
+def configure_logs(format: str, level: str, service: str) -> None:
     """Configure structlog and the standard library's loggers for this process.
 
     `format` is ``json``, ``console`` or ``auto`` (console on a terminal); `level` a level's name.

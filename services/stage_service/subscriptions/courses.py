@@ -6,7 +6,6 @@ import ssl
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
-from services.contracts.events import Message
 from services.contracts.postgres_log import Executor
 from services.stage_service.encryption import Cipher, EncryptionError
 from services.stage_service.playbook import Playbook
@@ -16,7 +15,6 @@ from services.stage_service.subscriptions.reads import subscription as read_subs
 from services.stage_service.subscriptions.secrets import signing_secrets
 from services.stage_service.subscriptions.sender import Course
 from services.stage_service.subscriptions.signing import SigningKeyError
-from services.stage_service.subscriptions.subscription import Subscription
 from services.stage_service.subscriptions.targets import TargetError, target_for
 
 
@@ -43,28 +41,9 @@ class Courses:
             if found is None:
                 return None
             secrets = (await signing_secrets(connection, self._cipher, [id], now))[id]
-            matches = Matcher(found, self._playbooks())
-            return Course(found, target_for(found, secrets, self._allowed, self._tls), matches)
+            matches = matcher_for(found, self._playbooks())
+            target = target_for(found, secrets, self._allowed, self._tls)
+            return Course(found, target, matches)
         except (EncryptionError, FilterError, SigningKeyError, TargetError) as error:
             raise CourseError(str(error)) from None
 
-
-class Matcher:
-    """Which messages a subscription hears; equal to that of another with the same types and filter."""
-
-    __slots__ = ("_matches", "_wished")
-
-    def __init__(self, subscription: Subscription, playbooks: Mapping[str, Playbook]) -> None:
-        self._matches = matcher_for(subscription, playbooks)
-        versions = tuple(sorted((name, p.version) for name, p in playbooks.items()))
-        self._wished = (frozenset(subscription.types), subscription.filter, versions)
-
-    def __call__(self, message: Message) -> bool:
-        """Tell whether `message` is for it."""
-        return self._matches(message)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Matcher) and self._wished == other._wished
-
-    def __hash__(self) -> int:
-        return hash(self._wished)
