@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+
 import structlog
 
 # Without the frames' variables: they hold keys and people.

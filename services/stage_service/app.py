@@ -198,7 +198,12 @@ class _Opening:
             parts.push_async_callback(intake.stop)
             if self._settings.subscriptions == "here":
                 await start_delivering(
-                    self._settings, house.pool, house.pulse, lambda: house.playbooks, self._now, parts
+                    self._settings,
+                    house.pool,
+                    house.pulse,
+                    lambda: house.playbooks,
+                    self._now,
+                    parts,
                 )
             public_url = self._settings.public_url
             self._app.state.intake = intake

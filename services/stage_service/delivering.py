@@ -53,7 +53,7 @@ async def start_delivering(
     courses = Courses(cipher, playbooks, allowed_from(settings.subscriptions_allow))
     tail = Tail(pool, pulse)
     dispatcher = Dispatcher(settings.database_url, courses, tail, now)
-    tail.grown = dispatcher.grown
+    tail.grown, tail.wanted = dispatcher.grown, lambda: bool(dispatcher.held)
     tail.start()
     parts.push_async_callback(tail.stop)
     dispatcher.start()
@@ -127,7 +127,7 @@ async def _open(
     parts.callback(pool.terminate)
     shelf = Shelf()
     pulse = Pulse(settings.database_url)
-    while True:
+    while not process.stopping.is_set():
         try:
             await shelf.load(pool)
             if process.dispatcher is None:
@@ -143,4 +143,5 @@ async def _open(
                 _log.warning("subscriptions.waiting_for_database", reason=type(error).__name__)
             wait_s = CONNECT_AGAIN_S
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(process.stopping.wait(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await process.stopping.wait()

@@ -33,7 +33,8 @@ from services.stage_service.subscriptions.dispatcher import Dispatcher
 from services.stage_service.subscriptions.secrets import add_secret, seal_values
 from services.stage_service.subscriptions.tail import Tail
 
-CIPHER = Cipher([base64.b64decode("MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=")])
+CIPHER_TEXT = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+CIPHER = Cipher([base64.b64decode(CIPHER_TEXT)])
 
 
 @dataclass
@@ -44,6 +45,12 @@ class Request:
     headers: dict[str, str]
     body: bytes
     at: float
+    transport: asyncio.BaseTransport | None = None
+
+    def hang_up(self) -> None:
+        """Close the connection without an answer."""
+        if self.transport is not None:
+            self.transport.close()
 
     @property
     def id(self) -> str:
@@ -75,7 +82,7 @@ class Receiver:
     async def handle(self, raw: web.Request) -> web.StreamResponse:
         """Serve a request."""
         headers = {name.lower(): value for name, value in raw.headers.items()}
-        request = Request(raw.path, headers, await raw.read(), time.perf_counter())
+        request = Request(raw.path, headers, await raw.read(), time.perf_counter(), raw.transport)
         if self.keep:
             self.requests.append(request)
         answer = self.by_path.get(raw.path, self.react)(request)
@@ -249,7 +256,7 @@ async def delivering(
         dispatcher = Dispatcher(
             database_url, courses, tail, now or (lambda: datetime.now(UTC)), random
         )
-        tail.grown = dispatcher.grown
+        tail.grown, tail.wanted = dispatcher.grown, lambda: bool(dispatcher.held)
         pulse.start()
         tail.start()
         dispatcher.start()

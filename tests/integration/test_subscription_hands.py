@@ -97,7 +97,9 @@ async def test_a_changed_address_is_used_within_a_second(database_url: str, log:
         assert receiver.taken[0].path == "/new"
 
 
-async def test_a_changed_filter_holds_for_what_was_not_sent_yet(database_url: str, log: Log) -> None:
+async def test_a_changed_filter_holds_for_what_was_not_sent_yet(
+    database_url: str, log: Log
+) -> None:
     async with receiving() as receiver, delivering(database_url):
         answers = asyncio.Event()
 
@@ -127,7 +129,9 @@ async def test_one_delivery_is_sent_again(database_url: str, log: Log) -> None:
         await receiver.until(lambda: len(receiver.taken) == 2, "it again", WITHIN_S)
         await until_in(log.connection, DELIVERED, id, 1)
         assert ids_of(receiver.taken) == [sent.id, sent.id]
-        await until_in(log.connection, "SELECT jsonb_array_length(attempts) = 2 FROM stage.deliveries")
+        await until_in(
+            log.connection, "SELECT jsonb_array_length(attempts) = 2 FROM stage.deliveries"
+        )
         other = str(uuid.uuid4())
         assert not await store_deliveries.resend(log.connection, id, other, datetime.now(UTC))
         assert not await store_deliveries.resend(
@@ -176,7 +180,9 @@ async def test_a_replay_sends_all_again_from_there(database_url: str, log: Log) 
         # A place past the end is the end.
         assert await store_deliveries.replay(log.connection, id, 10**9, datetime.now(UTC)) == 2
         await log.publish("a")
-        await receiver.until(lambda: len(receiver.taken) == len(got) + 1, "what comes next", WITHIN_S)
+        await receiver.until(
+            lambda: len(receiver.taken) == len(got) + 1, "what comes next", WITHIN_S
+        )
 
 
 async def test_a_skipped_delivery_lets_the_next_of_its_lead_go(database_url: str, log: Log) -> None:
@@ -211,10 +217,16 @@ async def test_a_test_event_goes_to_one_subscription_and_waits_for_nobody(
         delivery = await store_deliveries.add_test(log.connection, id, message, datetime.now(UTC))
         await receiver.until(lambda: receiver.taken, "the test event", WITHIN_S)
         (request,) = receiver.taken
-        assert (request.path, request.id, request.event["data"]) == ("/this", "test-1", {"hello": 1})
+        assert (request.path, request.id, request.event["data"]) == (
+            "/this",
+            "test-1",
+            {"hello": 1},
+        )
         assert "position" not in request.event
         await until_in(
-            log.connection, "SELECT state = 'delivered' FROM stage.deliveries WHERE id = $1", delivery
+            log.connection,
+            "SELECT state = 'delivered' FROM stage.deliveries WHERE id = $1",
+            delivery,
         )
 
 
@@ -332,7 +344,9 @@ async def test_no_secret_and_no_person_is_in_the_logs(database_url: str, log: Lo
     clock = Clock()
     with structlog.testing.capture_logs() as lines:
         async with receiving() as receiver, delivering(database_url, clock):
-            receiver.react = lambda _: web.Response(status=410, text="no such person as ada@example.com")
+            receiver.react = lambda _: web.Response(
+                status=410, text="no such person as ada@example.com"
+            )
             id = await subscribe(
                 log.connection, f"{receiver.url}/path?token=hunter2", headers={"X-Key": "hunter3"}
             )

@@ -36,7 +36,9 @@ from tests.integration.subscribing import (
     until_in,
 )
 
-DELIVERED = "SELECT count(*) = $2 FROM stage.deliveries WHERE subscription_id = $1 AND state = 'delivered'"
+DELIVERED = (
+    "SELECT count(*) = $2 FROM stage.deliveries WHERE subscription_id = $1 AND state = 'delivered'"
+)
 STATE = "SELECT state = $2 FROM stage.subscriptions WHERE id = $1"
 
 
@@ -153,7 +155,9 @@ async def test_both_libraries_verify_what_comes_through_a_rotation(
         assert good(new, request)
         assert good(old, request)
         public = next(
-            s.public_key for s in await shown(log.connection, id, datetime.now(UTC)) if s.id == v1a.id
+            s.public_key
+            for s in await shown(log.connection, id, datetime.now(UTC))
+            if s.id == v1a.id
         )
         assert public is not None
         timestamp = request.headers["webhook-timestamp"]
@@ -256,7 +260,9 @@ async def settled() -> None:
     await done.wait()
 
 
-async def test_410_ends_the_subscription_and_its_contact_is_told(database_url: str, log: Log) -> None:
+async def test_410_ends_the_subscription_and_its_contact_is_told(
+    database_url: str, log: Log
+) -> None:
     async with receiving() as receiver, delivering(database_url):
         id = await subscribe(log.connection, receiver.url, contact="maria")
         receiver.react = answering(410)
@@ -334,7 +340,9 @@ async def test_while_it_is_down_one_at_a_time_tries_it_and_the_first_success_fre
         assert 5 <= probes <= 31
         assert most == 1
         # The log keeps what was not tried: rows are few.
-        assert await log.connection.fetchval("SELECT count(*) FROM stage.deliveries") <= first + probes
+        assert (
+            await log.connection.fetchval("SELECT count(*) FROM stage.deliveries") <= first + probes
+        )
         receiver.react = answering(200)
         clock.skip(minutes=5)
         await receiver.until(lambda: len(receiver.taken) == 300, "all of them, without waiting")
@@ -372,7 +380,9 @@ async def test_a_request_that_takes_too_long_is_cut_off(database_url: str, log: 
         receiver.react = hang
         id = await subscribe(log.connection, receiver.url, timeout_s=0.2)
         await log.publish("a")
-        await until_in(log.connection, "SELECT count(*) = 1 FROM stage.deliveries WHERE state = 'due'")
+        await until_in(
+            log.connection, "SELECT count(*) = 1 FROM stage.deliveries WHERE state = 'due'"
+        )
         (row,) = await rows_of(log.connection, id)
         assert row["attempts"][0]["reason"] == "no answer within 0.2 s"
         never.set()
@@ -385,7 +395,9 @@ async def test_a_redirect_is_a_failure_and_not_followed(database_url: str, log: 
         )
         id = await subscribe(log.connection, f"{receiver.url}/moved")
         await log.publish("a")
-        await until_in(log.connection, "SELECT count(*) = 1 FROM stage.deliveries WHERE state = 'due'")
+        await until_in(
+            log.connection, "SELECT count(*) = 1 FROM stage.deliveries WHERE state = 'due'"
+        )
         assert [r.path for r in receiver.requests] == ["/moved"]
         (row,) = await rows_of(log.connection, id)
         assert "redirects are not followed" in row["attempts"][0]["reason"]
@@ -399,7 +411,9 @@ async def test_an_address_that_is_not_allowed_is_never_connected_to(
         url = receiver.url.replace("127.0.0.1", host)
         id = await subscribe(log.connection, url)
         await log.publish("a")
-        await until_in(log.connection, "SELECT count(*) = 1 FROM stage.deliveries WHERE state = 'due'")
+        await until_in(
+            log.connection, "SELECT count(*) = 1 FROM stage.deliveries WHERE state = 'due'"
+        )
         assert receiver.requests == []
         (row,) = await rows_of(log.connection, id)
         assert "loopback" in row["attempts"][0]["reason"]
@@ -429,7 +443,9 @@ async def test_servers_are_verified(database_url: str, log: Log, tmp_path: Path)
         async with delivering(database_url):
             id = await subscribe(log.connection, receiver.url)
             await log.publish("a")
-            await until_in(log.connection, "SELECT count(*) = 1 FROM stage.deliveries WHERE state = 'due'")
+            await until_in(
+                log.connection, "SELECT count(*) = 1 FROM stage.deliveries WHERE state = 'due'"
+            )
             assert receiver.requests == []
             (row,) = await rows_of(log.connection, id)
             assert "TLS failed" in row["attempts"][0]["reason"]

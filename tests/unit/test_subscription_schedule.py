@@ -175,7 +175,11 @@ def test_a_clock_set_back_holds_nobody_for_ever() -> None:
     assert it.free(0.0, 0) == 4
 
 
-@given(st.lists(st.tuples(st.sampled_from(["ok", "500", "429", "none"]), st.floats(0, 500)), max_size=80))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["ok", "500", "429", "none"]), st.floats(0, 500)), max_size=80
+    )
+)
 def test_whatever_happens_it_goes_on_in_time(happened: list[tuple[str, float]]) -> None:
     """After any history something may begin within the longest rest; never more at once than allowed."""
     it = pace(4)

@@ -42,7 +42,9 @@ class Place:
     def begin(self) -> None:
         """Start a process from what is recorded."""
         self.pending = {}
-        open_rows = {p: lead for p, (state, lead) in self.rows.items() if state in ("waiting", "due")}
+        open_rows = {
+            p: lead for p, (state, lead) in self.rows.items() if state in ("waiting", "due")
+        }
         self.window = Window(
             self.cursor, ordered=self.ordered, recorded=[p for p in self.rows if p > self.cursor],
             leads=open_rows.values() if self.ordered else (),
@@ -96,7 +98,9 @@ class Place:
     def promote(self, leads: set[str]) -> None:
         """Make the first open row of each lead due."""
         for lead in leads:
-            mine = sorted(p for p, (s, of) in self.rows.items() if of == lead and s in ("waiting", "due"))
+            mine = sorted(
+                p for p, (s, of) in self.rows.items() if of == lead and s in ("waiting", "due")
+            )
             if mine:
                 self.rows[mine[0]] = ("due", lead)
             elif not any(of == lead and s != "delivered" for s, of in self.pending.values()):
@@ -110,7 +114,12 @@ class Place:
                 of == lead and s in ("waiting", "due") and p < position
                 for p, (s, of) in self.rows.items()
             )
-            if state == "due" and not earlier and position not in self.pending and self.window.wants_rows:
+            if (
+                state == "due"
+                and not earlier
+                and position not in self.pending
+                and self.window.wants_rows
+            ):
                 self.window.take_row(each)
 
     def spill(self) -> None:
@@ -200,7 +209,11 @@ def test_bytes_bound_the_window_too() -> None:
     window = Window(0, ordered=True)
     big = b"x" * (module.BYTES_MAX // 2 + 1)
     for position in (1, 2):
-        window.add(Delivery(f"d{position}", Message("t", "k", {"ce_id": "e"}, big, position), position, "k", 0))
+        window.add(
+            Delivery(
+                f"d{position}", Message("t", "k", {"ce_id": "e"}, big, position), position, "k", 0
+            )
+        )
     assert not window.takes_more
 
 

@@ -46,4 +46,3 @@ class Courses:
             return Course(found, target, matches)
         except (EncryptionError, FilterError, SigningKeyError, TargetError) as error:
             raise CourseError(str(error)) from None
-

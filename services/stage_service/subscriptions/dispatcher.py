@@ -140,7 +140,8 @@ class Dispatcher:
                     with contextlib.suppress(Exception):
                         await connection.close(timeout=2)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), backoff_s)
+                async with asyncio.timeout(backoff_s):
+                    await self._stopping.wait()
 
     def _hear(self, *_: object) -> None:
         self._told = True
@@ -166,7 +167,8 @@ class Dispatcher:
         """Wait for news, gathering a little; not longer than until the next look."""
         left_s = LOOK_S - (time.monotonic() - self._looked_at)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), max(left_s, 0.001))
+            async with asyncio.timeout(max(left_s, 0.001)):
+                await self._news.wait()
         if len(self._recorder.pending) < GATHER_RECORDS and not self._stopping.is_set():
             await asyncio.sleep(GATHER_S)
 
@@ -227,9 +229,7 @@ class Dispatcher:
             self._retire(sender.id, GIVE_UP_WITHIN_S, unlock=False)
         sender.reconfigure(course)
 
-    async def _open(
-        self, connection: asyncpg.Connection[Any], id: str, seen: Seen | None
-    ) -> None:
+    async def _open(self, connection: asyncpg.Connection[Any], id: str, seen: Seen | None) -> None:
         """Begin to deliver for one whose lock is held."""
         if seen is None:
             await self._let_go(connection, id)

@@ -24,7 +24,9 @@ LAG_SECONDS = Gauge(
 DOWN = Gauge("baton_subscription_down", "1 while the endpoint takes nothing", ["subscription"])
 HELD = Gauge("baton_subscriptions_held", "Subscriptions that this process delivers for")
 STOPPED = Counter(
-    "baton_subscriptions_stopped_total", "Subscriptions stopped by Baton: gone or failing", ["state"]
+    "baton_subscriptions_stopped_total",
+    "Subscriptions stopped by Baton: gone or failing",
+    ["state"],
 )
 FLUSH_SECONDS = Histogram(
     "baton_subscription_record_seconds", "Seconds to record a batch of results",

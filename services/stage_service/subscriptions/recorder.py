@@ -67,7 +67,11 @@ class Recorder:
         self.pending.clear()
 
     async def flush(
-        self, connection: asyncpg.Connection[Any], senders: Mapping[str, Sender], *, all: bool = False
+        self,
+        connection: asyncpg.Connection[Any],
+        senders: Mapping[str, Sender],
+        *,
+        all: bool = False,
     ) -> None:
         """Write what there is to write. With `all`, cursors too that could wait."""
         began = time.monotonic()

@@ -280,7 +280,9 @@ class Sender:
         next_at: datetime | None = None, done_at: datetime | None = None,
     ) -> None:  # fmt: skip
         attempts, delivery.attempts = delivery.attempts, []
-        self._book.note(Record(self.id, delivery, state, next_at, done_at, attempts, delivery.exists))
+        self._book.note(
+            Record(self.id, delivery, state, next_at, done_at, attempts, delivery.exists)
+        )
         delivery.exists = True
 
     async def wait_idle(self, within_s: float) -> None:

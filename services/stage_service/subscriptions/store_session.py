@@ -325,9 +325,7 @@ async def promote(
     return [(r["subscription_id"], r["lead_id"], r["is_open"], bool(r["promoted"])) for r in rows]
 
 
-async def move_cursors(
-    connection: Connection, cursors: Sequence[tuple[str, int, int]]
-) -> None:
+async def move_cursors(connection: Connection, cursors: Sequence[tuple[str, int, int]]) -> None:
     """Move cursors: (subscription, run, position). One of an earlier run does not move."""
     ids, runs, positions = zip(*cursors, strict=True)
     await connection.execute(_CURSORS, list(ids), list(runs), list(positions))
@@ -346,7 +344,12 @@ async def make_due(connection: Connection, subscription_ids: Sequence[str], now:
 
 
 async def stop(
-    connection: Connection, subscription_id: str, version: int, state: str, reason: str, now: datetime
+    connection: Connection,
+    subscription_id: str,
+    version: int,
+    state: str,
+    reason: str,
+    now: datetime,
 ) -> Any:
     """Stop a subscription that nobody changed since `version`; gives its name, contact, failing_since, or None."""
     return await connection.fetchrow(_STOP, subscription_id, version, state, reason, now)

@@ -32,6 +32,8 @@ POLL_S = 1.0
 GATHER_S = 0.01
 """At least so long between two readings: the log may grow a thousand times a second."""
 AGAIN_S = 0.5
+IDLE_S = 0.1
+"""How soon it begins to read once somebody subscribes."""
 
 _READ = """
 SELECT l.position, l.published_at, o.topic, o.key, o.headers, o.value
@@ -80,14 +82,16 @@ class Page:
 
 
 class Tail:
-    """Follows the log; `grown` is called after each new page."""
+    """Follows the log. `grown` is called after each new page; without `wanted` nothing is read."""
 
     def __init__(
-        self, pool: asyncpg.Pool[Any], pulse: Pulse, grown: Callable[[], None] = lambda: None
-    ) -> None:
+        self, pool: asyncpg.Pool[Any], pulse: Pulse, grown: Callable[[], None] = lambda: None,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:  # fmt: skip
         self._pool = pool
         self._pulse = pulse
         self.grown = grown
+        self.wanted = wanted
         self._live: deque[Page] = deque()
         self._live_bytes = 0
         self._blocks: OrderedDict[int, Page] = OrderedDict()
@@ -95,7 +99,7 @@ class Tail:
         self._reading: dict[int, asyncio.Task[Page]] = {}
         self._task: asyncio.Task[None] | None = None
         self.head = -1
-        """The last position read; -1 before the first look."""
+        """The last position read; -1 while nothing is read."""
 
     def start(self) -> None:
         """Begin to follow."""
@@ -156,6 +160,10 @@ class Tail:
         told = False
         while True:
             try:
+                if not self.wanted():
+                    self._forget_live()
+                    await asyncio.sleep(IDLE_S)
+                    continue
                 if self.head < 0:
                     self.head = await self._pool.fetchval(
                         "SELECT coalesce(max(position), 0) FROM bus.log"
@@ -171,6 +179,11 @@ class Tail:
                     told = True
                     _log.warning("tail.waiting_for_database", reason=type(error).__name__)
                 await asyncio.sleep(AGAIN_S)
+
+    def _forget_live(self) -> None:
+        self.head = -1
+        self._live.clear()
+        self._live_bytes = 0
 
     async def _read_on(self) -> bool:
         """Read the next page; tell whether there may be more."""
@@ -198,5 +211,3 @@ async def read_log(connection: Executor, after: int, last: int, messages_max: in
         )
         for r in rows
     ]
-
-

@@ -42,7 +42,7 @@ class Delivery:
     run: int
     exists: bool = False
     tries: int = 0
-    attempts: list[dict[str, Any]] = field(default_factory=lambda: [])
+    attempts: list[dict[str, Any]] = field(default_factory=list)
     attempted: int = 0
     """Attempts ever begun, those that do not count too."""
     created_at: datetime | None = None
