@@ -1,7 +1,7 @@
 """`python -m bench.receiver PORT`: takes posts as cheaply as Python can, and remembers when each came.
 
-``POST /well...`` is answered 200 at once, ``/hangs...`` never, ``/fails...`` 500. ``GET /came`` gives what was
-answered 200 since it was last asked, as JSON: [[path, webhook-id, monotonic seconds], ...].
+``POST /well...`` is answered 200 at once, ``/hangs...`` never, ``/fails...`` 500. ``GET /came`` gives what
+was answered 200 since it was last asked, as JSON: [[path, webhook-id, monotonic seconds], ...].
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ async def start_delivering(
     settings: StageSettings, pool: asyncpg.Pool[Any], pulse: Pulse,
     playbooks: Callable[[], Mapping[str, Playbook]], now: Callable[[], datetime], parts: AsyncExitStack,
 ) -> Dispatcher:  # fmt: skip
-    """Start what delivers; `parts` stops it. Raises EncryptionError or OSError for keys that cannot be read."""
+    """Start what delivers; `parts` stops it. Raises EncryptionError or OSError for keys not to be read."""
     key = settings.encryption_key
     cipher = read_cipher(key.get_secret_value() if key else None, settings.encryption_key_file)
     courses = Courses(cipher, playbooks, allowed_from(settings.subscriptions_allow))
@@ -72,7 +72,7 @@ class _Process:
 def create_delivering_app(
     settings: StageSettings, *, now: Callable[[], datetime] = utc_now
 ) -> FastAPI:
-    """Build the process that only delivers. Raises EncryptionError or OSError for keys that cannot be read."""
+    """Build the process that only delivers. Raises EncryptionError or OSError for keys not to be read."""
     key = settings.encryption_key
     read_cipher(key.get_secret_value() if key else None, settings.encryption_key_file)
     process = _Process()

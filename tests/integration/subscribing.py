@@ -1,4 +1,4 @@
-"""Subscriptions for tests: a log to write to, a real HTTP receiver, and dispatchers that deliver between them."""
+"""Subscriptions for tests: a log to write to, a real HTTP receiver, and who delivers between them."""
 
 from __future__ import annotations
 
@@ -192,10 +192,11 @@ async def subscribe(connection: asyncpg.Connection, url: str | None, **wished: A
         "position": None, "secret": True, "connector": None, "config": {},
     } | wished  # fmt: skip
     await connection.execute(
-        """INSERT INTO stage.subscriptions (id, name, connector, url, types, filter, payload, ordered, headers,
-             config, contact, timeout_s, concurrency, rate_per_s, state, state_at, created_at, created_by,
-             updated_at)
-           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $16, 'test', $16)""",
+        """INSERT INTO stage.subscriptions (id, name, connector, url, types, filter, payload, ordered,
+             headers, config, contact, timeout_s, concurrency, rate_per_s, state, state_at, created_at,
+             created_by, updated_at)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $16,
+             'test', $16)""",
         id, values["name"], values["connector"], url, values["types"], values["filter"],
         values["payload"], values["ordered"], seal_values(CIPHER, id, "headers", values["headers"]),
         json.dumps(values["config"]), values["contact"], values["timeout_s"], values["concurrency"],

@@ -40,7 +40,15 @@ def stopped(desk: Desk, contact: str | None, name: str = "HubSpot") -> Message:
     """A message that a subscription was stopped."""
     now = desk.clock.now()
     told = SubscriptionStopped(
-        str(uuid.uuid4()), str(uuid.uuid4()), name, "failing", "answered 503", contact, now, now, now
+        str(uuid.uuid4()),
+        str(uuid.uuid4()),
+        name,
+        "failing",
+        "answered 503",
+        contact,
+        now,
+        now,
+        now,
     )
     headers = message_headers(told.stop_id, SUBSCRIPTION_STOPPED, now, subject=told.subscription_id)
     return Message(SUBSCRIPTIONS_TOPIC, told.subscription_id, headers, msgspec.json.encode(told))
@@ -63,7 +71,9 @@ async def test_its_contact_hears_of_it_once(
     assert f"/subscriptions/{message.key}" in alert["body"]
     (parcel,) = await desk.claim()
     assert parcel.addressee_id == (person or "kim")
-    assert desk.dispatcher._letter(parcel).link == f"http://baton.example/subscriptions/{message.key}"
+    assert (
+        desk.dispatcher._letter(parcel).link == f"http://baton.example/subscriptions/{message.key}"
+    )
 
 
 async def test_one_that_cannot_be_read_is_a_dead_letter(desk: Desk) -> None:

@@ -39,6 +39,7 @@ from tests.integration.subscribing import (
 DELIVERED = (
     "SELECT count(*) = $2 FROM stage.deliveries WHERE subscription_id = $1 AND state = 'delivered'"
 )
+CURSOR = "SELECT position = 4 FROM stage.subscription_cursors WHERE subscription_id = $1"
 STATE = "SELECT state = $2 FROM stage.subscriptions WHERE id = $1"
 
 
@@ -185,9 +186,7 @@ async def test_an_event_waits_for_the_earlier_ones_of_its_lead_only(
         await log.put(first, other, second)
         await until_in(log.connection, DELIVERED, id, 1)
         await log.put(third)
-        await until_in(
-            log.connection, "SELECT position = 4 FROM stage.subscription_cursors WHERE subscription_id = $1", id
-        )  # fmt: skip
+        await until_in(log.connection, CURSOR, id)
         states = {row["position"]: row["state"] for row in await rows_of(log.connection, id)}
         assert states == {1: "due", 2: "delivered", 3: "waiting", 4: "waiting"}
         receiver.react = failing()
@@ -457,7 +456,7 @@ async def test_servers_are_verified(database_url: str, log: Log, tmp_path: Path)
 
 
 def certificates(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """Make a certificate for 127.0.0.1: contexts of a server that shows it, and of a client that trusts it."""
+    """Make a certificate for 127.0.0.1: contexts of a server with it, and of a client that trusts it."""
     import ipaddress
 
     from cryptography import x509

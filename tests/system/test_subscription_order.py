@@ -1,4 +1,4 @@
-"""Order in each lead under failures, at size: 100,000 deliveries to 50 endpoints that fail three times in ten."""
+"""Order in each lead, at size: 100,000 deliveries to 50 endpoints that fail three times in ten."""
 
 from __future__ import annotations
 

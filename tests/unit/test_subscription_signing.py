@@ -105,7 +105,8 @@ def test_new_secrets_are_of_32_bytes_and_differ() -> None:
     "secret",
     [
         "", "whsec_", "whsec_!!!", "whsec_" + base64.b64encode(b"x" * 23).decode(),
-        "whsec_" + base64.b64encode(b"x" * 65).decode(), "whsk_", "whsk_" + base64.b64encode(b"x" * 33).decode(),
+        "whsec_" + base64.b64encode(b"x" * 65).decode(), "whsk_",
+        "whsk_" + base64.b64encode(b"x" * 33).decode(),
         "whsk_" + base64.b64encode(b"x" * 64).decode(), "whsec_ä",
     ],
 )  # fmt: skip

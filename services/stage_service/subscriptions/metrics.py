@@ -1,4 +1,4 @@
-"""What Prometheus scrapes about subscriptions; labels hold their ids, never an address, a lead or a person."""
+"""What Prometheus scrapes about subscriptions; labels hold ids, never an address, a lead or a person."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""How fast one endpoint is sent to: as many at once as it bears, none while it rests, one while it is down. Pure.
+"""How fast one endpoint is sent to: as many at once as it bears, none while it rests, one when down. Pure.
 
-    up --(DOWN_AFTER deliveries failed, and none went through between)--> down: one attempt at a time tries it,
+    up --(DOWN_AFTER deliveries failed, and none went through between)--> down: one attempt at a time,
                                                                           ever more rarely
     down --(one attempt went through)--> up: whatever waited for its next try is due at once
 
-An endpoint that asks to slow down (429, 502, 504, ``Retry-After``) rests, and then takes half as many at once;
-each delivery that goes through lets a fraction more in. Times are seconds of one clock, as ``datetime.timestamp``
-gives; `random` gives numbers from 0 to below 1.
+An endpoint that asks to slow down (429, 502, 504, ``Retry-After``) rests, and then takes half as many at
+once; each delivery that goes through lets a fraction more in. Times are seconds of one clock, as
+``datetime.timestamp`` gives; `random` gives numbers from 0 to below 1.
 """
 
 from __future__ import annotations

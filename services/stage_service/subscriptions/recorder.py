@@ -1,4 +1,4 @@
-"""Records what deliveries came to, for all subscriptions of the process, on the session that holds their locks.
+"""Records what deliveries came to, for all subscriptions of the process, on the session with their locks.
 
 Results are collected while the last ones are being written, so however many there are, each costs a share of
 one transaction: rows, the next of each lead made due, cursors, and what became of the subscription itself,

@@ -59,7 +59,7 @@ class Course:
 
 
 class Sender:
-    """One subscription in the hands of this process. `stopped` is (state, reason) once it is to be stopped."""
+    """One subscription in the hands of this process. `stopped`: (state, reason) once it is to be stopped."""
 
     def __init__(
         self, course: Course, run: int, window: Window, pace: Pace, tail: Tail,

@@ -1,8 +1,8 @@
 """Signatures of Standard Webhooks 1.0: the headers of a delivery, and keys. Pure, but for making keys.
 
 Signed is ``{id}.{timestamp}.{body}``. ``v1`` is HMAC-SHA256 under the bytes that ``whsec_`` holds in base64;
-``v1a`` is Ed25519 under the key of ``whsk_`` (32 bytes of seed and 32 of public key, in base64), which whoever
-has the ``whpk_`` key can verify. While a secret is replaced, both the new and the old one sign.
+``v1a`` is Ed25519 under the key of ``whsk_`` (32 bytes of seed and 32 of public key, in base64), which
+whoever has the ``whpk_`` key can verify. While a secret is replaced, both the new and the old one sign.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ async def notify(connection: Executor, subscription_id: str) -> None:
 async def resend(
     connection: Connection, subscription_id: str, delivery_id: str, now: datetime
 ) -> bool:
-    """Make one delivery due at once, whatever became of it; False when there is none, or it waits its turn."""
+    """Make one delivery due at once, whatever became of it; False when it is not there, or waits its turn."""
     async with connection.transaction():
         await connection.execute(_LOCK, subscription_id)
         found = await connection.fetchval(

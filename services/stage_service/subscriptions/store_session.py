@@ -1,4 +1,4 @@
-"""The SQL of the one session by which a process delivers: locks that say whose a subscription is, and results.
+"""The SQL of the one session by which a process delivers: locks that say whose what is, and results.
 
 A subscription's advisory lock is held by this session, and every result is written on it: a process that lost
 its session can write nothing, and what it held is free. Sessions that say nothing are ended by the server
@@ -118,7 +118,7 @@ RETURNING name, contact, failing_since
 _PRUNE = """
 DELETE FROM stage.deliveries WHERE id IN (
   SELECT id FROM stage.deliveries WHERE subscription_id = $1::uuid AND id < $2::uuid
-    AND state IN ('delivered', 'skipped') LIMIT 2000)
+    AND state IN ('delivered', 'skipped', 'failed') LIMIT 2000)
 """
 
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
@@ -351,11 +351,11 @@ async def stop(
     reason: str,
     now: datetime,
 ) -> Any:
-    """Stop a subscription that nobody changed since `version`; gives its name, contact, failing_since, or None."""
+    """Stop one that nobody changed since `version`; gives its name, contact, failing_since, or None."""
     return await connection.fetchrow(_STOP, subscription_id, version, state, reason, now)
 
 
 async def prune(connection: Connection, subscription_id: str, before_id: str) -> int:
-    """Delete up to 2,000 deliveries that went through or were skipped, with ids before `before_id`; gives how many."""
+    """Delete up to 2,000 deliveries that are done, with ids before `before_id`; gives how many."""
     done = await connection.execute(_PRUNE, subscription_id, before_id)
     return int(done.rpartition(" ")[2])

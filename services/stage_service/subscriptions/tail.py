@@ -1,8 +1,8 @@
 """Reads the published log for all subscriptions of this process, once.
 
-The end of the log is kept in memory as pages, in order; whoever is further behind asks for earlier pages, which
-those that are equally far behind share. A page remembers what of it each filter lets through. Memory is bounded
-however long the log is, and however far behind a subscription.
+The end of the log is kept in memory as pages, in order; whoever is further behind asks for earlier pages,
+which those that are equally far behind share. A page remembers what of it each filter lets through. Memory is
+bounded however long the log is, and however far behind a subscription.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Tail:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def live_page(self, position: int) -> Page | None:
-        """Give the page in memory with what follows `position`; None when it is not in memory, or not there yet."""
+        """Give the page in memory with what follows `position`; None: not in memory, or not there yet."""
         if not self._live or position < self._live[0].after:
             return None
         for page in reversed(self._live):  # most readers are at the end

@@ -1,9 +1,9 @@
 """Hands events over by HTTP: a signed POST to one address, as Standard Webhooks 1.0 asks.
 
-A success is an answer of 2xx, and nothing else: redirects are not followed. What is connected to is checked at
-each connection (`addresses`), whatever a name resolves to by then. Time, what is read of an answer, and the
-connections are limited; each subscription has connections, and names being resolved, of its own, so a hanging
-endpoint holds up nobody else.
+A success is an answer of 2xx, and nothing else: redirects are not followed. What is connected to is checked
+at each connection (`addresses`), whatever a name resolves to by then. Time, what is read of an answer, and
+the connections are limited; each subscription has connections, and names being resolved, of its own, so a
+hanging endpoint holds up nobody else.
 """
 
 from __future__ import annotations

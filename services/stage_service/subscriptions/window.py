@@ -7,8 +7,8 @@ The log is read into a window that holds no more than so many messages and bytes
     behind (an earlier one of its lead is ready, sending, or in the window behind another) -> ready
 
 and one whose lead has a row that is not done gets a row at once, which waits. The cursor is the last position
-before the first message in the window: each one up to it was delivered, is for others, or has a row. Rows that
-are due come back by `take_row`. Unordered subscriptions have no leads to wait for: nothing is ever behind.
+before the first message in the window: each one up to it was delivered, is for others, or has a row. Rows
+that are due come back by `take_row`. Unordered subscriptions have no leads to wait for: nothing is behind.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Window:
             del self._behind[delivery.lead]
 
     def again(self, delivery: Delivery) -> list[Delivery]:
-        """Note that `delivery` is due again later; gives those of the log behind it, which get rows that wait."""
+        """Note that `delivery` is due again later; gives those of the log behind it: they get rows."""
         self._leave(delivery)
         self._block(delivery)
         if not self.ordered:
@@ -208,7 +208,7 @@ class Window:
             self.blocked.discard(lead)
 
     def spill(self) -> tuple[list[Delivery], list[Delivery]]:
-        """Give (those of the log that are being sent, those behind them): their rows keep them from now on."""
+        """Give (those of the log that are being sent, those behind them): rows keep them from now on."""
         sending = [d for d in self._log.values() if d in self.sending]
         behind: list[Delivery] = []
         for lead, line in self._behind.items():
