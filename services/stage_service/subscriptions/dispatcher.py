@@ -2,8 +2,8 @@
 
 One task holds one session: it takes subscriptions nobody holds (an advisory lock each) and gives up what is
 over its share, follows changes by hand, records results, and loads rows that are due. When the session is
-lost, so are the locks: everything is dropped, and another process, or this one with a new session, begins from
-what is recorded. Deliveries under way then are made again; none is missed, and each lead's order stays.
+lost, so are the locks: everything is dropped, and another process, or this one with a new session, begins
+from what is recorded. Deliveries under way then are made again; none is missed, and each lead keeps order.
 """
 
 from __future__ import annotations
