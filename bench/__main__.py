@@ -14,7 +14,18 @@ import uvloop
 from rich.console import Console
 from rich.markup import escape
 
-from bench import alerts, batched, channels, clocks, folding, million, simulating, single, webhooks
+from bench import (
+    alerts,
+    batched,
+    channels,
+    clocks,
+    folding,
+    million,
+    simulating,
+    single,
+    subscriptions,
+    webhooks,
+)
 from bench.machine import describe
 from bench.measure import Options, Result
 from bench.report import HERE, save
@@ -30,13 +41,14 @@ BENCHMARKS = {
         webhooks,
         clocks,
         channels,
+        subscriptions,
         simulating,
     )
 }
 
 
 def main(
-    which: Annotated[list[str] | None, typer.Argument(help="of: a b c d e f g h j (all)")] = None,
+    which: Annotated[list[str] | None, typer.Argument(help="of: a b c d e f g h i j (all)")] = None,
     *,
     quick: Annotated[bool, typer.Option("--quick", help="short rounds, few leads")] = False,
     rounds: Annotated[int, typer.Option(help="rounds of each; at least 3 (0: as it comes)")] = 0,

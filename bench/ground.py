@@ -86,6 +86,7 @@ class Ground:
             "BATON_DATABASE_URL": database_url,
             "BATON_PORT": str(port),
             "BATON_NOTIFIER_PORT": str(port),
+            "BATON_SUBSCRIPTIONS_PORT": str(port),
             "BATON_PLAYBOOK_FILES": f'["{PLAYBOOKS / "sales.yaml"}"]',
             "BATON_TEAM_FILE": str(PLAYBOOKS / "team.yaml"),
             "BATON_LOG_LEVEL": "warning",

@@ -74,7 +74,9 @@ def up(
 
 
 @app.command()
-def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> None:
+def serve(
+    service: Annotated[str, typer.Argument(help="stage, notifier or subscriptions")],
+) -> None:
     """Run one service in this process, on a migrated database."""
     from pydantic import ValidationError
 
@@ -85,17 +87,21 @@ def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> 
     from services.contracts.yaml_source import SourceError
     from services.stage_service.encryption import EncryptionError
 
-    if service not in ("stage", "notifier"):
-        fail(f"unknown service {service!r}: stage or notifier", 2)
+    if service not in ("stage", "notifier", "subscriptions"):
+        fail(f"unknown service {service!r}: stage, notifier or subscriptions", 2)
     try:
-        if service == "stage":
+        if service != "notifier":
             from services.stage_service.app import create_app
+            from services.stage_service.delivering import create_delivering_app
             from services.stage_service.settings import StageSettings
 
             settings = StageSettings()  # pyright: ignore[reportCallIssue]  from the environment
-            configure_logs(settings.log_format, settings.log_level, "stage")
-            application = create_app(settings)
-            host, port, drain_s = settings.host, settings.port, settings.drain_s
+            configure_logs(settings.log_format, settings.log_level, service)
+            make, port = create_app, settings.port
+            if service == "subscriptions":
+                make, port = create_delivering_app, settings.subscriptions_port
+            application = make(settings)
+            host, drain_s = settings.host, settings.drain_s
             trusted, stall_s = settings.trusted_proxies, settings.stream_stall_s
         else:
             from services.notifier.app import create_app as create_notifier
@@ -112,9 +118,8 @@ def serve(service: Annotated[str, typer.Argument(help="stage or notifier")]) -> 
     except (SourceError, OSError, EncryptionError) as error:
         fail(str(error), 2)
     if port_taken(host, port):
-        fail(
-            f"port {port} is taken by another program: set BATON_{'NOTIFIER_' * (service != 'stage')}PORT"
-        )
+        prefix = "" if service == "stage" else f"{service.upper()}_"
+        fail(f"port {port} is taken by another program: set BATON_{prefix}PORT")
     serve_app(application, host, port, drain_s, trusted, stall_s)
 
 

@@ -25,6 +25,8 @@ TRANSITIONS_TOPIC = "baton.transitions"
 HANDOFFS_TOPIC = "baton.handoffs"
 LEADS_TOPIC = "baton.leads"
 DEAD_LETTERS_TOPIC = "baton.dead-letters"
+SUBSCRIPTIONS_TOPIC = "baton.subscriptions"
+"""What becomes of subscriptions themselves; for the notifier, and not to be subscribed to."""
 SOURCE = "baton"
 """The ``source`` of events that Baton itself records or publishes."""
 MOVED_BY_HAND = "baton.lead.moved"
@@ -36,6 +38,7 @@ UNMERGED_BY_HAND = "baton.lead.unmerged"
 LEAD_MERGED = "baton.lead.merged.v1"
 LEAD_UNMERGED = "baton.lead.unmerged.v1"
 LEAD_SNAPSHOT = "baton.lead.snapshot.v1"
+SUBSCRIPTION_STOPPED = "baton.subscription.stopped.v1"
 
 ASSIGNED_BY_HAND = "baton.lead.assigned"
 """The lead event that gives a journey to somebody else; only Baton's own API makes it."""
@@ -455,6 +458,25 @@ class OwnerChanged(msgspec.Struct, frozen=True):
     stage: StageGuide | msgspec.Raw
     alerts: list[AlertWish] = []
     offer: OfferRef | None = None
+
+
+class SubscriptionStopped(msgspec.Struct, frozen=True):
+    """``baton.subscription.stopped.v1``: Baton stopped delivering to a subscription by itself.
+
+    `state` is ``gone`` (the endpoint answered 410) or ``failing`` (nothing went through for days, since
+    `failing_since`). `contact` is the person or role of the roster to tell. Nothing is lost: resumed, it goes
+    on where it stopped.
+    """
+
+    stop_id: str
+    subscription_id: str
+    name: str
+    state: str
+    reason: str
+    contact: str | None
+    failing_since: datetime | None
+    occurred_at: datetime
+    recorded_at: datetime
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):

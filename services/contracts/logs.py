@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal
 
 import structlog
 
@@ -14,7 +13,7 @@ _tracebacks = structlog.processors.ExceptionRenderer(
 )
 
 
-def configure_logs(format: str, level: str, service: Literal["stage", "notifier", "baton"]) -> None:
+def configure_logs(format: str, level: str, service: str) -> None:
     """Configure structlog and the standard library's loggers for this process.
 
     `format` is ``json``, ``console`` or ``auto`` (console on a terminal); `level` a level's name.

@@ -19,6 +19,8 @@ from services.contracts.events import (
     LEAD_UNMERGED,
     LEADS_TOPIC,
     OWNER_CHANGED,
+    SUBSCRIPTION_STOPPED,
+    SUBSCRIPTIONS_TOPIC,
     TRANSITIONED,
     TRANSITIONS_TOPIC,
 )
@@ -83,6 +85,15 @@ TOPICS = (
             # What was erased or changed is gone from the disks a day later, busy topic or not.
             "max.compaction.lag.ms": str(DAY_MS),
         },
+    ),
+    Topic(
+        SUBSCRIPTIONS_TOPIC,
+        "Subscriptions",
+        "What becomes of subscriptions: one that Baton stopped, after days of failures or at a 410.",
+        "the subscription's id",
+        "30 days",
+        (SUBSCRIPTION_STOPPED,),
+        {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)},
     ),
     Topic(
         DEAD_LETTERS_TOPIC,

@@ -24,11 +24,12 @@ from services.contracts.bus import Bus, Received, Subscription
 from services.contracts.events import (
     DEAD_LETTERS_TOPIC,
     HANDOFFS_TOPIC,
+    SUBSCRIPTIONS_TOPIC,
     TRANSITIONS_TOPIC,
     Message,
     message_headers,
 )
-from services.notifier import metrics, store
+from services.notifier import metrics, store, subscriptions
 from services.notifier.alerts import (
     NO_WAITS,
     Alert,
@@ -63,8 +64,12 @@ _log = structlog.get_logger("baton.notifier")
 class Reading:
     """What a batch of messages says: alerts to record, handoffs, messages that could not be read."""
 
-    def __init__(self, write: Callable[[Transition], Iterable[Alert]]) -> None:
+    def __init__(
+        self, write: Callable[[Transition], Iterable[Alert]],
+        stopped: Callable[[Message], Alert] | None = None,
+    ) -> None:  # fmt: skip
         self._write = write
+        self._stopped = stopped
         self.alerts: list[Alert] = []
         self.handoffs: list[HandoffNews] = []
         self.dead: list[store.DeadMessage] = []
@@ -73,6 +78,9 @@ class Reading:
     def add(self, message: Message) -> None:
         """Read one message; whatever is wrong with it becomes a dead letter."""
         try:
+            if self._stopped is not None and subscriptions.is_news(message):
+                self.alerts.append(self._stopped(message))
+                return
             transition = read_transition(message)
             if transition is None:
                 return
@@ -220,7 +228,7 @@ class Consumer:
             self._bus = await self._open_bus()
         if self._subscription is None:
             self._subscription = await self._bus.subscribe(
-                GROUP, [TRANSITIONS_TOPIC, HANDOFFS_TOPIC]
+                GROUP, [TRANSITIONS_TOPIC, HANDOFFS_TOPIC, SUBSCRIPTIONS_TOPIC]
             )
         return await self._subscription.fetch(FETCH_MESSAGES_MAX, wait_s)
 
@@ -245,7 +253,10 @@ class Consumer:
             lambda transition: alerts_of(
                 transition, team, self._public_url, self._make_id, now, self._templates,
                 self._escalate_after,
-            )
+            ),
+            lambda message: subscriptions.stopped_alert(
+                message, team, self._public_url, self._make_id, now
+            ),
         )  # fmt: skip
         for message in messages:
             reading.add(message)

@@ -31,6 +31,7 @@ from services.notifier.claims import Ending, Parcel, Status
 from services.notifier.letters import RETRY_AFTER_S_MAX, Answer, Letter, Outcome
 from services.notifier.redaction import kind
 from services.notifier.roster import Roster
+from services.notifier.subscriptions import page_of
 
 POLL_S = 0.25
 SENDS_AT_ONCE_MAX = 128
@@ -184,7 +185,7 @@ class Dispatcher:
         return self._roster.team().by_id.get(id or "")
 
     def _letter(self, parcel: Parcel) -> Letter:
-        page = "alerts" if parcel.is_digest else f"leads/{parcel.lead_id}"
+        page = "alerts" if parcel.is_digest else page_of(parcel.journey_id, parcel.lead_id)
         return Letter(
             str(parcel.id), parcel.subject, parcel.body, f"{self._public_url}/{page}",
             None if parcel.is_digest else self._seen_link(parcel, self._now()),

@@ -52,6 +52,7 @@ from services.stage_service.api.segment import openapi as segment_openapi
 from services.stage_service.api.webhooks import OPENAPI as WEBHOOKS_OPENAPI
 from services.stage_service.api.webhooks import PREFIX as WEBHOOKS
 from services.stage_service.api.webhooks import WebhooksEndpoint
+from services.stage_service.delivering import start_delivering
 from services.stage_service.encryption import read_cipher
 from services.stage_service.intake import Intake
 from services.stage_service.lane import Lane
@@ -200,6 +201,15 @@ class _Opening:
             )  # fmt: skip
             await intake.start()
             parts.push_async_callback(intake.stop)
+            if self._settings.subscriptions == "here":
+                await start_delivering(
+                    self._settings,
+                    house.pool,
+                    house.pulse,
+                    lambda: house.playbooks,
+                    self._now,
+                    parts,
+                )
             public_url = self._settings.public_url
             self._app.state.intake = intake
             self._app.state.events = EventsEndpoint(house.gatekeeper, house.lane, self._now)
@@ -343,6 +353,7 @@ async def _connected(settings: StageSettings) -> asyncpg.Pool[Any]:
         await pool.fetchval("SELECT count(*) FROM stage.source_secrets WHERE false")
         await pool.fetchval("SELECT count(*) FROM stage.clocks WHERE false")
         await pool.fetchval("SELECT count(*) FROM stage.snapshot_feed WHERE false")
+        await pool.fetchval("SELECT count(*) FROM stage.deliveries WHERE false")
     except BaseException:
         pool.terminate()
         raise

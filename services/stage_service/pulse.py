@@ -48,8 +48,10 @@ class Pulse:
 
     async def wait(self, within_s: float) -> None:
         """Wait for the next beat, at most `within_s` seconds: a beat may be lost with a connection."""
+        # Not wait_for: before Python 3.12 it may swallow a cancellation.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._next.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                await self._next.wait()
 
     async def _listen(self) -> None:
         while True:

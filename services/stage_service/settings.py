@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from services.contracts.rates import FAILURES, quota_of
 from services.stage_service.identities import IGNORED_VALUES, SHARED_MAILBOXES, Policy
+from services.stage_service.subscriptions.addresses import allowed_from
 
 
 class StageSettings(BaseSettings):
@@ -52,6 +53,19 @@ class StageSettings(BaseSettings):
     )
     encryption_key_file: Path | None = Field(
         None, description="a file with such keys, one a line, for the secrets of sources at rest"
+    )
+    subscriptions: Literal["here", "off"] = Field(
+        "here",
+        description="who delivers to subscriptions: the stage service too (here), or only processes of "
+        "'baton serve subscriptions' (off)",
+    )
+    subscriptions_port: int = Field(
+        8082, description="port of 'baton serve subscriptions': health and metrics"
+    )
+    subscriptions_allow: str = Field(
+        "",
+        description="networks that subscriptions may name though they are not of the public internet, "
+        "as 127.0.0.0/8,10.0.0.0/8, or all",
     )
     link_key: SecretStr | None = Field(
         None,
@@ -112,6 +126,12 @@ class StageSettings(BaseSettings):
     @classmethod
     def _is_rate(cls, text: str) -> str:
         quota_of(text)
+        return text
+
+    @field_validator("subscriptions_allow")
+    @classmethod
+    def _is_networks(cls, text: str) -> str:
+        allowed_from(text)
         return text
 
     @field_validator("playbook_files", mode="before")

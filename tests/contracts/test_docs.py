@@ -19,6 +19,7 @@ from services.notifier import metrics as notifier_metrics
 from services.notifier.settings import NotifierSettings
 from services.stage_service import metrics as stage_metrics
 from services.stage_service.settings import StageSettings
+from services.stage_service.subscriptions import metrics as subscription_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -121,7 +122,7 @@ def test_every_command_is_named() -> None:
 def test_every_metric_is_in_the_runbook() -> None:
     """Somebody who is woken by a metric finds it there."""
     names: set[str] = set()
-    for module in (stage_metrics, notifier_metrics, rates):
+    for module in (stage_metrics, notifier_metrics, subscription_metrics, rates):
         for value in vars(module).values():
             if isinstance(value, Counter | Gauge | Histogram):
                 for metric in value.describe():

@@ -19,12 +19,14 @@ from services.contracts.events import (
     LEAD_SNAPSHOT,
     LEAD_UNMERGED,
     OWNER_CHANGED,
+    SUBSCRIPTION_STOPPED,
     TRANSITIONED,
     LeadMerged,
     LeadSnapshot,
     LeadUnmerged,
     OwnerChanged,
     StageTransitioned,
+    SubscriptionStopped,
 )
 from services.contracts.handoffs import (
     ACCEPTED,
@@ -56,6 +58,7 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     WITHDRAWN: HandoffTold,
     CLOCK_RANG: ClockRang,
     LEAD_SNAPSHOT: WholeLead,
+    SUBSCRIPTION_STOPPED: SubscriptionStopped,
 }
 """Each published type and what its data is."""
 OTHERS: dict[str, type[msgspec.Struct]] = {WEBHOOK_EVENT: WebhookEvent}

@@ -1,0 +1,48 @@
+"""Makes of a stored subscription what delivers for it: settings opened, filter compiled, target made."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from services.contracts.postgres_log import Executor
+from services.stage_service.encryption import Cipher, EncryptionError
+from services.stage_service.playbook import Playbook
+from services.stage_service.subscriptions.addresses import Allowed
+from services.stage_service.subscriptions.filters import FilterError, matcher_for
+from services.stage_service.subscriptions.reads import subscription as read_subscription
+from services.stage_service.subscriptions.secrets import signing_secrets
+from services.stage_service.subscriptions.sender import Course
+from services.stage_service.subscriptions.signing import SigningKeyError
+from services.stage_service.subscriptions.targets import TargetError, target_for
+
+
+class CourseError(Exception):
+    """A subscription cannot be delivered for until it, or the settings, are mended; it keeps its place."""
+
+
+class Courses:
+    """Opens subscriptions. `playbooks` gives the active ones, which say what filters may speak of."""
+
+    def __init__(
+        self, cipher: Cipher, playbooks: Callable[[], Mapping[str, Playbook]], allowed: Allowed,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:  # fmt: skip
+        self._cipher = cipher
+        self._playbooks = playbooks
+        self._allowed = allowed
+        self._tls = tls
+
+    async def open(self, connection: Executor, id: str, now: datetime) -> Course | None:
+        """Open the subscription `id` as it is now; None when it is not there. Raises CourseError."""
+        try:
+            found = await read_subscription(connection, self._cipher, id)
+            if found is None:
+                return None
+            secrets = (await signing_secrets(connection, self._cipher, [id], now))[id]
+            matches = matcher_for(found, self._playbooks())
+            target = target_for(found, secrets, self._allowed, self._tls)
+            return Course(found, target, matches)
+        except (EncryptionError, FilterError, SigningKeyError, TargetError) as error:
+            raise CourseError(str(error)) from None

@@ -1,0 +1,361 @@
+"""The SQL of the one session by which a process delivers: locks that say whose what is, and results.
+
+A subscription's advisory lock is held by this session, and every result is written on it: a process that lost
+its session can write nothing, and what it held is free. Sessions that say nothing are ended by the server
+(`SESSION`), so a process that was stopped without dying does not keep its subscriptions.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from services.contracts.database import STEADY_PLANS
+from services.contracts.events import Message
+from services.stage_service.subscriptions.store_deliveries import (
+    CHANNEL,
+    PROMOTE,
+    Connection,
+    message_of_test,
+)
+from services.stage_service.subscriptions.window import OPEN_LEADS_MAX, Delivery
+
+ATTEMPTS_KEPT_MAX = 30
+SESSION = {
+    "application_name": "baton-subscriptions",
+    "idle_session_timeout": "10s",
+    "idle_in_transaction_session_timeout": "10s",
+    **STEADY_PLANS,
+}
+_SUBSCRIPTION_LOCKS = 0x62617375  # 'basu'
+_MEMBERS_LOCK = 0x6261736D  # 'basm'
+
+_LOOK = """
+SELECT s.id::text, s.version, c.run, c.position,
+  (SELECT min(next_at) FROM stage.deliveries d WHERE d.subscription_id = s.id AND d.state = 'due') AS due_at
+FROM stage.subscriptions s JOIN stage.subscription_cursors c ON c.subscription_id = s.id
+WHERE s.state = 'active' AND s.deleted_at IS NULL
+"""
+_LOCKS = """
+SELECT classid::bigint AS class, objid::bigint AS key FROM pg_locks
+WHERE locktype = 'advisory' AND granted AND classid IN ($1::bigint::oid, $2::bigint::oid) AND objsubid = 2
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+_PLACE = """
+SELECT c.run, c.position, greatest(s.failing_since, s.state_at) AS since, s.failing_since
+FROM stage.subscription_cursors c JOIN stage.subscriptions s ON s.id = c.subscription_id
+WHERE c.subscription_id = $1::uuid
+"""
+
+# Rows whose lead has an earlier one that is open come later, whatever their own time says. What is here
+# already does not come again.
+_DUE = """
+SELECT w.subscription_id::text, d.id::text, d.run, d.position, d.lead_id, d.tries, d.created_at, d.body,
+  jsonb_array_length(d.attempts) AS attempted, o.topic, o.key, o.headers, o.value, l.published_at
+FROM unnest($1::uuid[], $2::int[], $3::boolean[], $4::boolean[])
+  AS w (subscription_id, wanted, ordered, early)
+CROSS JOIN LATERAL (
+  SELECT * FROM stage.deliveries d
+  WHERE d.subscription_id = w.subscription_id AND d.state = 'due' AND (w.early OR d.next_at <= $5)
+    AND d.id <> ALL($6::uuid[])
+    AND NOT (w.ordered AND d.position IS NOT NULL AND EXISTS (
+      SELECT FROM stage.deliveries e WHERE e.subscription_id = d.subscription_id AND e.lead_id = d.lead_id
+        AND e.state IN ('waiting', 'due') AND e.position < d.position))
+  ORDER BY d.next_at, d.position LIMIT w.wanted) AS d
+LEFT JOIN bus.log l ON l.position = d.position LEFT JOIN bus.outbox o ON o.id = l.outbox_id
+ORDER BY d.next_at, d.position
+"""
+
+_LOCK_CURSORS = """
+SELECT subscription_id::text AS id, run FROM stage.subscription_cursors
+WHERE subscription_id = ANY($1::uuid[]) ORDER BY subscription_id FOR UPDATE
+"""
+_INSERT = """
+INSERT INTO stage.deliveries AS d (id, subscription_id, run, position, event_id, event_type, lead_id, state,
+  attempts, tries, next_at, created_at, done_at)
+SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::int[], $4::bigint[], $5::text[], $6::text[], $7::text[],
+  $8::text[], $9::jsonb[], $10::int[], $11::timestamptz[], $12::timestamptz[], $13::timestamptz[])
+ON CONFLICT (subscription_id, run, position) WHERE position IS NOT NULL DO UPDATE
+SET state = excluded.state, attempts = d.attempts || excluded.attempts, tries = excluded.tries,
+  next_at = excluded.next_at, done_at = excluded.done_at
+WHERE d.state IN ('waiting', 'due') OR excluded.state = 'delivered'
+"""
+# A row that was skipped meanwhile stays so, unless it got through.
+_UPDATE = f"""
+UPDATE stage.deliveries d
+SET state = r.state, tries = r.tries, next_at = r.next_at, done_at = r.done_at,
+  attempts = CASE WHEN jsonb_array_length(d.attempts) >= {ATTEMPTS_KEPT_MAX} THEN d.attempts - 1
+    ELSE d.attempts END || r.attempts
+FROM unnest($1::uuid[], $2::text[], $3::jsonb[], $4::int[], $5::timestamptz[], $6::timestamptz[])
+  AS r (id, state, attempts, tries, next_at, done_at)
+WHERE d.id = r.id AND (d.state IN ('waiting', 'due') OR r.state = 'delivered')
+"""  # noqa: S608
+_CURSORS = """
+UPDATE stage.subscription_cursors c SET position = r.position, moved_at = now()
+FROM unnest($1::uuid[], $2::int[], $3::bigint[]) AS r (id, run, position)
+WHERE c.subscription_id = r.id AND c.run = r.run AND c.position < r.position
+"""
+_FAILING = """
+UPDATE stage.subscriptions s SET failing_since = r.since
+FROM unnest($1::uuid[], $2::timestamptz[]) AS r (id, since)
+WHERE s.id = r.id AND s.failing_since IS DISTINCT FROM r.since
+"""
+_RECOVERED = """
+UPDATE stage.deliveries SET next_at = $2
+WHERE subscription_id = ANY($1::uuid[]) AND state = 'due' AND next_at > $2
+"""
+_STOP = """
+UPDATE stage.subscriptions SET state = $3, state_reason = $4, state_at = $5, updated_at = $5
+WHERE id = $1::uuid AND version = $2 AND state = 'active' AND deleted_at IS NULL
+RETURNING name, contact, failing_since
+"""
+_PRUNE = """
+DELETE FROM stage.deliveries WHERE id IN (
+  SELECT id FROM stage.deliveries WHERE subscription_id = $1::uuid AND id < $2::uuid
+    AND state IN ('delivered', 'skipped', 'failed') LIMIT 2000)
+"""
+
+_decode_headers = msgspec.json.Decoder(dict[str, str]).decode
+_encode = msgspec.json.encode
+
+
+@dataclass(slots=True)
+class Record:
+    """What a delivery has come to, to be written."""
+
+    subscription_id: str
+    delivery: Delivery
+    state: str
+    next_at: datetime | None
+    done_at: datetime | None
+    attempts: list[dict[str, Any]]
+    exists: bool
+
+
+@dataclass(slots=True)
+class Seen:
+    """An active subscription as the last look found it."""
+
+    id: str
+    version: int
+    run: int
+    position: int
+    due_at: datetime | None
+
+
+@dataclass(slots=True)
+class Look:
+    """What a look found: processes that deliver, lock keys that are held, active subscriptions."""
+
+    members: int
+    locked: set[int]
+    active: list[Seen]
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a subscription is in the log, and since when nothing goes through to it."""
+
+    run: int
+    position: int
+    failing_since: datetime | None
+
+
+async def open_session(database_url: str, told: Any) -> asyncpg.Connection[Any]:
+    """Connect as a member of those who deliver; `told` is called when something was changed by hand."""
+    connection = await asyncpg.connect(
+        database_url, timeout=5, command_timeout=10, server_settings=SESSION
+    )
+    try:
+        await connection.execute("SELECT pg_advisory_lock_shared($1, 0)", _MEMBERS_LOCK)
+        await connection.add_listener(CHANNEL, told)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def look(connection: Connection) -> Look:
+    """Look at who delivers, what is delivered, and what is to be delivered."""
+    locks = await connection.fetch(_LOCKS, _MEMBERS_LOCK, _SUBSCRIPTION_LOCKS)
+    rows = await connection.fetch(_LOOK)
+    return Look(
+        sum(lock["class"] == _MEMBERS_LOCK for lock in locks),
+        {_signed(lock["key"]) for lock in locks if lock["class"] == _SUBSCRIPTION_LOCKS},
+        [Seen(*row.values()) for row in rows],
+    )
+
+
+def _signed(key: int) -> int:
+    return key - 2**32 if key >= 2**31 else key
+
+
+async def place(connection: Connection, subscription_id: str) -> Place | None:
+    """Give where a subscription is; one that somebody resumed has been failing since then at most."""
+    row = await connection.fetchrow(_PLACE, subscription_id)
+    if row is None:
+        return None
+    since = row["since"] if row["failing_since"] is not None else None
+    return Place(row["run"], row["position"], since)
+
+
+def lock_key(subscription_id: str) -> int:
+    """Give the advisory lock's second key of a subscription. Two that share one are always one process's."""
+    return zlib.crc32(subscription_id.encode()) - 2**31
+
+
+async def claim(connection: Connection, subscription_ids: Sequence[str]) -> list[str]:
+    """Take the locks of those that nobody holds; gives which."""
+    rows = await connection.fetch(
+        "SELECT id, pg_try_advisory_lock($1, key) AS held FROM unnest($2::text[], $3::int[]) AS s (id, key)",
+        _SUBSCRIPTION_LOCKS, list(subscription_ids), [lock_key(id) for id in subscription_ids],
+    )  # fmt: skip
+    return [row["id"] for row in rows if row["held"]]
+
+
+async def release(connection: Connection, subscription_id: str) -> None:
+    """Let a subscription go."""
+    await connection.execute(
+        "SELECT pg_advisory_unlock($1, $2)", _SUBSCRIPTION_LOCKS, lock_key(subscription_id)
+    )
+
+
+async def recorded_after(
+    connection: Connection, subscription_id: str, run: int, position: int
+) -> list[int]:
+    """Give the positions after the cursor that have a row of this run already."""
+    rows = await connection.fetch(
+        """SELECT position FROM stage.deliveries
+           WHERE subscription_id = $1::uuid AND run = $2 AND position > $3""",
+        subscription_id, run, position,
+    )  # fmt: skip
+    return [row["position"] for row in rows]
+
+
+async def open_leads(connection: Connection, subscription_id: str, now: datetime) -> list[str]:
+    """Give the leads with a delivery that is not done, one more than `OPEN_LEADS_MAX` at most.
+
+    Makes those due whose turn has come and that nobody made so.
+    """
+    rows = await connection.fetch(
+        """SELECT DISTINCT lead_id FROM stage.deliveries
+           WHERE subscription_id = $1::uuid AND state IN ('waiting', 'due') AND position IS NOT NULL
+           LIMIT $2""",
+        subscription_id, OPEN_LEADS_MAX + 1,
+    )  # fmt: skip
+    leads = [row["lead_id"] for row in rows]
+    if leads:
+        await connection.execute(PROMOTE, [subscription_id] * len(leads), leads, now)
+    return leads
+
+
+async def due(
+    connection: Connection,
+    wanted: Sequence[tuple[str, int, bool, bool]],
+    here: Sequence[str],
+    now: datetime,
+) -> list[tuple[str, Delivery]]:
+    """Load deliveries that are due, the longest due first, without those `here`: (subscription, delivery).
+
+    `wanted` are (subscription, how many at most, whether it is ordered, whether not yet due ones too).
+    """
+    ids, most, ordered, early = zip(*wanted, strict=True)
+    rows = await connection.fetch(
+        _DUE, list(ids), list(most), list(ordered), list(early), now, list(here)
+    )
+    found: list[tuple[str, Delivery]] = []
+    for row in rows:
+        if row["body"] is not None:
+            message = message_of_test(row["body"])
+        elif row["value"] is not None:
+            message = Message(
+                row["topic"], row["key"], _decode_headers(row["headers"]), row["value"], row["position"]
+            )  # fmt: skip
+        else:
+            continue  # the log does not reach back so far any more
+        found.append((row["subscription_id"], Delivery(
+            row["id"], message, row["position"], row["lead_id"], row["run"], exists=True,
+            tries=row["tries"], attempted=row["attempted"], created_at=row["created_at"],
+            published_at=row["published_at"],
+        )))  # fmt: skip
+    return found
+
+
+async def lock_cursors(connection: Connection, subscription_ids: Sequence[str]) -> dict[str, int]:
+    """Lock the cursors for this transaction; gives each one's run."""
+    rows = await connection.fetch(_LOCK_CURSORS, list(subscription_ids))
+    return {row["id"]: row["run"] for row in rows}
+
+
+async def write(connection: Connection, records: Sequence[Record]) -> None:
+    """Write results, each delivery once."""
+    new = [r for r in records if not r.exists]
+    if new:
+        await connection.execute(
+            _INSERT, [r.delivery.id for r in new], [r.subscription_id for r in new],
+            [r.delivery.run for r in new], [r.delivery.position for r in new],
+            [r.delivery.message.id for r in new], [r.delivery.message.type for r in new],
+            [r.delivery.lead for r in new], [r.state for r in new],
+            [_encode(r.attempts).decode() for r in new], [r.delivery.tries for r in new],
+            [r.next_at for r in new], [r.delivery.created_at for r in new], [r.done_at for r in new],
+        )  # fmt: skip
+    old = [r for r in records if r.exists]
+    if old:
+        await connection.execute(
+            _UPDATE, [r.delivery.id for r in old], [r.state for r in old],
+            [_encode(r.attempts).decode() for r in old], [r.delivery.tries for r in old],
+            [r.next_at for r in old], [r.done_at for r in old],
+        )  # fmt: skip
+
+
+async def promote(
+    connection: Connection, leads: Sequence[tuple[str, str]], now: datetime
+) -> list[tuple[str, str, bool, bool]]:
+    """Make the next delivery of each (subscription, lead) due.
+
+    Gives (subscription, lead, whether one is open, whether one was made due).
+    """
+    rows = await connection.fetch(PROMOTE, [s for s, _ in leads], [lead for _, lead in leads], now)
+    return [(r["subscription_id"], r["lead_id"], r["is_open"], bool(r["promoted"])) for r in rows]
+
+
+async def move_cursors(connection: Connection, cursors: Sequence[tuple[str, int, int]]) -> None:
+    """Move cursors: (subscription, run, position). One of an earlier run does not move."""
+    ids, runs, positions = zip(*cursors, strict=True)
+    await connection.execute(_CURSORS, list(ids), list(runs), list(positions))
+
+
+async def note_failing(
+    connection: Connection, since: Sequence[tuple[str, datetime | None]]
+) -> None:
+    """Note since when nothing goes through to a subscription; None: something does."""
+    await connection.execute(_FAILING, [id for id, _ in since], [moment for _, moment in since])
+
+
+async def make_due(connection: Connection, subscription_ids: Sequence[str], now: datetime) -> None:
+    """Make everything due at once that waits for its next try."""
+    await connection.execute(_RECOVERED, list(subscription_ids), now)
+
+
+async def stop(
+    connection: Connection,
+    subscription_id: str,
+    version: int,
+    state: str,
+    reason: str,
+    now: datetime,
+) -> Any:
+    """Stop one that nobody changed since `version`; gives its name, contact, failing_since, or None."""
+    return await connection.fetchrow(_STOP, subscription_id, version, state, reason, now)
+
+
+async def prune(connection: Connection, subscription_id: str, before_id: str) -> int:
+    """Delete up to 2,000 deliveries that are done, with ids before `before_id`; gives how many."""
+    done = await connection.execute(_PRUNE, subscription_id, before_id)
+    return int(done.rpartition(" ")[2])

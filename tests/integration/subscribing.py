@@ -1,0 +1,269 @@
+"""Subscriptions for tests: a log to write to, a real HTTP receiver, and who delivers between them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import msgspec
+from aiohttp import web
+
+from services.contracts import postgres_log
+from services.contracts.events import (
+    TRANSITIONED,
+    TRANSITIONS_TOPIC,
+    Message,
+    message_headers,
+)
+from services.stage_service.encryption import Cipher
+from services.stage_service.pulse import Pulse
+from services.stage_service.subscriptions.addresses import allowed_from
+from services.stage_service.subscriptions.courses import Courses
+from services.stage_service.subscriptions.dispatcher import Dispatcher
+from services.stage_service.subscriptions.secrets import add_secret, seal_values
+from services.stage_service.subscriptions.tail import Tail
+
+CIPHER_TEXT = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+CIPHER = Cipher([base64.b64decode(CIPHER_TEXT)])
+
+
+@dataclass
+class Request:
+    """What a receiver got."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    at: float
+    transport: asyncio.BaseTransport | None = None
+
+    def hang_up(self) -> None:
+        """Close the connection without an answer."""
+        if self.transport is not None:
+            self.transport.close()
+
+    @property
+    def id(self) -> str:
+        """Its ``webhook-id``."""
+        return self.headers["webhook-id"]
+
+    @property
+    def event(self) -> dict[str, Any]:
+        """Its body."""
+        return json.loads(self.body)
+
+
+Reaction = Callable[[Request], Awaitable[web.StreamResponse] | web.StreamResponse]
+
+
+@dataclass
+class Receiver:
+    """An HTTP server; `react` decides what it answers, by path if there is a reaction for it."""
+
+    react: Reaction = field(default=lambda _: web.Response(text="thanks"))
+    by_path: dict[str, Reaction] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+    taken: list[Request] = field(default_factory=list)
+    """Those answered 2xx."""
+    keep: bool = True
+    url: str = ""
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def handle(self, raw: web.Request) -> web.StreamResponse:
+        """Serve a request."""
+        headers = {name.lower(): value for name, value in raw.headers.items()}
+        request = Request(raw.path, headers, await raw.read(), time.perf_counter(), raw.transport)
+        if self.keep:
+            self.requests.append(request)
+        answer = self.by_path.get(raw.path, self.react)(request)
+        if not isinstance(answer, web.StreamResponse):
+            answer = await answer
+        if 200 <= answer.status < 300:
+            self.taken.append(request)
+        self._news.set()
+        return answer
+
+    async def until(self, condition: Callable[[], Any], what: str, within_s: float = 20.0) -> None:
+        """Wait until `condition` holds; it is looked at after each request."""
+        deadline = time.monotonic() + within_s
+        while not condition():
+            left = deadline - time.monotonic()
+            assert left > 0, f"not within {within_s} s: {what}; {len(self.taken)} taken"
+            self._news.clear()
+            try:
+                await asyncio.wait_for(self._news.wait(), min(left, 0.05))
+            except TimeoutError:
+                continue
+
+
+@asynccontextmanager
+async def receiving(tls: ssl.SSLContext | None = None, port: int = 0) -> AsyncIterator[Receiver]:
+    """Run a receiver on a port of its own."""
+    receiver = Receiver()
+    app = web.Application(client_max_size=2**22)
+    app.router.add_route("*", "/{rest:.*}", receiver.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls)
+    await site.start()
+    number = runner.addresses[0][1]
+    receiver.url = f"http{'s' if tls else ''}://127.0.0.1:{number}"
+    try:
+        yield receiver
+    finally:
+        await runner.cleanup()
+
+
+@dataclass
+class Clock:
+    """A clock that runs with the real one, `rate` times as fast, and can be set ahead."""
+
+    rate: float = 1.0
+    ahead: timedelta = timedelta()
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
+    began_at: float = field(default_factory=time.monotonic)
+
+    def __call__(self) -> datetime:
+        """Tell the time."""
+        passed = (time.monotonic() - self.began_at) * self.rate
+        return self.began + timedelta(seconds=passed) + self.ahead
+
+    def skip(self, **how_long: float) -> None:
+        """Let time pass."""
+        self.ahead += timedelta(**how_long)
+
+
+def transition(lead: str, sequence: int, **more: Any) -> Message:
+    """Make a published event of `lead` as short as can be, numbered `sequence`."""
+    id = str(uuid.uuid4())
+    value = msgspec.json.encode({
+        "transition_id": id, "sequence": sequence,
+        "lead": {"id": lead, "email": f"{lead}@example.com", "name": "Ada"},
+        "journey": {"id": f"j-{lead}", "playbook": "sales", "key": "main"}, "from": "lead", "to": "mql",
+        **more,
+    })  # fmt: skip
+    headers = message_headers(id, TRANSITIONED, datetime.now(UTC), subject=lead)
+    return Message(TRANSITIONS_TOPIC, lead, headers, value)
+
+
+class Log:
+    """The published log, written as the relay does."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self.connection = connection
+        self.sequences: dict[str, int] = {}
+        self.ids: dict[str, list[str]] = {}
+
+    async def publish(self, *leads: str, **more: Any) -> list[Message]:
+        """Publish one transition of each of `leads`, in order."""
+        messages: list[Message] = []
+        for lead in leads:
+            self.sequences[lead] = self.sequences.get(lead, 0) + 1
+            messages.append(transition(lead, self.sequences[lead], **more))
+            self.ids.setdefault(lead, []).append(messages[-1].id)
+        await self.put(*messages)
+        return messages
+
+    async def put(self, *messages: Message) -> None:
+        """Publish these."""
+        for start in range(0, len(messages), 500):
+            await postgres_log.write(self.connection, messages[start : start + 500])
+        while (await postgres_log.stamp(self.connection))[0]:
+            pass
+
+
+async def subscribe(connection: asyncpg.Connection, url: str | None, **wished: Any) -> str:
+    """Store a subscription from the present end of the log, with a v1 secret; gives its id."""
+    id = str(uuid.uuid4())
+    now = datetime.now(UTC)
+    values = {
+        "name": "crm", "types": [], "filter": None, "payload": "full", "ordered": True, "contact": None,
+        "timeout_s": 5.0, "concurrency": 8, "rate_per_s": None, "state": "active", "headers": {},
+        "position": None, "secret": True, "connector": None, "config": {},
+    } | wished  # fmt: skip
+    await connection.execute(
+        """INSERT INTO stage.subscriptions (id, name, connector, url, types, filter, payload, ordered,
+             headers, config, contact, timeout_s, concurrency, rate_per_s, state, state_at, created_at,
+             created_by, updated_at)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $16,
+             'test', $16)""",
+        id, values["name"], values["connector"], url, values["types"], values["filter"],
+        values["payload"], values["ordered"], seal_values(CIPHER, id, "headers", values["headers"]),
+        json.dumps(values["config"]), values["contact"], values["timeout_s"], values["concurrency"],
+        values["rate_per_s"], values["state"], now,
+    )  # fmt: skip
+    await connection.execute(
+        """INSERT INTO stage.subscription_cursors (subscription_id, position)
+           VALUES ($1, coalesce($2, (SELECT max(position) FROM bus.log), 0))""",
+        id, values["position"],
+    )  # fmt: skip
+    if values["secret"]:
+        await add_secret(connection, CIPHER, id, "v1", now)
+    return id
+
+
+async def change(connection: asyncpg.Connection, id: str, **columns: Any) -> None:
+    """Change a subscription by hand."""
+    sets = ", ".join(f"{name} = ${n}" for n, name in enumerate(columns, 2))
+    await connection.execute(
+        f"UPDATE stage.subscriptions SET {sets}, version = version + 1 WHERE id = $1", id, *columns.values()
+    )  # fmt: skip
+
+
+async def rows_of(connection: asyncpg.Connection, id: str) -> list[dict[str, Any]]:
+    """The deliveries of a subscription, by position, with their attempts decoded."""
+    rows = await connection.fetch(
+        "SELECT * FROM stage.deliveries WHERE subscription_id = $1 ORDER BY position, run", id
+    )
+    return [dict(r) | {"attempts": json.loads(r["attempts"])} for r in rows]
+
+
+async def until_in(
+    connection: asyncpg.Connection, query: str, *values: Any, within_s: float = 20.0
+) -> Any:
+    """Wait until `query` gives something true, and give that."""
+    deadline = time.monotonic() + within_s
+    while not (found := await connection.fetchval(query, *values)):
+        assert time.monotonic() < deadline, f"not within {within_s} s: {query}"
+        await asyncio.sleep(0.01)
+    return found
+
+
+@asynccontextmanager
+async def delivering(
+    database_url: str,
+    now: Callable[[], datetime] | None = None,
+    *,
+    playbooks: Mapping[str, Any] | None = None,
+    allow: str = "127.0.0.0/8",
+    tls: ssl.SSLContext | None = None,
+    random: Callable[[], float] = lambda: 0.5,
+) -> AsyncIterator[Dispatcher]:
+    """Run what one process delivers by."""
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=3) as pool:
+        pulse = Pulse(database_url)
+        tail = Tail(pool, pulse)
+        courses = Courses(CIPHER, lambda: playbooks or {}, allowed_from(allow), tls)
+        dispatcher = Dispatcher(
+            database_url, courses, tail, now or (lambda: datetime.now(UTC)), random
+        )
+        tail.grown, tail.wanted = dispatcher.grown, lambda: bool(dispatcher.held)
+        pulse.start()
+        tail.start()
+        dispatcher.start()
+        try:
+            yield dispatcher
+        finally:
+            await dispatcher.stop()
+            await tail.stop()
+            await pulse.stop()

@@ -1,0 +1,360 @@
+"""What people do to subscriptions is seen within a second; processes share them, die, and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+import structlog
+from aiohttp import web
+
+from services.contracts.events import Message, message_headers
+from services.stage_service.subscriptions import store_deliveries
+from services.stage_service.subscriptions.dispatcher import Dispatcher
+from tests.integration.subscribing import (
+    Clock,
+    Log,
+    Request,
+    change,
+    delivering,
+    receiving,
+    rows_of,
+    subscribe,
+    transition,
+    until_in,
+)
+from tests.integration.test_subscriptions import (
+    DELIVERED,
+    answering,
+    check_order,
+    failing,
+    ids_of,
+    settled,
+)
+
+WITHIN_S = 1.5
+"""A second, and what this machine is busy with."""
+
+
+@pytest.fixture
+async def log(database_url: str) -> AsyncIterator[Log]:
+    """The log of this test."""
+    connection = await asyncpg.connect(database_url)
+    yield Log(connection)
+    await connection.close()
+
+
+async def held(dispatcher: Dispatcher, count: int, within_s: float = 10.0) -> None:
+    """Wait until `dispatcher` holds `count` subscriptions."""
+    deadline = time.monotonic() + within_s
+    while len(dispatcher.held) != count:
+        assert time.monotonic() < deadline, f"{len(dispatcher.held)} held, not {count}"
+        await asyncio.sleep(0.01)
+
+
+async def test_paused_it_gets_nothing_and_resumed_everything(database_url: str, log: Log) -> None:
+    async with receiving() as receiver, delivering(database_url) as dispatcher:
+        id = await subscribe(log.connection, receiver.url)
+        await held(dispatcher, 1)
+        await change(log.connection, id, state="paused")
+        await held(dispatcher, 0, WITHIN_S)
+        await log.publish("a", "a", "b")
+        await settled()
+        assert receiver.requests == []
+        await change(log.connection, id, state="active")
+        await receiver.until(lambda: len(receiver.taken) == 3, "what came meanwhile", WITHIN_S)
+        check_order(receiver, log)
+
+
+async def test_deleted_it_gets_nothing_more(database_url: str, log: Log) -> None:
+    async with receiving() as receiver, delivering(database_url) as dispatcher:
+        id = await subscribe(log.connection, receiver.url)
+        await held(dispatcher, 1)
+        await change(log.connection, id, deleted_at=datetime.now(UTC))
+        await held(dispatcher, 0, WITHIN_S)
+        await log.publish("a")
+        await settled()
+        assert receiver.requests == []
+
+
+async def test_a_changed_address_is_used_within_a_second(database_url: str, log: Log) -> None:
+    async with receiving() as receiver, delivering(database_url):
+        receiver.by_path["/old"] = answering(500)
+        id = await subscribe(log.connection, f"{receiver.url}/old")
+        await log.publish("a")
+        await receiver.until(lambda: receiver.requests, "the first attempt")
+        await change(log.connection, id, url=f"{receiver.url}/new")
+        await settled()
+        await log.publish("b")
+        await receiver.until(lambda: receiver.taken, "the next event", WITHIN_S)
+        assert receiver.taken[0].path == "/new"
+
+
+async def test_a_changed_filter_holds_for_what_was_not_sent_yet(
+    database_url: str, log: Log
+) -> None:
+    async with receiving() as receiver, delivering(database_url):
+        answers = asyncio.Event()
+
+        async def slow(_: Request) -> web.Response:
+            await answers.wait()
+            return web.Response()
+
+        receiver.react = slow
+        id = await subscribe(log.connection, receiver.url, concurrency=1)
+        await log.publish("a", "b", "c", "d")
+        await receiver.until(lambda: receiver.requests, "the first")
+        await change(log.connection, id, filter="lead.id == 'd'")
+        await settled()
+        answers.set()
+        await until_in(log.connection, "SELECT position = 4 FROM stage.subscription_cursors")
+        assert [r.event["subject"] for r in receiver.taken] == ["a", "d"]
+
+
+async def test_one_delivery_is_sent_again(database_url: str, log: Log) -> None:
+    """Under the same id, at once, also when it went through."""
+    async with receiving() as receiver, delivering(database_url):
+        id = await subscribe(log.connection, receiver.url)
+        (sent,) = await log.publish("a")
+        await until_in(log.connection, DELIVERED, id, 1)
+        (row,) = await rows_of(log.connection, id)
+        assert await store_deliveries.resend(log.connection, id, str(row["id"]), row["created_at"])
+        await receiver.until(lambda: len(receiver.taken) == 2, "it again", WITHIN_S)
+        await until_in(log.connection, DELIVERED, id, 1)
+        assert ids_of(receiver.taken) == [sent.id, sent.id]
+        await until_in(
+            log.connection, "SELECT jsonb_array_length(attempts) = 2 FROM stage.deliveries"
+        )
+        other = str(uuid.uuid4())
+        assert not await store_deliveries.resend(log.connection, id, other, datetime.now(UTC))
+        assert not await store_deliveries.resend(
+            log.connection, other, str(row["id"]), datetime.now(UTC)
+        )
+
+
+async def test_all_that_failed_in_a_while_are_sent_again(database_url: str, log: Log) -> None:
+    async with receiving() as receiver, delivering(database_url):
+        id = await subscribe(log.connection, receiver.url)
+        await log.publish("a", "a", "b")
+        await until_in(log.connection, DELIVERED, id, 3)
+        await log.connection.execute("UPDATE stage.deliveries SET state = 'failed'")
+        rows = await rows_of(log.connection, id)
+        since, until = rows[0]["created_at"], rows[-1]["created_at"] + timedelta(seconds=1)
+        nothing = await store_deliveries.resend_failed(log.connection, id, until, until, until)
+        assert nothing == 0
+        moment = datetime.now(UTC)
+        assert await store_deliveries.resend_failed(log.connection, id, since, until, moment) == 3
+        await receiver.until(lambda: len(receiver.taken) == 6, "all again", WITHIN_S)
+        check_order(receiver, log)
+        again = [r for r in receiver.taken[3:] if r.event["subject"] == "a"]
+        assert [r.event["data"]["sequence"] for r in again] == [1, 2]
+
+
+async def test_a_replay_sends_all_again_from_there(database_url: str, log: Log) -> None:
+    async with receiving() as receiver, delivering(database_url):
+        id = await subscribe(log.connection, receiver.url)
+        first, second, third = await log.publish("a", "a", "a")
+        receiver.react = failing(second.id)
+        await log.publish()
+        await receiver.until(lambda: receiver.requests, "an attempt")
+        await until_in(log.connection, "SELECT count(*) >= 1 FROM stage.deliveries")
+        receiver.react = answering(200)
+        run = await store_deliveries.replay(log.connection, id, 0, datetime.now(UTC))
+        assert run == 1
+        await until_in(
+            log.connection,
+            "SELECT count(*) = 3 FROM stage.deliveries WHERE run = 1 AND state = 'delivered'",
+        )
+        got = ids_of(receiver.taken)
+        assert got[-3:] == [first.id, second.id, third.id]
+        assert not await log.connection.fetchval(
+            "SELECT count(*) FROM stage.deliveries WHERE state IN ('waiting', 'due')"
+        )
+        # A place past the end is the end.
+        assert await store_deliveries.replay(log.connection, id, 10**9, datetime.now(UTC)) == 2
+        await log.publish("a")
+        await receiver.until(
+            lambda: len(receiver.taken) == len(got) + 1, "what comes next", WITHIN_S
+        )
+
+
+async def test_a_skipped_delivery_lets_the_next_of_its_lead_go(database_url: str, log: Log) -> None:
+    async with receiving() as receiver, delivering(database_url):
+        id = await subscribe(log.connection, receiver.url)
+        bad, good = transition("a", 1), transition("a", 2)
+        receiver.react = failing(bad.id)
+        await log.put(bad, good)
+        await until_in(log.connection, "SELECT count(*) = 2 FROM stage.deliveries")
+        row = (await rows_of(log.connection, id))[0]
+        assert await store_deliveries.skip(log.connection, id, str(row["id"]), datetime.now(UTC))
+        await receiver.until(lambda: receiver.taken, "the next", WITHIN_S)
+        assert ids_of(receiver.taken) == [good.id]
+        await until_in(log.connection, DELIVERED, id, 1)
+        assert (await rows_of(log.connection, id))[0]["state"] == "skipped"
+        await log.publish("a")
+        await until_in(log.connection, DELIVERED, id, 2)
+
+
+async def test_a_test_event_goes_to_one_subscription_and_waits_for_nobody(
+    database_url: str, log: Log
+) -> None:
+    async with receiving() as receiver, delivering(database_url):
+        id = await subscribe(log.connection, f"{receiver.url}/this")
+        await subscribe(log.connection, f"{receiver.url}/other")
+        bad = transition("a", 1)
+        receiver.react = failing(bad.id)
+        await log.put(bad)
+        await receiver.until(lambda: len(receiver.requests) == 2, "both failed")
+        headers = message_headers("test-1", "baton.test.v1", datetime.now(UTC))
+        message = Message("", "a", headers, b'{"hello": 1}')
+        delivery = await store_deliveries.add_test(log.connection, id, message, datetime.now(UTC))
+        await receiver.until(lambda: receiver.taken, "the test event", WITHIN_S)
+        (request,) = receiver.taken
+        assert (request.path, request.id, request.event["data"]) == (
+            "/this",
+            "test-1",
+            {"hello": 1},
+        )
+        assert "position" not in request.event
+        await until_in(
+            log.connection,
+            "SELECT state = 'delivered' FROM stage.deliveries WHERE id = $1",
+            delivery,
+        )
+
+
+async def test_processes_share_fairly_and_follow_each_other(database_url: str, log: Log) -> None:
+    """Three share ten; when one loses its session, as by kill -9, the others have all within two seconds."""
+    ids = [await subscribe(log.connection, "http://127.0.0.1:1/", name=f"s{n}") for n in range(10)]
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(delivering(database_url))
+        await held(first, 10)
+        second = await stack.enter_async_context(delivering(database_url))
+        await held(first, 5)
+        await held(second, 5)
+        third = await stack.enter_async_context(delivering(database_url))
+        await held(first, 4)
+        await held(third, 2)
+        all_of_them = [*first.held, *second.held, *third.held]
+        assert sorted(all_of_them) == sorted(ids)
+
+
+async def test_another_takes_over_within_two_seconds_and_nothing_is_lost(
+    database_url: str, log: Log
+) -> None:
+    """The session of whoever delivers is ended again and again, in the middle of it."""
+    async with receiving() as receiver, AsyncExitStack() as stack:
+        for number in range(4):
+            await subscribe(log.connection, f"{receiver.url}/{number}")
+        for _ in range(2):
+            await stack.enter_async_context(delivering(database_url))
+        for round_ in range(6):
+            await log.publish(*[f"lead-{n % 7}" for n in range(100)])
+            await log.connection.execute(
+                """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                   WHERE application_name = 'baton-subscriptions' AND datname = current_database()
+                   LIMIT 1"""
+            )
+            before = time.monotonic()
+            wanted = 400 * (round_ + 1)
+            await receiver.until(
+                lambda wanted=wanted: len({(r.path, r.id) for r in receiver.taken}) == wanted,
+                "all of this round", 20,
+            )  # fmt: skip
+            assert time.monotonic() - before < 10
+        for number in range(4):
+            seen: dict[str, dict[str, None]] = {}
+            for request in receiver.taken:
+                if request.path == f"/{number}":
+                    seen.setdefault(request.event["subject"], {})[request.id] = None
+            assert {lead: list(of) for lead, of in seen.items()} == log.ids
+
+
+async def test_a_process_that_stopped_without_dying_loses_its_subscriptions(
+    database_url: str, log: Log
+) -> None:
+    """As by SIGSTOP: the session says nothing any more, and the server ends it."""
+    id = await subscribe(log.connection, "http://127.0.0.1:1/")
+    stuck = await asyncpg.connect(
+        database_url,
+        server_settings={"application_name": "stuck", "idle_session_timeout": "300ms"},
+    )
+    from services.stage_service.subscriptions import store_session
+
+    assert "idle_session_timeout" in store_session.SESSION
+    assert await store_session.claim(stuck, [id]) == [id]
+    async with delivering(database_url) as dispatcher:
+        await held(dispatcher, 1)
+    stuck.terminate()
+
+
+async def test_a_stop_waits_for_no_hanging_endpoint(database_url: str, log: Log) -> None:
+    async with receiving() as receiver:
+        never = asyncio.Event()
+
+        async def hang(_: Request) -> web.Response:
+            await never.wait()
+            return web.Response()
+
+        receiver.react = hang
+        async with delivering(database_url):
+            await subscribe(log.connection, receiver.url, timeout_s=60.0)
+            await log.publish(*[f"lead-{n}" for n in range(20)])
+            await receiver.until(lambda: len(receiver.requests) == 8, "all hang")
+            before = time.monotonic()
+        assert time.monotonic() - before < 6
+        never.set()
+        receiver.react = answering(200)
+        async with delivering(database_url):
+            await receiver.until(lambda: len({r.id for r in receiver.taken}) == 20, "all")
+
+
+async def test_a_clean_stop_repeats_nothing(database_url: str, log: Log) -> None:
+    async with receiving() as receiver:
+        await subscribe(log.connection, receiver.url)
+        for _ in range(3):
+            async with delivering(database_url):
+                await log.publish(*[f"lead-{n}" for n in range(50)])
+                await receiver.until(lambda: receiver.taken, "some")
+        async with delivering(database_url):
+            await receiver.until(lambda: len({r.id for r in receiver.taken}) == 150, "all")
+        assert len(receiver.taken) == 150
+        check_order(receiver, log)
+
+
+async def test_one_that_cannot_be_opened_holds_up_nobody(database_url: str, log: Log) -> None:
+    async with receiving() as receiver, delivering(database_url):
+        await subscribe(log.connection, None, connector="no-such-crm")
+        await subscribe(log.connection, receiver.url, filter="this is no filter", name="bad")
+        await subscribe(log.connection, receiver.url)
+        await log.publish("a")
+        await receiver.until(lambda: receiver.taken, "the good one's")
+        await settled()
+        assert len(receiver.taken) == 1
+
+
+async def test_no_secret_and_no_person_is_in_the_logs(database_url: str, log: Log) -> None:
+    clock = Clock()
+    with structlog.testing.capture_logs() as lines:
+        async with receiving() as receiver, delivering(database_url, clock):
+            receiver.react = lambda _: web.Response(
+                status=410, text="no such person as ada@example.com"
+            )
+            id = await subscribe(
+                log.connection, f"{receiver.url}/path?token=hunter2", headers={"X-Key": "hunter3"}
+            )
+            await log.publish("ada")
+            await until_in(
+                log.connection, "SELECT state = 'gone' FROM stage.subscriptions WHERE id = $1", id
+            )
+    text = json.dumps(lines, default=str)
+    assert "subscription.stopped" in text
+    for secret in ("hunter", "ada", "whsec", "/path"):
+        assert secret not in text
