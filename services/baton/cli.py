@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from services.baton import cli_alerts, cli_handoffs, cli_people, cli_quarantine, cli_sources
+from services.baton import (
+    cli_alerts,
+    cli_handoffs,
+    cli_people,
+    cli_quarantine,
+    cli_sources,
+    cli_subscriptions,
+)
 from services.baton.command import (
     DATA,
     NOTIFIER_URL,
@@ -42,6 +49,7 @@ app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_alerts.app, name="alerts")
 app.add_typer(cli_people.app, name="people")
 app.add_typer(cli_handoffs.app, name="handoffs")
+app.add_typer(cli_subscriptions.app, name="subscriptions")
 
 
 @app.command()
