@@ -62,7 +62,7 @@ async def a_test(stage: Stage, receiver: Receiver, id: str) -> Request:
 
 
 async def test_the_first_event_reaches_a_subscriber(database_url: str) -> None:
-    """From nothing to a verified event in the CRM, as docs/webhooks.md tells it; then trouble, and its end."""
+    """From nothing to a verified event, as docs/webhooks.md tells it; then trouble, and its end."""
     async with serving_stage(database_url, **delivering()) as stage, receiving() as receiver:
         code, said = await baton(
             stage, "subscriptions", "add", "CRM", f"{receiver.url}/hook", "--type", "baton.stage.*",
@@ -163,7 +163,7 @@ async def test_libraries_verify_both_kinds_through_replacements(
 
 
 def check(request: Request, good: dict[str, list[str]]) -> None:
-    """Each library takes the request with each secret that is good; Ed25519 is by the standard's own words."""
+    """Each library takes the request with each good secret; Ed25519 is checked by the standard's words."""
     for secret in good["v1"]:
         for library in LIBRARIES:
             library(secret).verify(request.body, request.headers)
