@@ -11,7 +11,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from tests.conftest import ROOT, missing
 from tests.integration.stage import Stage, serving_stage
 from tests.integration.subscribing import Receiver, Request, receiving
 from tests.integration.test_leads_command import baton
+from tests.system.running import free_port, until
 
 NODE = ROOT / "tests" / "system" / "clients" / "verify_webhooks.mjs"
 LIBRARIES = (standardwebhooks.Webhook, svix.webhooks.Webhook)
@@ -160,6 +164,60 @@ async def test_libraries_verify_both_kinds_through_replacements(
         refused_with(third, got[-1][0])  # it was stolen: it signs nothing more
         refused_with(first, got[0][0], got[0][0].body.replace(b"test", b"tost"))
     node(tmp_path, got)
+
+
+async def test_the_documentation_verifies_what_is_sent(database_url: str, tmp_path: Path) -> None:
+    """The receiver of docs/webhooks.md takes a test event, and its lines for a shell give the signature."""
+    async with serving_stage(database_url, **delivering()) as stage, receiving() as receiver:
+        made = await baton(stage, "subscriptions", "add", "CRM", f"{receiver.url}/hook")
+        id, secret, _ = added(made[1])
+        request = await a_test(stage, receiver, id)
+        port = free_port()
+        text = documented("python").replace("9000", str(port))
+        with subprocess.Popen(
+            [sys.executable, "-u", "-c", text, secret],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        ) as example:
+            try:
+                own = f"http://127.0.0.1:{port}/"
+                made = await baton(stage, "subscriptions", "add", "Example", own)
+                secret_of_example = added(made[1])[1]
+                assert secret_of_example != secret
+                until(lambda: not _refused(port), "the example listens")
+                code, said = await baton(stage, "subscriptions", "test", "Example")
+                assert (code, "answered 401" in said) == (1, True), (
+                    said
+                )  # it has the other's secret
+                await stage.client.post(
+                    f"/v1/subscriptions/{added(made[1])[0]}/secrets/rotate", json={"secret": secret}
+                )
+                code, said = await baton(stage, "subscriptions", "test", "Example")
+                assert (code, "204" in said) == (0, True), said
+            finally:
+                example.kill()
+    if shutil.which("openssl") is None:
+        missing("openssl")
+    (tmp_path / "body.json").write_bytes(request.body)
+    facts = {"ID": request.id, "TIMESTAMP": request.headers["webhook-timestamp"], "SECRET": secret}
+    shell = ["bash", "-eo", "pipefail", "-c", documented("sh")]
+    done = subprocess.run(
+        shell, cwd=tmp_path, env=os.environ | facts, capture_output=True, text=True, timeout=30
+    )
+    assert f"v1,{done.stdout.strip()}" == request.headers["webhook-signature"], done.stderr
+
+
+def documented(language: str) -> str:
+    """The first example of docs/webhooks.md in a language."""
+    text = (ROOT / "docs" / "webhooks.md").read_text("utf-8")
+    found = re.search(rf"^ *```{language}\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return textwrap.dedent(found[1])
+
+
+def _refused(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def check(request: Request, good: dict[str, list[str]]) -> None:
