@@ -16,6 +16,7 @@ from services.baton import (
     cli_people,
     cli_quarantine,
     cli_sources,
+    cli_subscriptions,
 )
 from services.baton.command import (
     DATA,
@@ -50,6 +51,7 @@ app.add_typer(cli_alerts.app, name="alerts")
 app.add_typer(cli_people.app, name="people")
 app.add_typer(cli_handoffs.app, name="handoffs")
 app.add_typer(cli_kafka.app, name="kafka")
+app.add_typer(cli_subscriptions.app, name="subscriptions")
 
 
 @app.command()

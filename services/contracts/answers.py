@@ -88,6 +88,14 @@ def attempt_of(request: Request) -> Attempt | None:
     return getattr(request.state, "attempt", None)
 
 
+class SecretResponse(Response):
+    """An answer that tells a secret, once: under an Idempotency-Key `kept` is stored in its place."""
+
+    def __init__(self, body: bytes, kept: bytes, status: int = 200, **headers: str) -> None:
+        super().__init__(body, status, {**headers, "cache-control": "no-store"}, "application/json")
+        self.kept = kept
+
+
 class OnceRoute(APIRoute):
     """A route that honours ``Idempotency-Key`` on POST; without the header it is any other route.
 
@@ -144,9 +152,11 @@ async def _answer_of(
         if statuses[type(error)] >= 500:
             raise
         response = problem_response(error, statuses)
+    kept = response.kept if isinstance(response, SecretResponse) else None
     return Answer(
-        response.status_code, response.headers.get("content-type", ""), bytes(response.body)
-    )
+        response.status_code, response.headers.get("content-type", ""), bytes(response.body),
+        kept=kept,
+    )  # fmt: skip
 
 
 _UNREAD = (RequestValidationError, HTTPException)

@@ -84,6 +84,8 @@ class Answer(msgspec.Struct, frozen=True):
     content_type: str
     body: bytes
     is_repeat: bool = False
+    kept: bytes | None = None
+    """What is stored in the body's place, where that tells a secret: a repeat gets this."""
 
     @property
     def is_final(self) -> bool:
@@ -182,7 +184,8 @@ class Once:
             await self._end(_RELEASED, attempt)
             raise
         if answer.is_final:
-            await self._end(_ANSWERED, attempt, answer.status, answer.content_type, answer.body)
+            kept = answer.body if answer.kept is None else answer.kept
+            await self._end(_ANSWERED, attempt, answer.status, answer.content_type, kept)
             await self._sweep()
         else:
             # Refused at the door, it did nothing; of a failure nobody knows, so its effect's id is kept.

@@ -32,6 +32,7 @@ from services.contracts.team import Team, documents_of, load_team
 from services.stage_service import metrics, people
 from services.stage_service.api import (
     assign,
+    deliveries,
     feed,
     handoffs,
     health,
@@ -39,6 +40,8 @@ from services.stage_service.api import (
     moves,
     quarantine,
     reads,
+    subscription_secrets,
+    subscriptions,
 )
 from services.stage_service.api import people as people_api
 from services.stage_service.api.access import House, answer_problems, problem_response
@@ -66,6 +69,8 @@ from services.stage_service.shelf import Shelf
 from services.stage_service.snapshots import forget, kafka_snapshots
 from services.stage_service.source_secrets import SourceSecrets, given_secrets
 from services.stage_service.sources.book import SourceBook
+from services.stage_service.subscriptions.addresses import allowed_from
+from services.stage_service.subscriptions.changes import Terms
 from services.stage_service.ticker import Ticker
 
 CONNECT_AGAIN_S = 0.1
@@ -93,13 +98,16 @@ def create_app(settings: StageSettings, *, now: Callable[[], datetime] = utc_now
     key = settings.encryption_key
     cipher = read_cipher(key.get_secret_value() if key else None, settings.encryption_key_file)
     secrets = given_secrets(settings.source_secrets)
+    allowed = allowed_from(settings.subscriptions_allow)
+    terms = Terms(cipher, allowed, https_only=not settings.subscriptions_http)
     _answer_links(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         opening = _Opening(
-            cast("StageApp", app), settings, playbooks, team, SourceSecrets(secrets, cipher), now
-        )
+            cast("StageApp", app), settings, playbooks, team, SourceSecrets(secrets, cipher), now,
+            terms,
+        )  # fmt: skip
         await opening.begin()
         try:
             yield
@@ -125,6 +133,9 @@ def create_app(settings: StageSettings, *, now: Callable[[], datetime] = utc_now
     app.include_router(assign.router)
     app.include_router(handoffs.router)
     app.include_router(people_api.router)
+    app.include_router(subscriptions.router)
+    app.include_router(subscription_secrets.router)
+    app.include_router(deliveries.router)
     app.include_router(pages_router())
     answer_problems(app)
     _describe_events(app)
@@ -146,8 +157,10 @@ class _Opening:
         team: Team,
         secrets: SourceSecrets,
         now: Callable[[], datetime],
+        terms: Terms,
     ) -> None:
         self._now = now
+        self._terms = terms
         self._app = app
         self._secrets = secrets
         self._settings = settings
@@ -194,7 +207,9 @@ class _Opening:
 
     async def _open(self) -> None:
         async with AsyncExitStack() as parts:
-            house = await _house(self._settings, self._playbooks, self._team, self._now, parts)
+            house = await _house(
+                self._settings, self._playbooks, self._team, self._now, parts, self._terms
+            )
             intake = Intake(
                 house.pool, house.gatekeeper, house.lane, SourceBook(self._settings.sources_dir),
                 self._secrets,
@@ -232,6 +247,7 @@ async def _house(
     team: Team,
     now: Callable[[], datetime],
     parts: AsyncExitStack,
+    terms: Terms,
 ) -> House:
     """Wire and start the parts; `parts` stops them, the last one started first."""
     pool = await _connected(settings)
@@ -273,6 +289,7 @@ async def _house(
         settings.public_url or f"http://{settings.host}:{settings.port}",
         Once(pool, now, uuid_utils.compat.uuid7, settings.idempotency_keep_s), following,
         now, roster_is_file=settings.roster == "file", answer_links=_answer_links(settings),
+        terms=terms,
     )  # fmt: skip
     pulse.start()
     parts.push_async_callback(pulse.stop)

@@ -67,6 +67,9 @@ class StageSettings(BaseSettings):
         description="networks that subscriptions may name though they are not of the public internet, "
         "as 127.0.0.0/8,10.0.0.0/8, or all",
     )
+    subscriptions_http: bool = Field(
+        default=False, description="subscriptions may be delivered to over plain http"
+    )
     link_key: SecretStr | None = Field(
         None,
         description="reads the links that answer handoffs, the notifier's; unset: there are none",

@@ -14,6 +14,7 @@ from services.contracts.events import Message, message_headers
 from services.contracts.schemas import STRUCTS
 from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.subscriptions.filters import (
+    FIELDS,
     FilterError,
     check_filter,
     check_types,
@@ -195,3 +196,9 @@ def test_equal_wishes_are_asked_once(playbooks: dict[str, Playbook]) -> None:
     assert one == same
     assert hash(one) == hash(same)
     assert one != other
+
+
+def test_every_variable_is_documented() -> None:
+    """docs/webhooks.md lists what a filter may say."""
+    text = (ROOT / "docs" / "webhooks.md").read_text("utf-8")
+    assert [name for name in FIELDS if f"`{name}`" not in text] == []
