@@ -111,7 +111,9 @@ def _without(value: Any, names: Any) -> dict[str, Any] | None:
         return None
     left_out = cast("list[Any]", names)
     return {
-        n: v for n, v in cast("dict[str, Any]", value).items() if v is not None and n not in left_out
+        n: v
+        for n, v in cast("dict[str, Any]", value).items()
+        if v is not None and n not in left_out
     }
 
 

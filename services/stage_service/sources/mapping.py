@@ -82,9 +82,7 @@ def read_delivery(source: Source, delivery: Delivery) -> Any | Defect:
         return Defect("unreadable-delivery", "body", str(error), _REMEDY)
 
 
-def map_delivery(
-    source: Source, delivery: Delivery, marks: Sequence[str] | None = None
-) -> Mapped:
+def map_delivery(source: Source, delivery: Delivery, marks: Sequence[str] | None = None) -> Mapped:
     """Read and map `delivery`; `marks` are those of connectors that write to the tool, None: none does."""
     mapped = Mapped([], [], 0, {})
     payload = read_delivery(source, delivery)

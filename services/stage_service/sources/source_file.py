@@ -218,7 +218,9 @@ class _SourceFile:
         for name, inner in (fields["table"].mapping() if "table" in fields else {}).items():
             table[name] = table[slug(name) or name] = inner.text("x")
         return TypeTable(
-            self._compiling.expression(fields["of"]) if "of" in fields else compile_expression("''"),
+            self._compiling.expression(fields["of"])
+            if "of" in fields
+            else compile_expression("''"),
             table,
             self._compiling.template(fields["otherwise"]) if "otherwise" in fields else None,
         )

@@ -1,4 +1,4 @@
-"""The connector files of a directory, as they are now; one that has become wrong leaves its last good version."""
+"""The connector files of a directory as they are now; one that has become wrong leaves the last good one."""
 
 from __future__ import annotations
 

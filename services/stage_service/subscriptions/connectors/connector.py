@@ -69,7 +69,7 @@ class Field(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """A kind of the CRM's records that is written; `system` is that of its ids among a lead's external ids."""
+    """A kind of record that is written; `system` is that of its ids among a lead's external ids."""
 
     name: str
     system: str | None

@@ -11,7 +11,7 @@ from typing import Any, cast
 from services.contracts.yaml_source import Node, SourceError, nearest, read_yaml
 from services.stage_service.sources.compiling import Compiling
 from services.stage_service.sources.expressions import Expression
-from services.stage_service.sources.source import EVIDENCE, Choice
+from services.stage_service.sources.source import EVIDENCE, Choice, Evidence
 from services.stage_service.sources.templates import Template
 from services.stage_service.subscriptions.connectors.auth_section import read_auth
 from services.stage_service.subscriptions.connectors.connector import (
@@ -69,7 +69,7 @@ class _ConnectorFile:
         connector = Connector(
             name=self._matching(top.get("name"), _NAME, "x"),
             title=top["title"].text() if "title" in top else "",
-            evidence=cast("Any", top["evidence"].one_of(EVIDENCE, "evidence", EVIDENCE[0]))
+            evidence=cast("Evidence", top["evidence"].one_of(EVIDENCE, "evidence", EVIDENCE[0]))
             if "evidence" in top
             else EVIDENCE[0],
             sources=top["sources"].texts() if "sources" in top else (),
@@ -123,8 +123,7 @@ class _ConnectorFile:
 
     def _field(self, name: str, node: Node) -> Field:
         """Read a field: a value, or ``{value: ..., wins: ...}``."""
-        inner = cast("Any", node.value)
-        if not isinstance(inner, dict) or "value" not in inner:
+        if not isinstance(node.value, dict) or "value" not in node.value:
             return Field(name, self._compiling.choice(node), "last")
         fields = node.mapping(("value", "wins"), ("value",))
         wins = fields["wins"].one_of(WINS, "side", "last") if "wins" in fields else "last"
@@ -206,7 +205,8 @@ class _ConnectorFile:
             method = text.partition(" ")[0]
             node.refuse(
                 f"{text!r} is not a request",
-                nearest(method, METHODS) or "Write the method and a path: GET /v1/people/{known.x}.",
+                nearest(method, METHODS)
+                or "Write the method and a path: GET /v1/people/{known.x}.",
             )
             return "GET", Template("", [])
         path = Node(

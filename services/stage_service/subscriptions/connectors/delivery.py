@@ -81,7 +81,7 @@ Verdict = Literal["ok", "skip", "wait", "busy", "refused"]
 
 
 class Finished(msgspec.Struct, frozen=True):
-    """What a delivery came to. `told` are its notices; `known` what is remembered of each record, by its id."""
+    """What a delivery came to. `told` are its notices, `known` what is remembered of each record by id."""
 
     verdict: Verdict
     status: int | None = None
@@ -115,16 +115,16 @@ class _Attempt:
     def __init__(self, connector: Connector, scope: dict[str, Any], requests: int) -> None:
         self._connector = connector
         self._records = {record.name: _Known(record) for record in connector.records}
-        self._scope = scope | {
-            "taken": {}, "record": {}, "answer": None, "status": None, "headers": {},
+        self._taken: dict[str, Any] = {}
+        self._scope: dict[str, Any] = scope | {
+            "taken": self._taken, "record": {}, "answer": None, "status": None, "headers": {},
         }  # fmt: skip
         self.requests = requests
 
     def run(self) -> Generator[Wish, Any, Finished | None]:
         """Go through the steps; None: an answer said that it must be begun again."""
-        taken = self._scope["taken"]
         for name, choice in self._connector.values:
-            taken[name] = choice.value(self._scope)
+            self._taken[name] = choice.value(self._scope)
         for notice in self._connector.skip:
             if notice.when.evaluate(self._scope) is True:
                 return Finished("skip", reason=notice.because.render(self._scope))
@@ -173,7 +173,7 @@ class _Attempt:
         if means == "absent":
             self._scope["answer"] = None
         for name, choice in step.take:
-            self._scope["taken"][name] = choice.value(self._scope)
+            self._taken[name] = choice.value(self._scope)
         if known is not None and means == "ok":
             yield from self._learn(step, known, asked.writing, values)
         return None
@@ -194,7 +194,9 @@ class _Attempt:
             known.theirs = known.theirs | values
             known.written = True
         elif known.id and not known.recalled:
-            known.memory = cast("dict[str, str] | None", (yield Recall(known.record.name, known.id)))
+            known.memory = cast(
+                "dict[str, str] | None", (yield Recall(known.record.name, known.id))
+            )
             known.recalled = True
 
     def _asked(
@@ -241,10 +243,10 @@ class _Attempt:
                 return meaning
         return None
 
-    def _ended(
-        self, step: Step, answer: Answer, means: str, meaning: Meaning | None
-    ) -> Finished:
-        said = meaning.because.render(self._scope) if meaning is not None and meaning.because else None
+    def _ended(self, step: Step, answer: Answer, means: str, meaning: Meaning | None) -> Finished:
+        said = (
+            meaning.because.render(self._scope) if meaning is not None and meaning.because else None
+        )
         reason = said or f"answered {answer.status}"
         if means == "unauthorised":
             means, reason = "wait", said or "the credentials are refused"

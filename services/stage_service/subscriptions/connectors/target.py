@@ -114,9 +114,7 @@ class ConnectorTarget:
                 if isinstance(came, Finished):
                     return came
             elif isinstance(wish, Recall):
-                came = await self._memory.recall(
-                    wish.record, wish.id, trip.lead_id, self._clock()
-                )
+                came = await self._memory.recall(wish.record, wish.id, trip.lead_id, self._clock())
                 await self._link(wish.record, wish.id, trip)
             else:
                 came = None
@@ -162,7 +160,9 @@ class ConnectorTarget:
         for is_last in (not tokens.can_be_renewed, True):
             base = shown.base or self._connector.base.render({"config": self._config})
             if not base:
-                raise NoTokenError("the address of the API has no value: see the subscription's config")
+                raise NoTokenError(
+                    "the address of the API has no value: see the subscription's config"
+                )
             url = base.rstrip("/") + asked.url
             if shown.query:
                 url += ("&" if "?" in url else "?") + shown.query

@@ -1,7 +1,7 @@
 """How a connector's requests are authenticated: a credential as it is, or an access token of OAuth 2.0.
 
-An access token is kept until it expires, or the API refuses it; then it is got anew, once for all who wait. The
-grants are those of RFC 6749 (4.4, 6) and RFC 7523 (2.1, an assertion signed RS256).
+An access token is kept until it expires, or the API refuses it; then it is got anew, once for all who wait.
+The grants are those of RFC 6749 (4.4, 6) and RFC 7523 (2.1, an assertion signed RS256).
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ class Tokens:
         seconds = told.get("expires_in")
         self._until = None
         if isinstance(seconds, int | float) and not isinstance(seconds, bool):
-            self._until = now + timedelta(seconds=seconds) - min(EARLY, timedelta(seconds=seconds / 2))
+            self._until = (
+                now + timedelta(seconds=seconds) - min(EARLY, timedelta(seconds=seconds / 2))
+            )
         base = told.get(self._auth.base_from or "")
         return Shown(
             {"authorization": f"Bearer {token}"}, "", base if isinstance(base, str) else None, token
@@ -130,7 +132,9 @@ class Tokens:
 
     def _assertion(self, now: datetime) -> str:
         """Sign who we are (RFC 7519, RFC 7523): three minutes are the longest that Salesforce takes."""
-        audience = self._auth.audience.render({"config": self._config}) if self._auth.audience else ""
+        audience = (
+            self._auth.audience.render({"config": self._config}) if self._auth.audience else ""
+        )
         claims = {
             "iss": self._credentials["client_id"], "sub": self._credentials["username"],
             "aud": audience, "exp": int(now.timestamp()) + ASSERTION_S,
