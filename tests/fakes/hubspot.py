@@ -126,7 +126,11 @@ class FakeHubSpot(FakeCrm):
 
     def _upsert(self, seen: Seen) -> tuple[int, Any]:
         inputs = seen.body.get("inputs") if isinstance(seen.body, dict) else None
-        if not isinstance(inputs, list) or not 1 <= len(inputs) <= 100 or set(seen.body) != {"inputs"}:
+        if (
+            not isinstance(inputs, list)
+            or not 1 <= len(inputs) <= 100
+            or set(seen.body) != {"inputs"}
+        ):
             raise problem(400, "VALIDATION_ERROR", "Invalid input JSON")
         results: list[dict[str, Any]] = []
         for each in inputs:
@@ -169,7 +173,9 @@ class FakeHubSpot(FakeCrm):
                 error = "INVALID_EMAIL"
             if error:
                 raise problem(
-                    400, "VALIDATION_ERROR", f"Property values were not valid: {name}",
+                    400,
+                    "VALIDATION_ERROR",
+                    f"Property values were not valid: {name}",
                     errors=[{"message": f"{name} is not valid", "code": error}],
                 )
         email = properties.get("email", "").lower()

@@ -264,7 +264,8 @@ class _Attempt:
         told = tuple(
             text
             for notice in self._connector.tell
-            if notice.when.evaluate(self._scope) is True
+            if verdict == "ok"
+            and notice.when.evaluate(self._scope) is True
             and (text := notice.because.render(self._scope))
         )
         known = tuple(
