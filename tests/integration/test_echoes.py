@@ -180,6 +180,8 @@ async def test_the_echo_that_comes_before_the_answer(loop: Loop) -> None:
     delivering = asyncio.create_task(loop.house.deliver(message))
     await loop.crm.held.wait()
     count = len(loop.crm.outbox)
+    loop.crm.by_hand(None, email="grace@example.com", firstname="Ada")  # no less at that moment
+    news = len(loop.crm.outbox) - count
     posting = asyncio.create_task(loop.to_baton())
     waits = (
         "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%ended_at IS NULL AND begun_at%'"
@@ -188,8 +190,11 @@ async def test_the_echo_that_comes_before_the_answer(loop: Loop) -> None:
         await asyncio.sleep(0)
     loop.crm.hold.set()
     assert (await delivering).ok
-    assert (await posting)["echo"] == count
-    assert await loop.state() == before
+    answer = await posting
+    assert (answer["echo"], answer["applied"]) == (count, news)
+    (ada, grace) = (await loop.state())["leads"]
+    assert [ada] == before["leads"]
+    assert grace["email"] == "grace@example.com"
 
 
 async def test_the_echo_of_a_write_whose_answer_is_lost(loop: Loop) -> None:
@@ -202,12 +207,12 @@ async def test_the_echo_of_a_write_whose_answer_is_lost(loop: Loop) -> None:
     count = len(loop.crm.outbox)
     assert (await loop.to_baton())["echo"] == count
     assert await loop.state() == before
-    await loop.house.deliver_ok(message)
-    assert len(loop.crm.contacts) == 1
-    assert loop.crm.outbox == []
     loop.crm.by_hand(next(iter(loop.crm.contacts)), jobtitle="CTO")
     assert (await loop.to_baton())["applied"] == 1
     assert len((await loop.state())["leads"]) == 1
+    await loop.house.deliver_ok(message)
+    assert len(loop.crm.contacts) == 1
+    assert loop.crm.outbox == []
 
 
 async def test_somebody_elses_contact_made_meanwhile_is_news(loop: Loop) -> None:
