@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from services.baton import cli_alerts, cli_handoffs, cli_people, cli_quarantine, cli_sources
+from services.baton import (
+    cli_alerts,
+    cli_connectors,
+    cli_handoffs,
+    cli_people,
+    cli_quarantine,
+    cli_sources,
+)
 from services.baton.command import (
     DATA,
     NOTIFIER_URL,
@@ -38,6 +45,7 @@ for name, group in (
 ):  # fmt: skip
     app.add_typer(group, name=name)
 app.add_typer(cli_sources.app, name="sources")
+app.add_typer(cli_connectors.app, name="connectors")
 app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_alerts.app, name="alerts")
 app.add_typer(cli_people.app, name="people")

@@ -1,1 +1,1 @@
-"""CRMs as their vendors document them, over real HTTP: strict about requests, with state, faults and webhooks."""
+"""CRMs as their vendors document them, over real HTTP: strict, with state, faults and webhooks."""

@@ -19,7 +19,7 @@ from aiohttp import web
 class Fault:
     """What happens to the next request that `step` fits (method and beginning of the path).
 
-    `status`: this answer, and nothing happened. `lost`: it happens, and the connection ends without an answer.
+    `status`: this answer, and nothing happened. `lost`: it happens, and the connection ends without one.
     """
 
     method: str
@@ -42,7 +42,7 @@ class Seen:
     body: Any
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The vendor's refusal of a request."""
 
     def __init__(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
@@ -109,7 +109,7 @@ class FakeCrm:
         try:
             status, answer = self.answer(seen)
             headers: dict[str, str] = {}
-        except Refused as refused:
+        except RefusedError as refused:
             status, answer, headers = refused.status, refused.body, refused.headers
         if self.version() != before:
             if self.changed is not None:
@@ -132,7 +132,7 @@ class FakeCrm:
         return None
 
     def answer(self, seen: Seen) -> tuple[int, Any]:
-        """Answer a request; raises Refused."""
+        """Answer a request; raises RefusedError."""
         raise NotImplementedError
 
     def version(self) -> int:

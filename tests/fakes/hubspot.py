@@ -13,7 +13,7 @@ import time
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
-from tests.fakes.crm import FakeCrm, Refused, Seen
+from tests.fakes.crm import FakeCrm, RefusedError, Seen
 
 PROPERTIES = {
     "email", "firstname", "lastname", "phone", "jobtitle", "company", "country", "lifecyclestage",
@@ -27,12 +27,12 @@ APP = 39522895
 PORTAL = 48975575
 
 
-def problem(status: int, category: str, message: str, **more: Any) -> Refused:
+def problem(status: int, category: str, message: str, **more: Any) -> RefusedError:
     """An error as HubSpot writes it."""
     body = {
         "status": "error", "message": message, "correlationId": "c-1", "category": category, **more
     }  # fmt: skip
-    return Refused(status, body)
+    return RefusedError(status, body)
 
 
 class FakeHubSpot(FakeCrm):
@@ -51,9 +51,11 @@ class FakeHubSpot(FakeCrm):
         self._version = 0
 
     def version(self) -> int:
+        """Give the number of changes."""
         return self._version
 
     def answer(self, seen: Seen) -> tuple[int, Any]:
+        """Answer a request; raises RefusedError."""
         if (seen.method, seen.path) == ("POST", "/oauth/v1/token"):
             return self._token(seen)
         scheme, _, token = seen.headers.get("authorization", "").partition(" ")
@@ -61,7 +63,7 @@ class FakeHubSpot(FakeCrm):
             category = "EXPIRED_AUTHENTICATION" if token else "INVALID_AUTHENTICATION"
             raise problem(401, category, "The OAuth token used to make this call expired")
         if seen.method != "GET" and seen.headers.get("content-type") != "application/json":
-            raise Refused(415, {"status": "error", "message": "Unsupported media type"})
+            raise RefusedError(415, {"status": "error", "message": "Unsupported media type"})
         if (seen.method, seen.path) == ("GET", "/crm/v3/owners"):
             return self._owners(seen)
         if (seen.method, seen.path) == ("POST", "/crm/v3/objects/contacts/batch/upsert"):
@@ -75,14 +77,16 @@ class FakeHubSpot(FakeCrm):
 
     def _token(self, seen: Seen) -> tuple[int, Any]:
         if seen.headers.get("content-type") != "application/x-www-form-urlencoded":
-            raise Refused(415, {"status": "BAD_CONTENT_TYPE"})
+            raise RefusedError(415, {"status": "BAD_CONTENT_TYPE"})
         form = {name: values[0] for name, values in parse_qs(str(seen.body)).items()}
         self.only(form, {"grant_type", "client_id", "client_secret", "refresh_token"}, "token")
         known = self.refresh_tokens.get(form.get("refresh_token", ""))
         if form.get("grant_type") != "refresh_token" or known != (
             form.get("client_id"), form.get("client_secret"),
         ):  # fmt: skip
-            raise Refused(400, {"status": "BAD_REFRESH_TOKEN", "message": "missing or invalid"})
+            raise RefusedError(
+                400, {"status": "BAD_REFRESH_TOKEN", "message": "missing or invalid"}
+            )
         token = f"access-{next(self._numbers)}"
         self.tokens.add(token)
         return 200, {
@@ -139,7 +143,7 @@ class FakeHubSpot(FakeCrm):
                 raise problem(400, "VALIDATION_ERROR", "Invalid input JSON")
             try:
                 id, is_new = self._find(each["id"], each.get("idProperty")), False
-            except Refused:
+            except RefusedError:
                 id, is_new = self._create({"email": each["id"]} | each["properties"], True), True
             if not is_new:
                 self._change(id, each["properties"], ours=True)
@@ -197,10 +201,8 @@ class FakeHubSpot(FakeCrm):
         contact = self.contacts[id]
         for name, value in properties.items():
             before = contact.get(name, "")
-            if name == "lifecyclestage" and value and before in STAGES:
-                if STAGES.index(value) < STAGES.index(before):
-                    continue
-            if value == before:
+            is_stage = name == "lifecyclestage" and value and before in STAGES
+            if value == before or (is_stage and STAGES.index(value) < STAGES.index(before)):
                 continue
             contact[name] = value
             self._version += 1

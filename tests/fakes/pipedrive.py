@@ -13,7 +13,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tests.fakes.crm import FakeCrm, Refused, Seen
+from tests.fakes.crm import FakeCrm, RefusedError, Seen
 
 PERSON = {
     "name": str, "owner_id": int, "org_id": int, "emails": list, "phones": list, "visible_to": int,
@@ -27,9 +27,9 @@ DEAL = {
 API_USER = 12345678
 
 
-def refused(status: int, error: str) -> Refused:
+def refused(status: int, error: str) -> RefusedError:
     """An error as Pipedrive writes it."""
-    return Refused(status, {"success": False, "error": error, "code": "ERR", "error_info": ""})
+    return RefusedError(status, {"success": False, "error": error, "code": "ERR", "error_info": ""})
 
 
 class FakePipedrive(FakeCrm):
@@ -50,9 +50,11 @@ class FakePipedrive(FakeCrm):
         self._told_at = datetime.now(UTC)
 
     def version(self) -> int:
+        """Give the number of changes."""
         return self._version
 
     def answer(self, seen: Seen) -> tuple[int, Any]:
+        """Answer a request; raises RefusedError."""
         if seen.headers.get("x-api-token") not in self.tokens:
             raise refused(401, "unauthorized access")
         if (

@@ -1,7 +1,7 @@
 """Salesforce: Leads by REST (composite, query, upsert by external id, update), OAuth, change events.
 
-After developer.salesforce.com (REST API guide, OAuth flows, Change Data Capture). Of SOQL it reads the shape that
-`SELECT fields FROM object WHERE a = 'x' OR (b = 'y' AND c = null) ORDER BY ... LIMIT n` has.
+After developer.salesforce.com (REST API guide, OAuth flows, Change Data Capture). Of SOQL it reads the shape
+that `SELECT fields FROM object WHERE a = 'x' OR (b = 'y' AND c = null) ORDER BY ... LIMIT n` has.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from tests.fakes.crm import FakeCrm, Refused, Seen
+from tests.fakes.crm import FakeCrm, RefusedError, Seen
 
 FIELDS = {
     "Id", "Baton_Lead_Id__c", "FirstName", "LastName", "Email", "Phone", "Title", "Company", "Country",
@@ -30,10 +30,12 @@ API = "/services/data/v62.0"
 SYSTEM_USER = "005000000000001AAA"
 
 
-def refused(status: int, code: str, message: str = "", fields: list[str] | None = None) -> Refused:
+def refused(
+    status: int, code: str, message: str = "", fields: list[str] | None = None
+) -> RefusedError:
     """An error as Salesforce writes it."""
     error: dict[str, Any] = {"message": message or code, "errorCode": code}
-    return Refused(status, [error | ({"fields": fields} if fields is not None else {})])
+    return RefusedError(status, [error | ({"fields": fields} if fields is not None else {})])
 
 
 def full_id(prefix: str, number: int) -> str:
@@ -63,12 +65,15 @@ class FakeSalesforce(FakeCrm):
         self._version = 0
 
     def version(self) -> int:
+        """Give the number of changes."""
         return self._version
 
     def is_reading(self, seen: Seen) -> bool:
+        """Whether a request only reads."""
         return super().is_reading(seen) or seen.path.endswith("/composite")
 
     def answer(self, seen: Seen) -> tuple[int, Any]:
+        """Answer a request; raises RefusedError."""
         if (seen.method, seen.path) == ("POST", "/services/oauth2/token"):
             return self._token(seen)
         scheme, _, token = seen.headers.get("authorization", "").partition(" ")
@@ -96,9 +101,9 @@ class FakeSalesforce(FakeCrm):
             self._assertion(form.get("assertion", ""))
         elif grant == "client_credentials":
             if (form.get("client_id"), form.get("client_secret")) != ("consumer", "secret"):
-                raise Refused(400, {"error": "invalid_client", "error_description": "invalid"})
+                raise RefusedError(400, {"error": "invalid_client", "error_description": "invalid"})
         else:
-            raise Refused(400, {"error": "unsupported_grant_type"})
+            raise RefusedError(400, {"error": "unsupported_grant_type"})
         token = f"00D!{next(self._numbers)}"
         self.tokens.add(token)
         return 200, {
@@ -117,11 +122,11 @@ class FakeSalesforce(FakeCrm):
         head, claims = parts
         assert head["alg"] == "RS256"
         if claims["aud"] != "https://login.salesforce.com" or claims["iss"] != "consumer":
-            raise Refused(
+            raise RefusedError(
                 400, {"error": "invalid_grant", "error_description": "audience is invalid"}
             )
         if not 0 < claims["exp"] - time.time() <= 300 or claims["sub"] != "api@example.com":
-            raise Refused(400, {"error": "invalid_grant", "error_description": "expired"})
+            raise RefusedError(400, {"error": "invalid_grant", "error_description": "expired"})
 
     def _composite(self, seen: Seen) -> tuple[int, Any]:
         self.only(seen.body, {"allOrNone", "compositeRequest", "collateSubrequests"}, "composite")
@@ -135,7 +140,7 @@ class FakeSalesforce(FakeCrm):
             assert (each["method"], url.path) == ("GET", f"{API}/query")
             try:
                 status, body = 200, self._query(parse_qs(url.query)["q"][0])
-            except Refused as error:
+            except RefusedError as error:
                 status, body = error.status, error.body
             answers.append({"body": body, "httpHeaders": {}, "httpStatusCode": status,
                             "referenceId": each["referenceId"]})  # fmt: skip
@@ -263,7 +268,8 @@ class FakeSalesforce(FakeCrm):
         }
         names = {n: fields[n] for n in ("FirstName", "LastName") if n in fields}
         header = {
-            "entityName": "Lead", "recordIds": [id], "changeType": type, "changeOrigin": origin if seen else "",
+            "entityName": "Lead", "recordIds": [id], "changeType": type,
+            "changeOrigin": origin if seen else "",
             "transactionKey": f"0003c6{number:04}", "sequenceNumber": 1,
             "commitTimestamp": int(time.time() * 1000), "commitNumber": 10589488868000 + number,
             "commitUser": SYSTEM_USER,

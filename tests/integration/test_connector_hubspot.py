@@ -1,4 +1,4 @@
-"""The HubSpot connector against a strict HubSpot: what is written, what is not, and what faults leave behind."""
+"""The HubSpot connector against a strict HubSpot: what is written, what is not, what faults leave."""
 
 from __future__ import annotations
 

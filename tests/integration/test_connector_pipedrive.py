@@ -172,28 +172,28 @@ async def deliver(stage: Stage, body: dict[str, Any]) -> dict[str, Any]:
 async def test_what_was_written_comes_back_and_changes_nothing(database_url: str) -> None:
     secrets = {"pipedrive": ["user:password"]}
     config: dict[str, Any] = {"stages": STAGES, "create_deals": True}
-    async with FakePipedrive() as crm:
-        async with (
-            connected(database_url, crm, "pipedrive", TOKEN, base_url=crm.url, **config) as house,
-            running_stage(database_url, source_secrets=secrets) as stage,
-        ):
-            event = {"specversion": "1.0", "id": "1", "source": "/website", "type": "demo.requested",
-                     "data": {"email": "ada@example.com", "name": "Ada Ortiz"}}  # fmt: skip
-            (result,) = await stage.send(event)
-            await house.deliver_ok(told(result["lead_id"], "mql"))
-            await house.deliver_ok(told(result["lead_id"], "sql"))
-            sent, crm.outbox = crm.outbox, []
-            assert [s["meta"]["action"] for s in sent] == ["create", "create", "change"]
-            for body in sent:
-                assert (await deliver(stage, body))["echo"] == 1
-            types = await stage.connection.fetch("SELECT type FROM stage.events ORDER BY type")
-            assert [t["type"] for t in types] == ["crm.linked", "demo.requested"]
-            # Somebody moves the deal on, and somebody else calls the person by another name.
-            (deal,) = crm.deals
-            (person,) = crm.persons
-            crm.change("deals", deal, {"status": "won"})
-            crm.change("persons", person, {"name": "Ada Byron"})
-            for body in crm.outbox:
-                assert (await deliver(stage, body))["applied"] == 1
-            (lead,) = await stage.connection.fetch("SELECT id::text, name FROM stage.leads")
-            assert (lead["id"], lead["name"]) == (result["lead_id"], "Ada Byron")
+    async with (
+        FakePipedrive() as crm,
+        connected(database_url, crm, "pipedrive", TOKEN, base_url=crm.url, **config) as house,
+        running_stage(database_url, source_secrets=secrets) as stage,
+    ):
+        event = {"specversion": "1.0", "id": "1", "source": "/website", "type": "demo.requested",
+                 "data": {"email": "ada@example.com", "name": "Ada Ortiz"}}  # fmt: skip
+        (result,) = await stage.send(event)
+        await house.deliver_ok(told(result["lead_id"], "mql"))
+        await house.deliver_ok(told(result["lead_id"], "sql"))
+        sent, crm.outbox = crm.outbox, []
+        assert [s["meta"]["action"] for s in sent] == ["create", "create", "change"]
+        for body in sent:
+            assert (await deliver(stage, body))["echo"] == 1
+        types = await stage.connection.fetch("SELECT type FROM stage.events ORDER BY type")
+        assert [t["type"] for t in types] == ["crm.linked", "demo.requested"]
+        # Somebody moves the deal on, and somebody else calls the person by another name.
+        (deal,) = crm.deals
+        (person,) = crm.persons
+        crm.change("deals", deal, {"status": "won"})
+        crm.change("persons", person, {"name": "Ada Byron"})
+        for body in crm.outbox:
+            assert (await deliver(stage, body))["applied"] == 1
+        (lead,) = await stage.connection.fetch("SELECT id::text, name FROM stage.leads")
+        assert (lead["id"], lead["name"]) == (result["lead_id"], "Ada Byron")

@@ -194,27 +194,27 @@ async def post(stage: Stage, event: dict[str, Any]) -> dict[str, Any]:
 
 async def test_what_was_written_comes_back_and_changes_nothing(database_url: str) -> None:
     secrets = {"salesforce-cdc": ["relay-secret"]}
-    async with FakeSalesforce() as crm:
-        async with (
-            connected(database_url, crm, "salesforce", SECRETS, login_url=crm.url) as house,
-            running_stage(database_url, source_secrets=secrets) as stage,
-        ):
-            event = {"specversion": "1.0", "id": "1", "source": "/website", "type": "demo.requested",
-                     "data": {"email": "ada@example.com", "name": "Ada Ortiz"}}  # fmt: skip
-            (result,) = await stage.send(event)
-            await house.deliver_ok(told(result["lead_id"], "lead"))
-            await house.deliver_ok(told(result["lead_id"], "mql"))
-            sent, crm.outbox = crm.outbox, []
-            assert [s["ChangeEventHeader"]["changeType"] for s in sent] == ["CREATE", "UPDATE"]
-            assert (await post(stage, sent[0]))["echo"] == 1
-            # Not marked, as when another relay drops the header: what it says is known all the same.
-            sent[1]["ChangeEventHeader"]["changeOrigin"] = ""
-            assert (await post(stage, sent[1]))["echo"] == 1
-            types = await stage.connection.fetch("SELECT type FROM stage.events ORDER BY type")
-            assert [t["type"] for t in types] == ["crm.linked", "demo.requested"]
-            (id,) = crm.leads
-            crm.change(id, Title="CTO", Status="Closed - Not Converted")
-            assert (await post(stage, crm.outbox[0]))["applied"] == 1
-            (lead,) = await stage.connection.fetch("SELECT id::text, attributes FROM stage.leads")
-            assert lead["id"] == result["lead_id"]
-            assert json.loads(lead["attributes"])["title"] == "CTO"
+    async with (
+        FakeSalesforce() as crm,
+        connected(database_url, crm, "salesforce", SECRETS, login_url=crm.url) as house,
+        running_stage(database_url, source_secrets=secrets) as stage,
+    ):
+        event = {"specversion": "1.0", "id": "1", "source": "/website", "type": "demo.requested",
+                 "data": {"email": "ada@example.com", "name": "Ada Ortiz"}}  # fmt: skip
+        (result,) = await stage.send(event)
+        await house.deliver_ok(told(result["lead_id"], "lead"))
+        await house.deliver_ok(told(result["lead_id"], "mql"))
+        sent, crm.outbox = crm.outbox, []
+        assert [s["ChangeEventHeader"]["changeType"] for s in sent] == ["CREATE", "UPDATE"]
+        assert (await post(stage, sent[0]))["echo"] == 1
+        # Not marked, as when another relay drops the header: what it says is known all the same.
+        sent[1]["ChangeEventHeader"]["changeOrigin"] = ""
+        assert (await post(stage, sent[1]))["echo"] == 1
+        types = await stage.connection.fetch("SELECT type FROM stage.events ORDER BY type")
+        assert [t["type"] for t in types] == ["crm.linked", "demo.requested"]
+        (id,) = crm.leads
+        crm.change(id, Title="CTO", Status="Closed - Not Converted")
+        assert (await post(stage, crm.outbox[0]))["applied"] == 1
+        (lead,) = await stage.connection.fetch("SELECT id::text, attributes FROM stage.leads")
+        assert lead["id"] == result["lead_id"]
+        assert json.loads(lead["attributes"])["title"] == "CTO"

@@ -1,4 +1,4 @@
-"""Two-way with HubSpot: what a connector wrote comes back as webhooks and changes nothing; news still counts."""
+"""Two-way with HubSpot: what a connector wrote comes back and changes nothing; news still counts."""
 
 from __future__ import annotations
 

@@ -33,7 +33,9 @@ def is_empty(value: Any) -> bool:
 def value_hash(value: Any) -> str:
     """Give 32 hex digits of what `value` means, whether a tool writes it as number or as text."""
     text = text_of(value)
-    return digest_of(text.strip() if text is not None else None if is_empty(value) else value)
+    if text is not None:
+        value = text.strip()
+    return digest_of(None if is_empty(value) else value)
 
 
 def claim_of(rule: EchoOf, scope: Mapping[str, Any]) -> Claim | None:
