@@ -101,7 +101,9 @@ def try_out(
 
     A step without one finds nothing, or succeeds with an empty answer.
     """
-    scope = scope_of(message, connector.configured(config), known, lambda _: owner_email)
+    scope = scope_of(message, connector.configured(config)) | {"known": known}
+    if scope["owner"]:
+        scope["owner"]["email"] = owner_email
     steps = run(connector, scope)
     asked: list[tuple[Asked, Answer]] = []
     came: Any = None

@@ -80,9 +80,7 @@ class House:
         """Make the target anew, as another process would."""
         name = self.subscription.connector
         connector = load_connector(ROOT / "connectors" / f"{name}.yaml")
-        self.target = ConnectorTarget(
-            connector, self.subscription, self.pool, self.calls, PEOPLE.get, self.now
-        )
+        self.target = ConnectorTarget(connector, self.subscription, self.pool, self.calls, self.now)
 
     def now(self) -> datetime:
         """The house's time."""
@@ -109,6 +107,7 @@ async def connected(
         async with aiohttp.ClientSession() as session:
             wanted = subscription(connector, credentials, **config)
             await store(pool, wanted)
+            await hire(pool)
             yield House(crm, pool, wanted, Calls(session, 5.0))
     finally:
         await pool.close()
@@ -123,6 +122,17 @@ async def store(pool: Any, wanted: Subscription) -> None:
            VALUES ($1, $2, $3, '{}', 'full', true, $4, 5, 8, 'active', now(), now(), 'test', now())""",
         wanted.id, wanted.name, wanted.connector, msgspec.json.encode(wanted.config).decode(),
     )  # fmt: skip
+
+
+async def hire(pool: Any) -> None:
+    """Put the people into the roster, where they are not yet."""
+    for id, email in PEOPLE.items():
+        document = msgspec.json.encode({"id": id, "name": id.title(), "email": email}).decode()
+        await pool.execute(
+            """INSERT INTO roster.people (id, document) VALUES ($1, $2)
+               ON CONFLICT DO NOTHING""",
+            id, document,
+        )  # fmt: skip
 
 
 def new_lead() -> str:

@@ -26,14 +26,18 @@ WHERE subscription_id = $1 AND lead_id = $2::text
 UNION ALL
 (SELECT 'identity', kind, value FROM stage.identities WHERE lead_id = $2::text::uuid
  ORDER BY recorded_at DESC, value)
+UNION ALL
+SELECT 'owner', '', document ->> 'email' FROM roster.people
+WHERE id = $3 AND left_at IS NULL AND document ->> 'email' IS NOT NULL
 """
 
 
 class Prelude:
-    """What is known of a lead before a delivery: its identities, newest first, and its place."""
+    """What is known before a delivery: the lead's identities (newest first), place, and owner's address."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
         self.place = next((int(r["value"]) for r in rows if r["what"] == "place"), 0)
+        self.owner_email = next((str(r["value"]) for r in rows if r["what"] == "owner"), None)
         self.identities = [(r["kind"], r["value"]) for r in rows if r["what"] == "identity"]
 
     @property
@@ -54,9 +58,9 @@ class Memory:
         self._id = subscription_id
         self._connector = connector
 
-    async def prelude(self, lead_id: str) -> Prelude:
-        """Read what is known of a lead."""
-        return Prelude(await self._executor.fetch(_PRELUDE, self._id, lead_id))
+    async def prelude(self, lead_id: str, owner_id: str | None) -> Prelude:
+        """Read what is known of a lead, and of the person of the roster who owns it."""
+        return Prelude(await self._executor.fetch(_PRELUDE, self._id, lead_id, owner_id))
 
     async def unanswered(self, record: str, lead_id: str, since: datetime) -> datetime | None:
         """Give when a record was last to be made for the lead, after `since`, without an answer."""

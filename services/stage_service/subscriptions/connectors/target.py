@@ -36,9 +36,6 @@ KEPT_ANSWERS_MAX = 1000
 _decode = msgspec.json.Decoder().decode
 _log = structlog.get_logger("baton.connectors")
 
-PersonEmail = Callable[[str], str | None]
-"""Gives the e-mail address of a person of the roster by their id."""
-
 
 class ConnectorTarget:
     """Delivers the events of one subscription by its connector."""
@@ -49,7 +46,6 @@ class ConnectorTarget:
         subscription: Subscription,
         executor: Executor,
         calls: Calls,
-        person_email: PersonEmail,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._connector = connector
@@ -57,7 +53,6 @@ class ConnectorTarget:
         self._config = connector.configured(subscription.config)
         self._calls = calls
         self._memory = Memory(executor, subscription.id, connector.name)
-        self._person_email = person_email
         self._clock = clock
         auth = connector.auth_for(subscription.credentials)
         self._tokens = Tokens(auth, subscription.credentials, self._config, calls) if auth else None
@@ -90,12 +85,18 @@ class ConnectorTarget:
         if self._tokens is None:
             ways = " or ".join(", ".join(a.credentials) for a in self._connector.auth)
             raise NoTokenError(f"the subscription lacks credentials: {ways}")
-        is_lead = _is_uuid(message.key)
-        prelude = await self._memory.prelude(message.key) if is_lead else Prelude([])
+        scope = scope_of(message, self._config)
+        prelude = Prelude([])
+        if _is_uuid(message.key):  # a test event is about nobody
+            owner = cast("dict[str, Any]", scope["owner"] or {})
+            prelude = await self._memory.prelude(message.key, owner.get("id"))
         if message.position is not None and message.position < prelude.place:
             return Finished("skip", reason="a newer event of this lead was written already")
         trip.prelude = prelude
-        finished = await self._drive(self._scope(message, prelude), trip)
+        scope["known"] = prelude.external_ids
+        if scope["owner"]:
+            scope["owner"]["email"] = prelude.owner_email
+        finished = await self._drive(scope, trip)
         if finished.verdict == "ok":
             await self._memory.finish(finished.known, message.key, message.position, now)
         return finished
@@ -190,9 +191,6 @@ class ConnectorTarget:
         if record.link and record.system and (f"external:{record.system}", id) not in known:
             await self._memory.link(record, id, trip.lead_id, self._clock())
 
-    def _scope(self, message: Message, prelude: Prelude) -> dict[str, Any]:
-        return scope_of(message, self._config, prelude.external_ids, self._person_email)
-
 
 class _Trip:
     """One attempt on its way: for whom, and what was asked last."""
@@ -212,20 +210,16 @@ class _Trip:
         self.shown = f"{asked.method} {asked.shown}{size} (request {self._requests})"
 
 
-def scope_of(
-    message: Message, config: dict[str, Any], known: dict[str, str], person_email: PersonEmail
-) -> dict[str, Any]:
-    """Give what a connector's expressions see of an event."""
+def scope_of(message: Message, config: dict[str, Any]) -> dict[str, Any]:
+    """Give what a connector's expressions see of an event; `known` is for the caller to fill."""
     event = cast("dict[str, Any]", _decode(message.value))
     event = event | {"type": message.type, "id": message.id}
     responsible = event.get("responsible")
     holder = cast("dict[str, Any]", responsible) if isinstance(responsible, dict) else event
     owner = holder.get("owner")
-    if isinstance(owner, dict):
-        person = cast("dict[str, Any]", owner)
-        owner = person | {"email": person_email(str(person.get("id")))}
+    owner = dict(cast("dict[str, Any]", owner)) if isinstance(owner, dict) else None
     return {
-        "event": event, "lead": event.get("lead"), "owner": owner, "config": config, "known": known,
+        "event": event, "lead": event.get("lead"), "owner": owner, "config": config, "known": {},
     }  # fmt: skip
 
 
