@@ -100,6 +100,23 @@ def test_the_connectors_that_come_along_are_right(name: str) -> None:
     assert all(setting.about for setting in it.settings)
 
 
+def test_the_example_of_the_documentation_works() -> None:
+    """The connector of 'Write your own', and what it asks about a lead that Kontor does not know."""
+    text = (ROOT / "docs" / "connectors.md").read_text("utf-8")
+    part = text[text.index("## Write your own") :]
+    it = parse_connector(part.split("```yaml\n")[1].split("```")[0], "kontor.yaml")
+    config = it.configured({"base_url": "https://kontor.example"})
+    answers = [Answer(200, {}, {"people": []}), Answer(201, {}, {"id": 5})]
+    lead = {"email": "ada@example.com", "name": "Ada"}
+    asked, finished = driven(it, answers, lead=lead, config=config)
+    assert [a.step for a in asked] == ["find", "create"]
+    assert json.loads(asked[1].body or b"") == {
+        "mail": "ada@example.com", "name": "Ada", "temperature": "warm"
+    }  # fmt: skip
+    assert finished.verdict == "ok"
+    assert finished.known[0][1] == "5"
+
+
 def test_config_is_laid_over_the_defaults() -> None:
     it = load_connector(ROOT / "connectors" / "hubspot.yaml")
     found = it.configured({"stages": {"mql": "opportunity", "sql": None}, "backward": False})
