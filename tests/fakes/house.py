@@ -104,11 +104,12 @@ async def connected(
     """Run a target for `crm`; what the fake complains of fails the test."""
     pool = await asyncpg.create_pool(database_url, min_size=1, max_size=5)
     try:
-        async with aiohttp.ClientSession() as session:
-            wanted = subscription(connector, credentials, **config)
-            await store(pool, wanted)
-            await hire(pool)
-            yield House(crm, pool, wanted, Calls(session, 5.0))
+        wanted = subscription(connector, credentials, **config)
+        await store(pool, wanted)
+        await hire(pool)
+        house = House(crm, pool, wanted, Calls(aiohttp.ClientSession, 5.0))
+        yield house
+        await house.target.close()
     finally:
         await pool.close()
     assert crm.complaints == []

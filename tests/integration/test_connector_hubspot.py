@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 
@@ -243,7 +244,8 @@ async def test_a_wrong_token_is_told_without_it(house: House) -> None:
 
 
 async def test_a_server_that_does_not_answer_in_time(house: House) -> None:
-    house.calls = Calls(house.calls._session, 0.2)
+    await house.calls.close()
+    house.calls = Calls(aiohttp.ClientSession, 0.2)
     house.restart()
     house.crm.hold = asyncio.Event()
     outcome = await house.deliver(told(new_lead()))

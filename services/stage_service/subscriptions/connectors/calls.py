@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -21,22 +22,31 @@ class NoAnswerError(Exception):
 
 
 class Calls:
-    """Sends requests over `session`, whose connector decides which addresses may be reached."""
+    """Sends requests over one session, which decides which addresses may be reached."""
 
-    def __init__(self, session: aiohttp.ClientSession, timeout_s: float) -> None:
-        self._session = session
+    def __init__(self, open_session: Callable[[], aiohttp.ClientSession], timeout_s: float) -> None:
+        self._open_session = open_session
         self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
 
     async def send(
         self, method: str, url: str, headers: dict[str, str], body: bytes | None
     ) -> Answer:
         """Send one request; raises NoAnswerError."""
+        if self._session is None:
+            self._session = self._open_session()
         try:
             async with (
                 asyncio.timeout(self._timeout_s),
                 self._session.request(
                     method, _exactly(url), headers={"user-agent": USER_AGENT} | headers,
-                    data=body, allow_redirects=False, auto_decompress=True,
+                    data=body, allow_redirects=False,
                 ) as response,
             ):  # fmt: skip
                 content = await _read(response)

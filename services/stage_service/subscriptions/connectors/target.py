@@ -78,8 +78,9 @@ class ConnectorTarget:
         )
 
     async def close(self) -> None:
-        """Forget what was kept; the session is its owner's to close."""
+        """Close the connections."""
         self._kept.clear()
+        await self._calls.close()
 
     async def _deliver(self, message: Message, trip: _Trip, now: datetime) -> Finished:
         if self._tokens is None:
