@@ -1,11 +1,11 @@
 """Schema stage: what connectors wrote into CRMs, whose record is whose lead, and the echoes of these writes.
 
-Revision ID: 0017
+Revision ID: 0015
 """
 
 from alembic import op
 
-revision = "0017"
+revision = "0015"
 down_revision = "0014"
 
 
