@@ -71,6 +71,7 @@ def upgrade() -> None:
         "COMMENT ON COLUMN stage.connector_links.told_at IS 'when the lead event crm.linked was committed: "
         "from then on the record''s id names the lead'"
     )
+    op.execute("CREATE INDEX connector_links_of ON stage.connector_links (lead_id)")
     op.execute(
         "CREATE INDEX connector_links_untold ON stage.connector_links (linked_at) "
         "WHERE told_at IS NULL"

@@ -58,6 +58,8 @@ class FakeCrm:
     def __init__(self) -> None:
         self.requests: list[Seen] = []
         self.faults: list[Fault] = []
+        self.chance: Callable[[Seen], Fault | None] = lambda _: None
+        """Gives the fault of a request for which none is ordered."""
         self.complaints: list[str] = []
         self.hold: asyncio.Event | None = None
         """Set by a test: writes take effect at once, and their answers wait for it."""
@@ -129,7 +131,7 @@ class FakeCrm:
             if fault.times and seen.method == fault.method and seen.path.startswith(fault.path):
                 fault.times -= 1
                 return fault
-        return None
+        return self.chance(seen)
 
     def answer(self, seen: Seen) -> tuple[int, Any]:
         """Answer a request; raises RefusedError."""

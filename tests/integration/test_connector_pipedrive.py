@@ -103,6 +103,15 @@ async def test_a_lost_answer_makes_no_second_person(house: House) -> None:
     assert len(crm.deals) == 1
 
 
+async def test_the_next_event_knows_the_new_person_before_the_search_does(house: House) -> None:
+    crm = pipedrive(house)
+    crm.index_at_once = False
+    lead = new_lead()
+    await house.deliver_ok(told(lead, "mql"))
+    await house.deliver_ok(told(lead, "sql"))
+    assert (len(crm.persons), len(crm.deals)) == (1, 1)
+
+
 async def test_an_attempt_that_never_came_there_is_made_good(house: House) -> None:
     crm = pipedrive(house)
     crm.faults.append(Fault("POST", "/api/v2/persons", 502, {}))

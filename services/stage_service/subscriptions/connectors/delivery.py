@@ -188,7 +188,9 @@ class _Attempt:
             known.id = id
         if step.reads is not None and step.reads.fields is not None:
             theirs = step.reads.fields.evaluate(self._scope)
-            known.theirs = cast("dict[str, Any]", theirs) if isinstance(theirs, dict) else {}
+            # Of a record that is none any more, as a deleted one, nothing is to be compared with.
+            is_there = isinstance(theirs, dict) and known.id is not None
+            known.theirs = cast("dict[str, Any]", theirs) if is_there else {}
         if writing is not None:
             yield Wrote(writing, known.id, True)
             known.theirs = known.theirs | values

@@ -24,6 +24,9 @@ _PRELUDE = """
 SELECT 'place' AS what, '' AS kind, position::text AS value FROM stage.connector_places
 WHERE subscription_id = $1 AND lead_id = $2::text
 UNION ALL
+(SELECT 'identity', 'external:' || system, record_id FROM stage.connector_links
+ WHERE lead_id = $2::text ORDER BY linked_at DESC, record_id)
+UNION ALL
 (SELECT 'identity', kind, value FROM stage.identities WHERE lead_id = $2::text::uuid
  ORDER BY recorded_at DESC, value)
 UNION ALL
