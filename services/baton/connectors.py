@@ -101,7 +101,8 @@ def try_out(
 
     A step without one finds nothing, or succeeds with an empty answer.
     """
-    scope = scope_of(message, connector.configured(config)) | {"known": known}
+    scope: dict[str, Any] = scope_of(message, connector.configured(config))
+    scope["known"] = known
     if scope["owner"]:
         scope["owner"]["email"] = owner_email
     steps = run(connector, scope)

@@ -32,7 +32,10 @@ SKEW = timedelta(seconds=120)
 """How far the CRM's clock, and the time it gives a change, may be from ours."""
 OPEN = timedelta(seconds=120)
 """How long after its beginning a write without an answer may still happen."""
+ANSWERED_WITHIN = timedelta(seconds=30)
+"""A write that has no answer after so long gets none any more: nobody waits for it."""
 ANSWER_WITHIN_S = 2.0
+"""How long a delivery waits for the answers to writes."""
 LOOK_EVERY_S = 0.05
 LINKED = "crm.linked"
 """The lead event that says which record of a CRM a lead is."""
@@ -57,6 +60,12 @@ ORDER BY id, field FOR UPDATE
 _UNANSWERED = """
 SELECT count(*) FROM stage.connector_writes
 WHERE connector = ANY($1) AND record_id IS NULL AND ended_at IS NULL AND begun_at > $2
+"""
+_KNOWN = """
+SELECT record, id FROM unnest($1::text[], $2::text[], $3::text[]) AS c(kind, record, id)
+WHERE EXISTS (SELECT FROM stage.identities i WHERE i.kind = c.kind AND i.value = c.id)
+  OR EXISTS (SELECT FROM stage.connector_writes w
+             WHERE w.connector = ANY($4) AND w.record = c.record AND w.record_id = c.id)
 """
 _UNTOLD = """
 WITH RECURSIVE untold AS (
@@ -131,7 +140,9 @@ class Echoes:
     async def _recognise(
         self, source: Source, mapped: Mapped, connectors: Sequence[str]
     ) -> set[str]:
-        await self._answers(connectors)
+        strangers = await self._strangers(mapped.claims, connectors)
+        if strangers:
+            await self._answers(connectors)
         events = {event.id: event for event in mapped.events if event.id in mapped.claims}
         async with self._pool.acquire() as connection, connection.transaction():
             places = {c.record for c in mapped.claims.values() if c.record}
@@ -145,7 +156,6 @@ class Echoes:
                 source.event_source, list(events),
             )  # fmt: skip
             comparing = _Comparing([dict(row) for row in writes], source.name)
-            strangers = await self._strangers(connection, mapped.claims, comparing)
             echoes = {row["event_id"] for row in recorded}
             fresh = comparing.echoes(
                 {id: (mapped.claims[id], e) for id, e in events.items() if id not in echoes},
@@ -157,33 +167,26 @@ class Echoes:
     async def _answers(self, connectors: Sequence[str]) -> None:
         """Wait a moment for the answers to records that are being made: they say whose webhook this is."""
         for _ in range(round(ANSWER_WITHIN_S / LOOK_EVERY_S)):
-            if not await self._pool.fetchval(_UNANSWERED, connectors, self._now() - OPEN):
+            since = self._now() - ANSWERED_WITHIN
+            if not await self._pool.fetchval(_UNANSWERED, connectors, since):
                 return
             await asyncio.sleep(LOOK_EVERY_S)
 
-    async def _strangers(
-        self, connection: Any, claims: Mapping[str, Claim], comparing: _Comparing
-    ) -> set[str]:
-        """Give the records, of those claimed, that no lead is known by: one of them may be being made."""
-        if not comparing.has_unanswered:
-            return set()
+    async def _strangers(self, claims: Mapping[str, Claim], connectors: Sequence[str]) -> set[str]:
+        """Give the records, of those claimed, that no lead and no write is known by: being made, perhaps."""
         places = {c.record for c in claims.values() if c.record}
         systems = {
-            f"{record.name}:": record.system
-            for connector in self._book.connectors.values()
+            record.name: f"external:{record.system}"
+            for name in connectors
+            if (connector := self._book.connectors.get(name)) is not None
             for record in connector.records
         }
-        known = await connection.fetch(
-            "SELECT kind, value FROM stage.identities WHERE value = ANY($1)",
-            [place.partition(":")[2] for place in places],
-        )
-        owned = {(row["kind"], row["value"]) for row in known}
-        return {
-            place
-            for place in places
-            if (f"external:{systems.get(place.partition(':')[0] + ':')}", place.partition(":")[2])
-            not in owned
-        }
+        keys = {place: place.partition(":")[::2] for place in places}
+        rows = await self._pool.fetch(
+            _KNOWN, [systems.get(record, "") for record, _ in keys.values()],
+            [record for record, _ in keys.values()], [id for _, id in keys.values()], connectors,
+        )  # fmt: skip
+        return places - {f"{row['record']}:{row['id']}" for row in rows}
 
     async def _record(
         self,
@@ -266,11 +269,6 @@ class _Comparing:
         self.matched: list[tuple[Any, str]] = []
         self.bound: dict[Any, dict[str, Any]] = {}
         """Writes without an answer, by id, of which the record's id turned out."""
-
-    @property
-    def has_unanswered(self) -> bool:
-        """Say whether a record is being made whose id nobody knows."""
-        return any(w["record_id"] is None for w in self._writes)
 
     def echoes(
         self, claims: Mapping[str, tuple[Claim, LeadEvent]], strangers: set[str]
