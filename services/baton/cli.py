@@ -11,6 +11,7 @@ import typer
 
 from services.baton import (
     cli_alerts,
+    cli_connectors,
     cli_handoffs,
     cli_kafka,
     cli_people,
@@ -46,6 +47,7 @@ for name, group in (
 ):  # fmt: skip
     app.add_typer(group, name=name)
 app.add_typer(cli_sources.app, name="sources")
+app.add_typer(cli_connectors.app, name="connectors")
 app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_alerts.app, name="alerts")
 app.add_typer(cli_people.app, name="people")

@@ -71,6 +71,8 @@ from services.stage_service.source_secrets import SourceSecrets, given_secrets
 from services.stage_service.sources.book import SourceBook
 from services.stage_service.subscriptions.addresses import allowed_from
 from services.stage_service.subscriptions.changes import Terms
+from services.stage_service.subscriptions.connectors.book import ConnectorBook
+from services.stage_service.subscriptions.connectors.echoes import Echoes
 from services.stage_service.ticker import Ticker
 
 CONNECT_AGAIN_S = 0.1
@@ -210,9 +212,10 @@ class _Opening:
             house = await _house(
                 self._settings, self._playbooks, self._team, self._now, parts, self._terms
             )
+            connectors = ConnectorBook(self._settings.connectors_dir)
             intake = Intake(
                 house.pool, house.gatekeeper, house.lane, SourceBook(self._settings.sources_dir),
-                self._secrets,
+                self._secrets, echoes=Echoes(house.pool, connectors),
             )  # fmt: skip
             await intake.start()
             parts.push_async_callback(intake.stop)

@@ -15,6 +15,11 @@ DELIVERIES = Counter(
     "Deliveries of sources: accepted, quarantined, handshake, or why they were refused",
     ["source", "result"],
 )
+ECHOES = Counter(
+    "baton_echoes_total",
+    "Deliveries' events that said just what a connector had written",
+    ["source"],
+)
 TRANSITIONS = Counter(
     "baton_transitions_total", "Recorded transitions", ["kind", "from_stage", "to_stage"]
 )

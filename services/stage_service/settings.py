@@ -45,6 +45,7 @@ class StageSettings(BaseSettings):
         "or the file (read again when it changes; the API only reads)",
     )
     sources_dir: Path = Field(Path("sources"), description="the source files")
+    connectors_dir: Path = Field(Path("connectors"), description="the connector files")
     source_secrets: dict[str, SecretStr | list[SecretStr]] = Field(
         {}, description="secrets of sources, as a JSON object of source to secret or secrets"
     )

@@ -146,6 +146,7 @@ def test_schemas_keep_what_they_published(name: str) -> None:
             "playbook-tests.schema.json",
             "team.schema.json",
             "source.schema.json",
+            "connector.schema.json",
         )
         else breaks_readers
     )
@@ -201,6 +202,14 @@ def test_the_files_that_come_with_baton_fit_their_schema(file: str, schema: str)
 def test_the_source_files_fit_their_schema(file: Path) -> None:
     value = YAML(typ="safe").load(file.read_text())
     checker = jsonschema.Draft202012Validator(schemas()["source.schema.json"])
+    checker.check_schema(checker.schema)
+    assert [e.message for e in checker.iter_errors(value)] == []
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "connectors").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_connector_files_fit_their_schema(file: Path) -> None:
+    value = YAML(typ="safe").load(file.read_text())
+    checker = jsonschema.Draft202012Validator(schemas()["connector.schema.json"])
     checker.check_schema(checker.schema)
     assert [e.message for e in checker.iter_errors(value)] == []
 
