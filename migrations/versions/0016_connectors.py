@@ -1,12 +1,12 @@
 """Schema stage: what connectors wrote into CRMs, whose record is whose lead, and the echoes of these writes.
 
-Revision ID: 0015
+Revision ID: 0016
 """
 
 from alembic import op
 
-revision = "0015"
-down_revision = "0014"
+revision = "0016"
+down_revision = "0015"
 
 
 def upgrade() -> None:

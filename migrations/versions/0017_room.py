@@ -3,13 +3,13 @@
 A lead's row is written anew with each of its events. Where its page has room for that, no index is touched
 and the old version's place is used again. Safe while an older version runs: it notices nothing.
 
-Revision ID: 0015
+Revision ID: 0017
 """
 
 from alembic import op
 
-revision = "0015"
-down_revision = "0014"
+revision = "0017"
+down_revision = "0016"
 
 
 def upgrade() -> None:
