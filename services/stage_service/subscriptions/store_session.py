@@ -72,6 +72,12 @@ LEFT JOIN bus.log l ON l.position = d.position LEFT JOIN bus.outbox o ON o.id = 
 ORDER BY d.next_at, d.position
 """
 
+_LOST = """
+UPDATE stage.deliveries SET state = 'failed', next_at = NULL, done_at = $2,
+  attempts = attempts || jsonb_build_array(jsonb_build_object('number', jsonb_array_length(attempts) + 1,
+    'at', $2::timestamptz, 'ok', false, 'duration_ms', 0, 'reason', 'the log no longer has this event'))
+WHERE id = ANY($1::uuid[]) AND state = 'due'
+"""
 _LOCK_CURSORS = """
 SELECT subscription_id::text AS id, run FROM stage.subscription_cursors
 WHERE subscription_id = ANY($1::uuid[]) ORDER BY subscription_id FOR UPDATE
@@ -270,6 +276,7 @@ async def due(
         _DUE, list(ids), list(most), list(ordered), list(early), now, list(here)
     )
     found: list[tuple[str, Delivery]] = []
+    lost: list[Any] = []
     for row in rows:
         if row["body"] is not None:
             message = message_of_test(row["body"])
@@ -278,12 +285,16 @@ async def due(
                 row["topic"], row["key"], _decode_headers(row["headers"]), row["value"], row["position"]
             )  # fmt: skip
         else:
-            continue  # the log does not reach back so far any more
+            lost.append(row)
+            continue
         found.append((row["subscription_id"], Delivery(
             row["id"], message, row["position"], row["lead_id"], row["run"], exists=True,
             tries=row["tries"], attempted=row["attempted"], created_at=row["created_at"],
             published_at=row["published_at"],
         )))  # fmt: skip
+    if lost:  # the log does not reach back so far any more
+        await connection.execute(_LOST, [row["id"] for row in lost], now)
+        await promote(connection, [(row["subscription_id"], row["lead_id"]) for row in lost], now)
     return found
 
 
