@@ -331,8 +331,8 @@ class Dispatcher:
             return
         here = [d for id in wanted for d in self._senders[id].window.rows]
         found = await store_session.due(connection, asked, [*here, *self._recorder.pending], now)
-        for id, delivery in found:
-            wanted[id] -= 1
+        for id, delivery, is_due in found:
+            wanted[id] -= is_due
             self._senders[id].window.take_row(delivery)
         for id, left in wanted.items():
             if left > 0:
