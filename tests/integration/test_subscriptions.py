@@ -514,3 +514,41 @@ def check_order(receiver: Receiver, log: Log) -> None:
     for request in receiver.taken:
         seen.setdefault(request.event["subject"], {})[request.id] = None
     assert {lead: list(ids) for lead, ids in seen.items()} == log.ids
+
+
+async def test_a_lead_with_more_than_fits_holds_up_no_other(database_url: str, log: Log) -> None:
+    """The first of it hangs, and what waits behind it fills the window: the other leads' events go out."""
+    async with receiving() as receiver, delivering(database_url):
+        answers = asyncio.Event()
+
+        async def slow(request: Request) -> web.Response:
+            if request.event["subject"] == "hot":
+                await answers.wait()
+            return web.Response()
+
+        receiver.react = slow
+        id = await subscribe(log.connection, receiver.url, timeout_s=60.0, concurrency=2)
+        await log.publish(*["hot"] * 600, *[f"cool-{n}" for n in range(50)])
+        await receiver.until(lambda: len(receiver.taken) == 50, "the others", 30)
+        assert sum(r.event["subject"] == "hot" for r in receiver.requests) == 1
+        answers.set()
+        await receiver.until(lambda: len(receiver.taken) == 650, "the rest", 60)
+        await until_in(log.connection, DELIVERED, id, 650)
+        assert len(receiver.requests) == 650
+    check_order(receiver, log)
+
+
+async def test_what_the_log_no_longer_has_is_given_up(database_url: str, log: Log) -> None:
+    clock = Clock()
+    async with receiving() as receiver, delivering(database_url, clock):
+        id = await subscribe(log.connection, receiver.url)
+        bad, good = transition("a", 1), transition("a", 2)
+        receiver.react = failing(bad.id)
+        await log.put(bad, good)
+        await until_in(log.connection, "SELECT count(*) = 2 FROM stage.deliveries")
+        await log.connection.execute("DELETE FROM bus.log WHERE position = 1")
+        clock.skip(seconds=10)
+        await until_in(log.connection, DELIVERED, id, 1)
+        row = (await rows_of(log.connection, id))[0]
+        assert row["state"] == "failed"
+        assert row["attempts"][-1]["reason"] == "the log no longer has this event"

@@ -28,7 +28,7 @@ from tests.system.running import BATCHED, ROOT, RunningBaton, free_port, lead_ev
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
-KILLS = int(os.environ.get("BATON_SUBSCRIPTION_KILLS", "8"))
+KILLS = int(os.environ.get("BATON_SUBSCRIPTION_KILLS", "6"))
 """50 in full."""
 FASTER = 1200.0
 """Half an hour is a second and a half."""

@@ -13,7 +13,7 @@ from tests.integration.subscribing import Clock, Log, Request, delivering, recei
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
-DELIVERIES = int(os.environ.get("BATON_ORDER_DELIVERIES", "4000"))
+DELIVERIES = int(os.environ.get("BATON_ORDER_DELIVERIES", "2000"))
 """100,000 in full."""
 ENDPOINTS = 50
 LEADS = 40

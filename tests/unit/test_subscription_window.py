@@ -121,6 +121,13 @@ class Place:
                 and self.window.wants_rows
             ):
                 self.window.take_row(each)
+                behind = sorted(
+                    p for p, (s, of) in self.rows.items()
+                    if self.ordered and of == lead and s == "waiting" and p > position
+                    and p not in self.pending
+                )  # fmt: skip
+                for follower in behind[: self.chance.randrange(4)]:
+                    self.window.take_row(delivery(follower, lead))
 
     def spill(self) -> None:
         """Give what is under way rows."""

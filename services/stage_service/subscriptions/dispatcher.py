@@ -185,9 +185,11 @@ class Dispatcher:
             self._retire(id, GIVE_UP_WITHIN_S, unlock=True)
         wanted = share - len(staying)
         if wanted > 0:
+            # Two that share a lock by chance are both ours, or both somebody else's.
+            locked = look.locked - {store_session.lock_key(id) for id in self._held}
             free = [
                 id for id in active
-                if id not in self._held and store_session.lock_key(id) not in look.locked
+                if id not in self._held and store_session.lock_key(id) not in locked
             ]  # fmt: skip
             self._held.update(await store_session.claim(connection, free[:wanted]))
         for id in list(self._held):
@@ -329,8 +331,8 @@ class Dispatcher:
             return
         here = [d for id in wanted for d in self._senders[id].window.rows]
         found = await store_session.due(connection, asked, [*here, *self._recorder.pending], now)
-        for id, delivery in found:
-            wanted[id] -= 1
+        for id, delivery, is_due in found:
+            wanted[id] -= is_due
             self._senders[id].window.take_row(delivery)
         for id, left in wanted.items():
             if left > 0:

@@ -308,10 +308,12 @@ class Sender:
                 gauge.remove(self.id)
 
     async def _close_after(self, target: Target, tasks: set[asyncio.Task[None]]) -> None:
-        if tasks:
-            await asyncio.wait(tasks)
-        with contextlib.suppress(Exception):
-            await target.close()
+        try:
+            if tasks:
+                await asyncio.wait(tasks)
+        finally:
+            with contextlib.suppress(Exception):
+                await target.close()
 
     def measure(self) -> None:
         """Set the gauges."""

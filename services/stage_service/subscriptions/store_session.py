@@ -27,6 +27,8 @@ from services.stage_service.subscriptions.store_deliveries import (
 from services.stage_service.subscriptions.window import OPEN_LEADS_MAX, Delivery
 
 ATTEMPTS_KEPT_MAX = 30
+FOLLOWERS_MAX = 15
+"""How many that wait behind one that is due come with it."""
 SESSION = {
     "application_name": "baton-subscriptions",
     "idle_session_timeout": "10s",
@@ -54,24 +56,42 @@ WHERE c.subscription_id = $1::uuid
 """
 
 # Rows whose lead has an earlier one that is open come later, whatever their own time says. What is here
-# already does not come again.
+# already does not come again. What waits right behind comes along, so that a lead's backlog does not cost a
+# round trip each; should the first fail, it is forgotten here, and its row still waits.
 _DUE = """
-SELECT w.subscription_id::text, d.id::text, d.run, d.position, d.lead_id, d.tries, d.created_at, d.body,
-  jsonb_array_length(d.attempts) AS attempted, o.topic, o.key, o.headers, o.value, l.published_at
-FROM unnest($1::uuid[], $2::int[], $3::boolean[], $4::boolean[])
-  AS w (subscription_id, wanted, ordered, early)
-CROSS JOIN LATERAL (
-  SELECT * FROM stage.deliveries d
-  WHERE d.subscription_id = w.subscription_id AND d.state = 'due' AND (w.early OR d.next_at <= $5)
-    AND d.id <> ALL($6::uuid[])
-    AND NOT (w.ordered AND d.position IS NOT NULL AND EXISTS (
-      SELECT FROM stage.deliveries e WHERE e.subscription_id = d.subscription_id AND e.lead_id = d.lead_id
-        AND e.state IN ('waiting', 'due') AND e.position < d.position))
-  ORDER BY d.next_at, d.position LIMIT w.wanted) AS d
+WITH heads AS (
+  SELECT d.*, w.ordered FROM unnest($1::uuid[], $2::int[], $3::boolean[], $4::boolean[])
+    AS w (subscription_id, wanted, ordered, early)
+  CROSS JOIN LATERAL (
+    SELECT * FROM stage.deliveries d
+    WHERE d.subscription_id = w.subscription_id AND d.state = 'due' AND (w.early OR d.next_at <= $5)
+      AND d.id <> ALL($6::uuid[])
+      AND NOT (w.ordered AND d.position IS NOT NULL AND EXISTS (
+        SELECT FROM stage.deliveries e WHERE e.subscription_id = d.subscription_id
+          AND e.lead_id = d.lead_id AND e.state IN ('waiting', 'due') AND e.position < d.position))
+    ORDER BY d.next_at, d.position LIMIT w.wanted) AS d),
+found AS (
+  SELECT id, next_at AS at, true AS is_head FROM heads
+  UNION ALL
+  SELECT f.id, h.next_at, false FROM heads h CROSS JOIN LATERAL (
+    SELECT f.id FROM stage.deliveries f
+    WHERE f.subscription_id = h.subscription_id AND f.lead_id = h.lead_id AND f.state = 'waiting'
+      AND f.position > h.position AND f.id <> ALL($6::uuid[])
+    ORDER BY f.position LIMIT $7) AS f
+  WHERE h.ordered AND h.position IS NOT NULL)
+SELECT d.subscription_id::text, d.id::text, d.run, d.position, d.lead_id, d.tries, d.created_at, d.body,
+  jsonb_array_length(d.attempts) AS attempted, o.topic, o.key, o.headers, o.value, l.published_at, is_head
+FROM found JOIN stage.deliveries d ON d.id = found.id
 LEFT JOIN bus.log l ON l.position = d.position LEFT JOIN bus.outbox o ON o.id = l.outbox_id
-ORDER BY d.next_at, d.position
+ORDER BY found.at, d.position
 """
 
+_LOST = """
+UPDATE stage.deliveries SET state = 'failed', next_at = NULL, done_at = $2,
+  attempts = attempts || jsonb_build_array(jsonb_build_object('number', jsonb_array_length(attempts) + 1,
+    'at', $2::timestamptz, 'ok', false, 'duration_ms', 0, 'reason', 'the log no longer has this event'))
+WHERE id = ANY($1::uuid[]) AND state = 'due'
+"""
 _LOCK_CURSORS = """
 SELECT subscription_id::text AS id, run FROM stage.subscription_cursors
 WHERE subscription_id = ANY($1::uuid[]) ORDER BY subscription_id FOR UPDATE
@@ -260,16 +280,19 @@ async def due(
     wanted: Sequence[tuple[str, int, bool, bool]],
     here: Sequence[str],
     now: datetime,
-) -> list[tuple[str, Delivery]]:
-    """Load deliveries that are due, the longest due first, without those `here`: (subscription, delivery).
+) -> list[tuple[str, Delivery, bool]]:
+    """Load deliveries that are due, the longest due first, each with what waits behind it in its lead.
+
+    Gives (subscription, delivery, whether it is due itself), without those `here`.
 
     `wanted` are (subscription, how many at most, whether it is ordered, whether not yet due ones too).
     """
     ids, most, ordered, early = zip(*wanted, strict=True)
     rows = await connection.fetch(
-        _DUE, list(ids), list(most), list(ordered), list(early), now, list(here)
+        _DUE, list(ids), list(most), list(ordered), list(early), now, list(here), FOLLOWERS_MAX
     )
-    found: list[tuple[str, Delivery]] = []
+    found: list[tuple[str, Delivery, bool]] = []
+    lost: list[Any] = []
     for row in rows:
         if row["body"] is not None:
             message = message_of_test(row["body"])
@@ -278,12 +301,16 @@ async def due(
                 row["topic"], row["key"], _decode_headers(row["headers"]), row["value"], row["position"]
             )  # fmt: skip
         else:
-            continue  # the log does not reach back so far any more
+            lost.append(row)
+            continue
         found.append((row["subscription_id"], Delivery(
             row["id"], message, row["position"], row["lead_id"], row["run"], exists=True,
             tries=row["tries"], attempted=row["attempted"], created_at=row["created_at"],
             published_at=row["published_at"],
-        )))  # fmt: skip
+        ), row["is_head"]))  # fmt: skip
+    if lost:  # the log does not reach back so far any more
+        await connection.execute(_LOST, [row["id"] for row in lost], now)
+        await promote(connection, [(row["subscription_id"], row["lead_id"]) for row in lost], now)
     return found
 
 

@@ -116,7 +116,7 @@ class Window:
     @property
     def wants_rows(self) -> int:
         """How many rows that are due may come."""
-        return max(0, MESSAGES_MAX // 4 - len(self.rows))
+        return max(0, MESSAGES_MAX // 4 - len(self.rows)) // 2
 
     def pass_over(self, position: int) -> None:
         """Note that nothing up to `position` is for this subscription, but for what was added."""
