@@ -14,7 +14,6 @@ from fastapi.responses import RedirectResponse
 
 from services.contracts.access import Principal
 from services.contracts.problems import BatonError
-from services.contracts.schemas import STRUCTS
 from services.stage_service.api import deliveries, subscriptions
 from services.stage_service.api.access import STATUS, allow, house
 from services.stage_service.api.subscription_bodies import Rotation
@@ -24,6 +23,7 @@ from services.stage_service.errors import InvalidRequestError, NotFoundError
 from services.stage_service.pages.rendering import PageRoute, form_of, page
 from services.stage_service.subscriptions import changes, reads
 from services.stage_service.subscriptions.changes import Draft
+from services.stage_service.subscriptions.filters import TYPES
 from services.stage_service.subscriptions.reads import Wanted
 from services.stage_service.subscriptions.secrets import KEEP_S_DEFAULT, Kind
 from services.stage_service.subscriptions.subscription import Payload
@@ -69,7 +69,7 @@ async def _overview(
     items, more = reads.page_of(found, SUBSCRIPTIONS_A_PAGE)
     return page(
         request, "subscriptions.html", _status(error), who=who, items=items, form=form or {},
-        error=error, types=sorted(STRUCTS), team=it.team, after=cursor, first_url="/subscriptions",
+        error=error, types=TYPES, team=it.team, after=cursor, first_url="/subscriptions",
         next_url=f"/subscriptions?{urlencode({'cursor': more})}" if more else None,
         json_url="/v1/subscriptions", **WORDS,
     )  # fmt: skip
