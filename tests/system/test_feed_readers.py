@@ -35,7 +35,9 @@ SEED = int(os.environ.get("BATON_FEED_SEED", "1"))
 PROCESSES = 4
 WRITERS = 8
 BATCH = 20
-ON_THE_WAY_S = 120.0
+CUTS = 20
+"""How often each reader is cut off at some place, beside the moments at which it is."""
+ON_THE_WAY_S = 300.0
 """How long after the last write a reader may take to see it, on a machine that is busy with other things."""
 
 Found = tuple[int, str]
@@ -115,7 +117,7 @@ class Reader:
                 self.seen.append(found)
                 if last.done() and found[0] >= last.result():
                     return True
-                if self._chance.random() < 0.002:
+                if self._chance.random() < CUTS / TRANSITIONS:
                     return False  # in the middle of a page, a chunk, a line
         return False
 
@@ -133,8 +135,8 @@ class Reader:
                 return
 
 
-async def write(urls: list[str], key: str, writer: int, count: int) -> None:
-    """Write transitions by batches, through each process in turn, as Baton's client does it."""
+async def write(urls: list[str], key: str, writer: int, count: int, written: list[int]) -> None:
+    """Write transitions by batches, through any process, with Baton's client; count them in `written`."""
     chance = random.Random(SEED * 100 + writer)
     clients = [AsyncClient(url, key, give_up_s=2, timeout_s=20) for url in urls]
     for number in range(0, count, BATCH):
@@ -149,6 +151,7 @@ async def write(urls: list[str], key: str, writer: int, count: int) -> None:
             except UnreachableError:
                 continue  # the process that was killed: another takes them
         assert all(r.is_kept for r in results)
+        written.append(len(results))
     for client in clients:
         await client.close()
 
@@ -195,6 +198,7 @@ async def race(
     chance = random.Random(SEED)
     last: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     readers: list[Reader] = []
+    written: list[int] = []
     async with asyncio.TaskGroup() as reading:
 
         def begin(name: str, start: int = 0) -> None:
@@ -206,17 +210,17 @@ async def race(
             begin(name)
         async with asyncio.TaskGroup() as writing:
             tasks = [
-                writing.create_task(write(urls, key, n, TRANSITIONS // WRITERS))
+                writing.create_task(write(urls, key, n, TRANSITIONS // WRITERS, written))
                 for n in range(WRITERS)
             ]
             while not all(t.done() for t in tasks):
                 await asyncio.sleep(0.2)
-                far = max(r.seen[-1][0] if r.seen else 0 for r in readers)
-                if far > TRANSITIONS * 0.3 and len(readers) == len(WAYS):
+                far = max(r.seen[-1][0] if r.seen else 1 for r in readers)
+                if sum(written) > TRANSITIONS * 0.3 and len(readers) == len(WAYS):
                     for name in WAYS:  # late ones: from the start, and from somewhere in the middle
                         begin(name)
-                        begin(name, chance.randrange(1, far))
-                if far > TRANSITIONS * 0.5 and victim.poll() is None:
+                        begin(name, chance.randint(1, far))
+                if sum(written) > TRANSITIONS * 0.5 and victim.poll() is None:
                     victim.kill()
         truth = await all_published(database_url)
         last.set_result(truth[-1][0])
