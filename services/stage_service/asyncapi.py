@@ -122,8 +122,8 @@ def _topic_channel(topic: Topic, brokers: list[dict[str, str]]) -> dict[str, Any
 def _http_channels() -> dict[str, Any]:
     http: dict[str, Any] = {"servers": [{"$ref": "#/servers/http"}], "tags": [{"name": "http"}]}
     channels: dict[str, Any] = {}
-    for topic in FEEDS:
-        name, path = _key(topic), FEEDS[topic]
+    for topic, path in FEEDS.items():
+        name = _key(topic)
         messages = {
             f"feed.{t}": {"$ref": f"#/components/messages/feed.{t}"} for t in BY_NAME[topic].types
         }
@@ -135,7 +135,7 @@ def _http_channels() -> dict[str, Any]:
                 "messages": messages, **http,
             },
             f"{name}_stream": {
-                "address": f"{path.removesuffix('/feed')}/stream", "title": f"Stream of {name}",
+                "address": f"{path}/stream", "title": f"Stream of {name}",
                 "description": "The feed as Server-Sent Events: `id` is the position, `event` the type, "
                 "`data` the item. Goes on after `Last-Event-ID`.",
                 "messages": messages, **http,

@@ -61,7 +61,9 @@ def test_it_names_every_topic_and_every_type() -> None:
         assert topic.key in channel["description"]
         told |= set(topic.types)
     assert told == set(STRUCTS)
-    assert {*FEEDS.values(), "/v1/transitions/stream", "/v1/handoffs/stream", None} <= set(channels)
+    assert {*FEEDS.values(), "/v1/transitions/stream", "/v1/handoffs/feed/stream", None} <= set(
+        channels
+    )
     webhooks = DOCUMENT["channels"]["webhooks"]["messages"]
     assert set(webhooks) == {f"webhook.{t}" for t in STRUCTS if t != "baton.lead.snapshot.v1"}
 

@@ -250,15 +250,16 @@ async def alerts_of(house: House, token: str | None, *lead_ids: str) -> list[dic
     return [a for alerts in known for a in alerts] if len(known) == len(found) else None
 
 
-def _no_number(value: Any) -> Any:
+def no_number(value: Any) -> Any:
+    """Let pydantic read a moment, unless it is a number: raises ValueError."""
     # The framework would take 20260101 for a moment in August 1970.
     if isinstance(value, str) and not re.match(r"\d{4}-\d\d", value):
         raise ValueError("give a moment as 2026-01-31T09:30:00Z")
     return value
 
 
-SinceQuery = Annotated[datetime | None, BeforeValidator(_no_number), Query(alias="from")]
-UntilQuery = Annotated[datetime | None, BeforeValidator(_no_number), Query(alias="to")]
+SinceQuery = Annotated[datetime | None, BeforeValidator(no_number), Query(alias="from")]
+UntilQuery = Annotated[datetime | None, BeforeValidator(no_number), Query(alias="to")]
 """From, to: moments of RFC 3339, or dates."""
 
 
