@@ -462,7 +462,7 @@ class Mapped(msgspec.Struct):
     ignored: int
 
 
-class Replayed(msgspec.Struct):
+class ReplayedDelivery(msgspec.Struct):
     """A replayed delivery."""
 
     id: Id
@@ -486,7 +486,7 @@ class ReplayedAll(msgspec.Struct):
 
     dry_run: bool
     counts: ReplayCounts
-    items: list[Replayed]
+    items: list[ReplayedDelivery]
 
 
 class Discarded(msgspec.Struct):
