@@ -17,7 +17,7 @@ from fastapi import APIRouter, Query, Request, Response
 from services.contracts.answers import OnceRoute, attempt_of
 from services.contracts.problems import ConflictError
 from services.stage_service.api.access import House, house
-from services.stage_service.api.reads import moment_in_utc
+from services.stage_service.api.reads import SinceQuery, UntilQuery, moment_in_utc
 from services.stage_service.api.subscription_bodies import FailedRange, Replay
 from services.stage_service.api.subscriptions import (
     Admin,
@@ -71,8 +71,8 @@ async def list_deliveries(
     state: DeliveryState | None = None,
     lead_id: Annotated[str | None, Query(max_length=64, pattern=_PLAIN)] = None,
     event_type: Annotated[str | None, Query(alias="type", max_length=128, pattern=_PLAIN)] = None,
-    since: Annotated[datetime | None, Query(alias="from")] = None,
-    until: Annotated[datetime | None, Query(alias="to")] = None,
+    since: SinceQuery = None,
+    until: UntilQuery = None,
     cursor: uuid.UUID | None = None,
     limit: Annotated[int, Query(ge=1, le=reads.PAGE_MAX)] = 50,
 ) -> Response:
