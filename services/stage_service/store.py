@@ -110,6 +110,7 @@ class Past(msgspec.Struct, frozen=True):
 # to be waited for gives the row as it is then: everything the fold needs is in this one row, since rows of
 # other tables come from the older snapshot. What was overlooked so is noticed when it is written; and a lead
 # that was merged or regrouped by a transaction this snapshot does not see says so itself.
+# The leads are found by an array: joined, a plan made while there were few of them reads all leads, always.
 _LOOK_UP = """
 WITH owned AS MATERIALIZED (
   SELECT i.kind, i.value, i.lead_id
@@ -118,7 +119,7 @@ meant AS MATERIALIZED (SELECT lead_id AS id FROM owned UNION SELECT unnest($5::u
 locked AS MATERIALIZED (
   SELECT l.id, l.state, l.merged_into IS NOT NULL OR (l.regrouped_by IS NOT NULL
     AND NOT pg_visible_in_snapshot(l.regrouped_by, pg_current_snapshot())) AS is_stale
-  FROM meant JOIN stage.leads l USING (id) ORDER BY l.id FOR NO KEY UPDATE OF l)
+  FROM stage.leads l WHERE l.id = ANY(ARRAY(SELECT id FROM meant)) ORDER BY l.id FOR NO KEY UPDATE)
 SELECT 'event' AS what, e.source AS a, e.id AS b, e.lead_id::text AS lead_id, NULL::bytea AS state
 FROM unnest($1::text[], $2::text[]) AS k(source, id) JOIN stage.events e USING (source, id)
 UNION ALL
