@@ -12,13 +12,14 @@ from typing import Any
 from services.contracts.events import MAIN, LeadEvent
 from services.contracts.roster import Roster
 from services.contracts.team import Person, Team
-from services.stage_service import store
+from services.stage_service import store_rotations
 from services.stage_service.accounts import account_of
 from services.stage_service.funnel import Lead, Move, score_of
 from services.stage_service.playbook import Playbook
 from services.stage_service.rotation import Turns
 from services.stage_service.routing import Case, Decision, asks_account, asks_load, route
-from services.stage_service.store import Connection, Record, Rotations
+from services.stage_service.store import Connection, Record
+from services.stage_service.store_rotations import Rotations
 
 
 class _Standing:
@@ -74,7 +75,7 @@ class Assigner:
         """Lock the rotations of the roles expected, if any; take over a roster that changed."""
         if not self._roles:
             return
-        self._locked = await store.lock_rotations(
+        self._locked = await store_rotations.lock_rotations(
             connection, sorted(self._roles), sorted(self._people), sorted(self._accounts)
         )
         if self._locked.revision > self._roster.revision:
@@ -145,7 +146,7 @@ class Assigner:
     async def own_accounts(self, connection: Connection) -> None:
         """Record the accounts that got an owner."""
         if self._owned:
-            await store.own_accounts(connection, self._owned)
+            await store_rotations.own_accounts(connection, self._owned)
 
 
 class _Values:

@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from services.contracts.events import ASSIGNED_BY_HAND, SOURCE, UNMERGED_BY_HAND, LeadEvent
+from services.contracts.events import ASSIGNED_BY_HAND, SOURCE, UNMERGED_BY_HAND, LeadEvent, Score
 from services.contracts.handoffs import HANDOFF_REJECTED
 from services.contracts.roster import Roster
 from services.stage_service import funnel, offers, store, store_handoffs
 from services.stage_service.assignment import Assigner
 from services.stage_service.corrections import Corrections, change_by
-from services.stage_service.funnel import Lead, Move, Score
+from services.stage_service.funnel import Lead, Move
 from services.stage_service.handing import Handing
 from services.stage_service.identities import LEAD_IDENTITY, Policy, keys_of
 from services.stage_service.journal import Journal, journey_id
@@ -348,7 +348,7 @@ class Batch:
                 and not any(clock.step for clock in ticking.values())
             ):
                 continue
-            self._handing.wind(
+            self._handing.clocks.wind(
                 record,
                 name,
                 playbooks.get(journey.playbook),
@@ -358,7 +358,7 @@ class Batch:
             )
         if before is not None and recorded is not None:
             for name in before.journeys.keys() - lead.journeys.keys():
-                self._handing.end_all(record, name, lead.last[0])
+                self._handing.clocks.end_all(record, name, lead.last[0])
 
     def _warn_of_answers(self, events: Sequence[LeadEvent], handed: Sequence[Handed]) -> None:
         """Tell whoever answered a handoff what is odd about it: nothing waited, or a no without reason."""

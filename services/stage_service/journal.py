@@ -164,7 +164,7 @@ class Journal:
         told = stage.alerts
         if move.offer is not None and move.role not in told:
             told = (*told, move.role)  # who has to answer hears of it
-        wishes = [AlertWish(role, _person(facts, role), stage.urgent) for role in told]
+        wishes = [AlertWish(role, person_of(facts, role), stage.urgent) for role in told]
         return self._write(record, playbook, move, "transition", [], wishes, trace, move.offer)
 
     def correction(
@@ -188,7 +188,7 @@ class Journal:
         if alert:
             for role in stage.alerts:
                 self._own(record, facts, role, playbook, move)
-                wishes.append(AlertWish(role, _person(facts, role), stage.urgent))
+                wishes.append(AlertWish(role, person_of(facts, role), stage.urgent))
         offer = self._open_offer(record, move) if alert else None
         return self._write(record, playbook, move, "correction", replaces, wishes, trace, offer)
 
@@ -214,7 +214,7 @@ class Journal:
             self._own(record, facts, move.role, playbook, move)
             for role in stage.alerts:
                 self._own(record, facts, role, playbook, move)
-                wishes.append(AlertWish(role, _person(facts, role), stage.urgent))
+                wishes.append(AlertWish(role, person_of(facts, role), stage.urgent))
         offer = self._open_offer(record, move) if alert else None
         return self._write(
             record, playbook, move, "retraction", replaces, wishes, trace, offer, ended=ended
@@ -238,10 +238,10 @@ class Journal:
         facts = record.facts[name]
         role, journey = decision.role, lead.journeys[name]
         stage = playbook.stages[journey.stage]
-        before = _person(facts, role)
+        before = person_of(facts, role)
         if decision.person is not None:
             facts.owners[role] = Owner(decision.person, decision.name, decision.why)
-        wishes = [AlertWish(role, _person(facts, role), stage.urgent)]
+        wishes = [AlertWish(role, person_of(facts, role), stage.urgent)]
         routing = playbook.routing.get(role)
         by_hand = event.type == ASSIGNED_BY_HAND
         if routing is not None and routing.tell_before and before is not None and by_hand:
@@ -252,7 +252,7 @@ class Journal:
             lead=_snapshot(record.id, lead, event.time),
             journey=JourneyRef(journey_id(record.id, name), journey.playbook, journey.key),
             role=role,
-            owner=_person(facts, role),
+            owner=person_of(facts, role),
             previous_owner=before,
             why=decision.why,
             reason=str(event.data.get("reason") or "no reason given"),
@@ -363,7 +363,7 @@ class Journal:
             cause=Cause(move.event_id, move.event_source, move.event_type, move.rule, move.actor),
             responsible=Responsible(move.role, _ref(owner), (owner.why or None) if owner else None),
             previous_responsible=Responsible(
-                move.previous_role, _person(facts, move.previous_role)
+                move.previous_role, person_of(facts, move.previous_role)
             ),
             handoff=handoff,
             score=move.score,
@@ -386,8 +386,18 @@ def _ref(owner: Owner | None) -> PersonRef | None:
     return PersonRef(owner.id, owner.name) if owner else None
 
 
-def _person(facts: Facts, role: str) -> PersonRef | None:
+def person_of(facts: Facts, role: str) -> PersonRef | None:
+    """Give who holds a journey for `role`."""
     return _ref(facts.owners.get(role))
+
+
+def brief(record: Record) -> LeadSnapshot:
+    """Give the lead without its attributes: who follows handoffs has them from its transitions."""
+    lead = record.lead
+    assert lead is not None  # noqa: S101
+    return LeadSnapshot(
+        record.id, lead.email, display_name(lead.attributes), company_name(lead.attributes), {}
+    )
 
 
 def _snapshot(lead_id: str, lead: Lead, until: datetime) -> LeadSnapshot:

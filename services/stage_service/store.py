@@ -24,7 +24,7 @@ from services.stage_service.accounts import account_of
 from services.stage_service.clocks import Ticking
 from services.stage_service.funnel import Journey, Lead
 from services.stage_service.lead_facts import company_name, display_name
-from services.stage_service.rotation import Fairness, Turns
+from services.stage_service.rotation import Turns
 
 if TYPE_CHECKING:
     import asyncpg
@@ -74,7 +74,6 @@ class _Saved(msgspec.Struct, array_like=True, gc=False):
     facts: dict[str, Facts]
 
 
-_fairness = msgspec.json.Decoder(Fairness).decode
 _unpack = msgspec.msgpack.Decoder(_Saved).decode
 
 
@@ -110,6 +109,7 @@ class Past(msgspec.Struct, frozen=True):
 # to be waited for gives the row as it is then: everything the fold needs is in this one row, since rows of
 # other tables come from the older snapshot. What was overlooked so is noticed when it is written; and a lead
 # that was merged or regrouped by a transaction this snapshot does not see says so itself.
+# The leads are found by an array: joined, a plan made while there were few of them reads all leads, always.
 _LOOK_UP = """
 WITH owned AS MATERIALIZED (
   SELECT i.kind, i.value, i.lead_id
@@ -118,7 +118,7 @@ meant AS MATERIALIZED (SELECT lead_id AS id FROM owned UNION SELECT unnest($5::u
 locked AS MATERIALIZED (
   SELECT l.id, l.state, l.merged_into IS NOT NULL OR (l.regrouped_by IS NOT NULL
     AND NOT pg_visible_in_snapshot(l.regrouped_by, pg_current_snapshot())) AS is_stale
-  FROM meant JOIN stage.leads l USING (id) ORDER BY l.id FOR NO KEY UPDATE OF l)
+  FROM stage.leads l WHERE l.id = ANY(ARRAY(SELECT id FROM meant)) ORDER BY l.id FOR NO KEY UPDATE)
 SELECT 'event' AS what, e.source AS a, e.id AS b, e.lead_id::text AS lead_id, NULL::bytea AS state
 FROM unnest($1::text[], $2::text[]) AS k(source, id) JOIN stage.events e USING (source, id)
 UNION ALL
@@ -216,86 +216,6 @@ async def history(
     for lead_id, journey_id, *rest in rows:
         found.setdefault(lead_id, {}).setdefault(journey_id, []).append(Past(*rest))
     return found
-
-
-class Rotations(msgspec.Struct):
-    """What routing needs of the database: the turns of each role, locked, and what it asked besides.
-
-    `loads` are open journeys by person, `account_owners` the owner's id by (account, role); both, and the
-    roster's `revision`, are as of after the lock, so that no batch decides beside another.
-    """
-
-    turns: dict[str, Turns]
-    loads: dict[str, int]
-    account_owners: dict[tuple[str, str], str]
-    revision: int
-
-
-# The functions are volatile: each sees what was committed while the lock was waited for, which this
-# statement's own snapshot does not.
-_LOCK_ROTATIONS = """
-WITH locked AS MATERIALIZED (
-  SELECT role, counts, fairness FROM stage.rotations WHERE role = ANY($1) ORDER BY role FOR UPDATE),
-done AS MATERIALIZED (SELECT count(*) AS roles FROM locked)
-SELECT role, counts, fairness, 0::bigint AS revision FROM locked
-UNION ALL
-SELECT NULL, CASE WHEN cardinality($2::text[]) > 0 THEN stage.journeys_held($2) END,
-  CASE WHEN cardinality($3::text[]) > 0 THEN stage.owners_of_accounts($3) END,
-  roster.revision_now() FROM done
-"""
-
-
-async def lock_rotations(
-    connection: Connection,
-    roles: Sequence[str],
-    people: Sequence[str] = (),
-    accounts: Sequence[str] = (),
-) -> Rotations:
-    """Lock the rotations of `roles`; also give the loads of `people` and who owns `accounts`.
-
-    Taken as late as can be: it makes batches of all processes wait for each other until commit.
-    """
-    found = await _locked_rotations(connection, roles, people, accounts)
-    missing = [role for role in roles if role not in found.turns]
-    if missing:  # the first time ever
-        await connection.execute(
-            """INSERT INTO stage.rotations (role, counts)
-               SELECT role, '{}' FROM unnest($1::text[]) AS k(role) ORDER BY role
-               ON CONFLICT (role) DO NOTHING""",
-            missing,
-        )
-        found = await _locked_rotations(connection, roles, people, accounts)
-    return found
-
-
-async def _locked_rotations(
-    connection: Connection, roles: Sequence[str], people: Sequence[str], accounts: Sequence[str]
-) -> Rotations:
-    found = Rotations({}, {}, {}, 0)
-    decode = msgspec.json.decode
-    for role, one, other, revision in await connection.fetch(
-        _LOCK_ROTATIONS, roles, people, accounts
-    ):
-        if role is not None:
-            found.turns[role] = Turns(decode(one), _fairness(other))
-            continue
-        found.revision = revision
-        found.loads = decode(one) if one else {}
-        for account, owners in (decode(other) if other else {}).items():
-            found.account_owners.update({(account, r): person for r, person in owners.items()})
-    return found
-
-
-async def own_accounts(connection: Connection, owners: dict[tuple[str, str], str]) -> None:
-    """Record who owns accounts: {(account, role): person id}."""
-    await connection.execute(
-        """INSERT INTO stage.account_owners (account, role, person_id)
-           SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
-           ON CONFLICT (account, role) DO UPDATE SET person_id = excluded.person_id, since = now()""",
-        [account for account, _ in owners],
-        [role for _, role in owners],
-        list(owners.values()),
-    )
 
 
 class TransitionRow(msgspec.Struct, frozen=True, gc=False):

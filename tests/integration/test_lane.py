@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.baton.verify import verify_database
+from services.contracts.database import STEADY_PLANS
 from services.contracts.events import MAIN, TRANSITIONS_TOPIC, LeadEvent
 from services.contracts.roster import Roster
 from services.contracts.team import load_team
@@ -28,6 +29,7 @@ from services.stage_service.lane import WAITING_EVENTS_MAX, Lane
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.relay import Relay
 from services.stage_service.shelf import Shelf
+from services.stage_service.store import _LOOK_UP
 from tests.conftest import examples
 
 ROOT = Path(__file__).parents[2]
@@ -135,6 +137,26 @@ async def test_a_batch_that_is_done_is_gone(it: Wired) -> None:
         assert garbage_of_ours() == []
     finally:
         gc.enable()
+
+
+async def test_a_look_up_planned_for_few_leads_finds_one_of_many_by_its_key(it: Wired) -> None:
+    await it.lane.submit(walk())
+    connection = await asyncpg.connect(it.url, server_settings=STEADY_PLANS)
+    try:
+        await connection.execute("ANALYZE")
+        await connection.execute(
+            f"PREPARE planned(text[], text[], text[], text[], uuid[]) AS {_LOOK_UP}"
+        )
+        await connection.execute("EXECUTE planned('{}', '{}', '{}', '{}', '{}')")
+        await it.lane.submit([event("lead.created", 0, f"{n}@b.example") for n in range(400)])
+        told = await connection.fetchval(
+            "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "
+            "EXECUTE planned('{}', '{}', '{email}', '{7@b.example}', '{}')"
+        )
+    finally:
+        await connection.close()
+    plan = msgspec.json.decode(told)[0]["Plan"]
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100
 
 
 async def test_the_walk_is_five_numbered_transitions(it: Wired) -> None:

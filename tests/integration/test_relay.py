@@ -7,9 +7,11 @@ import random
 from collections.abc import Sequence
 
 import asyncpg
+import msgspec
 
 from services.contracts import postgres_log
 from services.contracts.bus import Subscription
+from services.contracts.database import STEADY_PLANS
 from services.contracts.events import TRANSITIONS_TOPIC, Message, message_headers
 from services.stage_service.lane import new_id
 from services.stage_service.relay import _SEQUENCER_LOCK, Relay
@@ -286,3 +288,33 @@ async def test_another_relay_takes_over_when_one_dies(database_url: str) -> None
     await until(second_sent)
     await relays[1].stop()
     await connection.close()
+
+
+async def pages_read(url: str, statement: str, prepare: str, then: str) -> int:
+    """Give how many pages `statement` reads when it was planned while its tables were known to be empty.
+
+    `prepare` names its parameters' types and `then` its values; messages come in between.
+    """
+    connection = await asyncpg.connect(url, server_settings=STEADY_PLANS)
+    try:
+        await connection.execute("VACUUM ANALYZE bus.outbox, bus.pending, bus.log")
+        await connection.execute(f"PREPARE planned({prepare}) AS {statement}")
+        await connection.execute(f"EXECUTE planned({then})")
+        await postgres_log.write(connection, [message(new_id()) for _ in range(1000)])
+        told = await connection.fetchval(
+            f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE planned({then})"
+        )
+        plan = msgspec.json.decode(told)[0]["Plan"]
+        return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+    finally:
+        await connection.close()
+
+
+async def test_a_plan_made_while_nothing_waited_is_good_for_much(database_url: str) -> None:
+    """A message costs some pages, not some for each other message: planned once, used for ever."""
+    statement = postgres_log._STAMP_NEXT
+    assert await pages_read(database_url, statement, "int", "2000") < 40 * 1000
+
+
+async def test_what_is_pending_is_found_by_its_key(database_url: str) -> None:
+    assert await pages_read(database_url, postgres_log._PENDING, "int", "2000") < 40 * 1000
