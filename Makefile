@@ -31,7 +31,7 @@ up: .venv/.synced-runtime ## start Baton with the demo playbook on http://127.0.
 	@exec $(BIN)/baton up --demo $(ARGS)
 
 test: .venv/.synced ## run the quick tests (Kafka's too, once `make kafka` has fetched it)
-	@$(BIN)/pytest -q -n auto --maxprocesses 4 --dist worksteal -m "not long and not browser" $(ARGS)
+	@$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadgroup -m "not long and not browser" $(ARGS)
 
 test-full: .venv/.synced ## run the tests `make test` leaves out: kill runs, real data, browser, more examples
 	@BATON_EXAMPLES=full $(BIN)/pytest -q -m "long or browser or property" $(ARGS)

@@ -14,7 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import settings
@@ -39,8 +39,15 @@ settings.load_profile("baton")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what Hypothesis drives, so that `make test-full` finds it."""
+    """Mark what Hypothesis drives, so that `make test-full` finds it; keep together what shares a fixture.
+
+    The other tests of a file go to whichever worker is free: a module's fixture would be set up in each.
+    """
     for item in items:
+        known: Any = getattr(item, "_fixtureinfo", None)
+        scopes = {d[-1].scope for d in known.name2fixturedefs.values() if d} if known else set()
+        if scopes & {"module", "package"}:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker("property")
 

@@ -18,6 +18,8 @@ from services.contracts.events import TRANSITIONS_TOPIC, Message, message_header
 from services.stage_service.lane import new_id
 from tests.integration.kafka_broker import KafkaBroker
 
+# One broker for all: which tests ask for it is known only as they run.
+pytestmark = pytest.mark.xdist_group("tests/contracts/test_bus.py")
 KINDS = [
     pytest.param("postgres_log"),
     pytest.param("kafka", marks=pytest.mark.kafka),

@@ -63,8 +63,10 @@ async def waiting(stage: Stage, name: str = "ada") -> dict[str, Any]:
 async def ring(stage: Stage, at: datetime) -> None:
     """Fire every clock that is due at the moment `at`."""
     ticker = Ticker(stage.house.pool, stage.house.lane, lambda: at)
-    while await ticker.run_due():
-        pass
+    due = "SELECT count(*) FROM stage.clocks WHERE state = 'running' AND due_at <= $1"
+    # The service's own ticker may have one in hand.
+    while await ticker.run_due() or await stage.connection.fetchval(due, at):
+        await asyncio.sleep(0)
 
 
 async def test_a_handoff_shows_lead_person_deadline_and_reasons(stage: Stage) -> None:
