@@ -55,7 +55,7 @@ screenshots: .venv/.synced ## take the pictures of the pages for the documentati
 kafka: ## fetch Apache Kafka for the tests (needs Java 17 and Maven; 45 MB, once)
 	@python3 deploy/kafka/kafka.py fetch
 
-clients: ## fetch Segment's and RudderStack's Node.js clients for the tests (needs npm)
+clients: ## fetch what tests take from npm: clients, schemas, generators (needs npm)
 	@mkdir -p .cache/clients && cp tests/system/clients/package.json .cache/clients/
 	@npm install --prefix .cache/clients --ignore-scripts --no-package-lock --no-audit --no-fund --silent
 

@@ -79,13 +79,22 @@ def _prepare(server: EmbeddedPostgres) -> None:
     )
 
 
+@pytest.fixture(scope="session")
+def done_with() -> list[str]:
+    """Databases that nobody uses any more: dropped as the next is made, which saves a process each."""
+    return []
+
+
 @pytest.fixture
-def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
+def database_url(postgres: EmbeddedPostgres, done_with: list[str]) -> str:
     """The URL of an empty, migrated database that only this test uses."""
     name = f"test_{uuid.uuid4().hex}"
-    postgres.statement(f"CREATE DATABASE {name} TEMPLATE template_baton STRATEGY FILE_COPY")
-    yield postgres.url(name)
-    postgres.statement(f"DROP DATABASE {name} WITH (FORCE)")
+    postgres.statement(
+        *(f"DROP DATABASE IF EXISTS {left} WITH (FORCE)" for left in done_with),
+        f"CREATE DATABASE {name} TEMPLATE template_baton STRATEGY FILE_COPY",
+    )
+    done_with[:] = [name]
+    return postgres.url(name)
 
 
 @pytest.fixture

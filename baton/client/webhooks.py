@@ -93,9 +93,10 @@ class _Asymmetric:
     """Verifies ``v1a``: Ed25519 under Baton's public key."""
 
     def __init__(self, secret: str) -> None:
-        # Only whoever uses these keys needs the package.
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
+        try:  # only whoever uses these keys needs the package
+            from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+        except ImportError:
+            raise ValueError("v1a signatures need the package cryptography") from None
         try:
             raw = base64.b64decode(secret.removeprefix(_PUBLIC), validate=True)
             self._key = Ed25519PublicKey.from_public_bytes(raw)

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from services.baton import cli_alerts, cli_handoffs, cli_people, cli_quarantine, cli_sources
+from services.baton import (
+    cli_alerts,
+    cli_connectors,
+    cli_handoffs,
+    cli_kafka,
+    cli_people,
+    cli_quarantine,
+    cli_sources,
+    cli_subscriptions,
+)
 from services.baton.command import (
     DATA,
     NOTIFIER_URL,
@@ -30,7 +39,7 @@ app = typer.Typer(
 keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 playbook = typer.Typer(no_args_is_help=True, help="Playbooks: validate, test, simulate, show.")
 events = typer.Typer(no_args_is_help=True, help="Lead events: send.")
-leads = typer.Typer(no_args_is_help=True, help="Leads that are one person: merge, unmerge.")
+leads = typer.Typer(no_args_is_help=True, help="Leads: merge, unmerge, publish again.")
 dead_letters = typer.Typer(no_args_is_help=True, help="What could not be delivered: list, retry.")
 for name, group in (
     ("keys", keys), ("playbook", playbook), ("events", events), ("leads", leads),
@@ -38,10 +47,13 @@ for name, group in (
 ):  # fmt: skip
     app.add_typer(group, name=name)
 app.add_typer(cli_sources.app, name="sources")
+app.add_typer(cli_connectors.app, name="connectors")
 app.add_typer(cli_quarantine.app, name="quarantine")
 app.add_typer(cli_alerts.app, name="alerts")
 app.add_typer(cli_people.app, name="people")
 app.add_typer(cli_handoffs.app, name="handoffs")
+app.add_typer(cli_kafka.app, name="kafka")
+app.add_typer(cli_subscriptions.app, name="subscriptions")
 
 
 @app.command()
@@ -121,6 +133,14 @@ def migrate(data: Data = DATA) -> None:
     from services.baton.migrations import migrate as migrate_database
 
     print(f"schema revision {run(migrate_database(database_url(data)))}")
+
+
+@app.command()
+def asyncapi(url: Url = STAGE_URL) -> None:
+    """Print the AsyncAPI document: topics, feed, stream and webhooks, with the schema of each event."""
+    from services.baton.asyncapi import asyncapi_document
+
+    print(json.dumps(asyncapi_document(url), indent=2))
 
 
 @app.command(hidden=True)
@@ -391,6 +411,17 @@ def _regroup(url: str, data: Path, deed: str, lead: str, other: str, reason: str
         print(run(regroup(url, api_key(data), deed, lead, other, reason)))
     except ValueError as error:
         fail(str(error))
+
+
+@leads.command("snapshot")
+def leads_snapshot(data: Data = DATA) -> None:
+    """Publish every lead to the Kafka topic baton.leads again."""
+    from services.baton.leads import snapshot_again
+
+    count = run(snapshot_again(database_url(data)))
+    if count is None:
+        fail("no stage service publishes to Kafka: set BATON_KAFKA_BOOTSTRAP_SERVERS for it")
+    print(f"{count} leads are published to baton.leads once more")
 
 
 @dead_letters.command("list")

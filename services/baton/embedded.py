@@ -100,17 +100,20 @@ class EmbeddedPostgres:
         if name not in self.statement("SELECT datname FROM pg_database").split():
             self.statement(f'CREATE DATABASE "{name}"')
 
-    def statement(self, statement: str) -> str:
-        """Run one SQL statement in the database ``postgres`` and give its output; for set-up only.
+    def statement(self, *statements: str) -> str:
+        """Run SQL statements, each by itself, in the database ``postgres``: for set-up; gives their output.
 
-        Raises EmbeddedError when the server refuses it.
+        Raises EmbeddedError when the server refuses one.
         """
         done = subprocess.run(
-            [self._bin / "psql", "-h", self.sockets, "-U", "postgres", "-XAtqc", statement],
+            [
+                self._bin / "psql", "-h", self.sockets, "-U", "postgres", "-XAtq", "-v", "ON_ERROR_STOP=1",
+                *(option for each in statements for option in ("-c", each)),
+            ],
             capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
         if done.returncode != 0:
-            raise EmbeddedError(f"PostgreSQL refused {statement!r}: {done.stderr.strip()}")
+            raise EmbeddedError(f"PostgreSQL refused {statements!r}: {done.stderr.strip()}")
         return done.stdout
 
     def stop(self) -> None:

@@ -1,10 +1,12 @@
-"""Commands about who is who: merge two leads by hand, and undo it."""
+"""Commands about leads: merge two by hand, and undo it; have all published to Kafka again."""
 
 from __future__ import annotations
 
+import asyncpg
 import httpx
 
 from services.baton.command import told
+from services.stage_service.snapshots import fill_again
 
 
 async def regroup(url: str, key: str, deed: str, lead: str, other: str, reason: str) -> str:
@@ -26,3 +28,14 @@ async def regroup(url: str, key: str, deed: str, lead: str, other: str, reason: 
     if deed == "merge" and body["lead_id"] == other:
         done, other = f"{lead} is part of", lead
     return f"{done} {body['lead_id']}; {records} records of history changed"
+
+
+async def snapshot_again(database_url: str) -> int | None:
+    """Have every lead published to ``baton.leads`` once more; gives how many, None: nobody publishes."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        if not await fill_again(connection):
+            return None
+        return await connection.fetchval("SELECT count(*) FROM stage.leads")
+    finally:
+        await connection.close()

@@ -18,3 +18,5 @@ PLAYBOOKS = _find("playbooks")
 """The playbook and the roster that come with Baton."""
 SOURCES = _find("sources")
 """The source files that come with Baton."""
+CONNECTORS = _find("connectors")
+"""The connector files that come with Baton."""

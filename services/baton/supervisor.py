@@ -17,7 +17,7 @@ from services.baton.command import NOTIFIER_URL_FILE, URL_FILE
 from services.baton.embedded import EmbeddedError, EmbeddedPostgres
 from services.baton.encryption_key import ensure_key_file, ensure_link_key, key_file
 from services.baton.migrations import migrate, newest_revision
-from services.baton.places import PLAYBOOKS, SOURCES
+from services.baton.places import CONNECTORS, PLAYBOOKS, SOURCES
 from services.baton.ports import port_taken
 from services.contracts.access import LOGIN_MINUTES, SCOPES, create_key
 
@@ -191,6 +191,7 @@ class System:
             "BATON_PLAYBOOK_FILES": f'["{PLAYBOOKS / "sales.yaml"}"]',
             "BATON_TEAM_FILE": str(PLAYBOOKS / "team.yaml"),
             "BATON_SOURCES_DIR": str(SOURCES),
+            "BATON_CONNECTORS_DIR": str(CONNECTORS),
         }
         if "BATON_ENCRYPTION_KEY" not in environment:
             defaults["BATON_ENCRYPTION_KEY_FILE"] = str(key_file(self.data))

@@ -14,8 +14,9 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Send
 from starlette.types import Scope as Connection
 
@@ -23,6 +24,7 @@ from services.contracts.access import Gatekeeper, Principal, Scope, request_toke
 from services.contracts.database import DATABASE_AWAY
 from services.contracts.idempotency import (
     KEY_CHARACTERS_MAX,
+    KEY_PATTERN,
     Answer,
     Attempt,
     Once,
@@ -77,12 +79,21 @@ def allow(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
         required(who, scope)
         return who
 
+    check.scope = scope  # type: ignore[attr-defined]  for the OpenAPI document
     return check
 
 
 def attempt_of(request: Request) -> Attempt | None:
     """Give the attempt that `request` is, when it came with an Idempotency-Key to an `OnceRoute`."""
     return getattr(request.state, "attempt", None)
+
+
+class SecretResponse(Response):
+    """An answer that tells a secret, once: under an Idempotency-Key `kept` is stored in its place."""
+
+    def __init__(self, body: bytes, kept: bytes, status: int = 200, **headers: str) -> None:
+        super().__init__(body, status, {**headers, "cache-control": "no-store"}, "application/json")
+        self.kept = kept
 
 
 class OnceRoute(APIRoute):
@@ -106,12 +117,12 @@ class OnceRoute(APIRoute):
         plain = super().get_route_handler()
 
         async def once(request: Request) -> Response:
-            key = None
-            if request.method == "POST":
-                key = key_of(request.headers.getlist("idempotency-key"))
-            if key is None:
+            sent = request.headers.getlist("idempotency-key") if request.method == "POST" else []
+            if not sent:
                 return await plain(request)
+            # First: who may not ask at all is not told what is wrong with the key.
             who = await self.claimant(request)
+            key = key_of(sent) or ""
             target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
             body = await request.body()
 
@@ -141,9 +152,11 @@ async def _answer_of(
         if statuses[type(error)] >= 500:
             raise
         response = problem_response(error, statuses)
+    kept = response.kept if isinstance(response, SecretResponse) else None
     return Answer(
-        response.status_code, response.headers.get("content-type", ""), bytes(response.body)
-    )
+        response.status_code, response.headers.get("content-type", ""), bytes(response.body),
+        kept=kept,
+    )  # fmt: skip
 
 
 _UNREAD = (RequestValidationError, HTTPException)
@@ -153,9 +166,14 @@ _KEY_PARAMETER: dict[str, Any] = {
     "name": "Idempotency-Key",
     "in": "header",
     "required": False,
-    "description": "The same request with the same key has one effect and gets the first answer again.",
-    "schema": {"type": "string", "maxLength": KEY_CHARACTERS_MAX + 2},
-    "example": '"8e03978e-40d5-43dd-bc93-6894a57f9324"',
+    # No example: a tool that sends examples would send one key with every request.
+    "description": "A quoted string of your choice, like a UUID, new for each request. The same request with "
+    "the same key has one effect and gets the first answer again.",
+    "schema": {
+        "type": "string",
+        "maxLength": KEY_CHARACTERS_MAX + 2,
+        "pattern": f"^{KEY_PATTERN}$",
+    },
 }
 
 
@@ -215,7 +233,7 @@ def answer_problems(
         )  # fmt: skip
         return problem_response(wrong, statuses)
 
-    async def http(_: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         failure = cast("HTTPException", error)
         title = HTTPStatus(failure.status_code).phrase
         code = "too-large" if failure.status_code == 413 else title.lower().replace(" ", "-")
@@ -224,7 +242,10 @@ def answer_problems(
             # The framework's one 400 and our 413: the body cannot be decoded, or is too large.
             field="body" if failure.status_code in (400, 413) else None,
         )  # fmt: skip
-        return JSONResponse(body, failure.status_code, failure.headers, PROBLEM_CONTENT_TYPE)
+        headers = dict(failure.headers or {})
+        if failure.status_code == 405:
+            headers["Allow"] = ", ".join(_methods_at(request))
+        return JSONResponse(body, failure.status_code, headers, PROBLEM_CONTENT_TYPE)
 
     async def bug(request: Request, error: Exception) -> JSONResponse:
         _log.error("http.failed", path=request.url.path, exc_info=error)
@@ -241,6 +262,22 @@ def answer_problems(
     for kind in (*DATABASE_AWAY, *away):
         app.add_exception_handler(cast("type[Exception]", kind), unavailable)
     app.add_exception_handler(Exception, bug)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Give the methods of all routes at the address; the framework names those of the first only.
+
+    Of several patterns that fit it the most literal one counts.
+    """
+    found: dict[int, set[str]] = {}
+    for route in iter_route_contexts(request.app.routes):
+        if route.matches(request.scope)[0] != Match.NONE:
+            literal = -str(getattr(route, "path_format", "{")).count("{")
+            # Pages, and what catches the rest, come after what is documented.
+            literal -= 0 if getattr(route, "include_in_schema", False) else 10
+            methods = cast("set[str]", getattr(route, "methods", None) or set())
+            found.setdefault(literal, set()).update(methods)
+    return sorted(found[max(found)]) if found else []
 
 
 def database_away() -> UnavailableError:

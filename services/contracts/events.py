@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
@@ -36,6 +37,7 @@ UNMERGED_BY_HAND = "baton.lead.unmerged"
 """The lead event that records that a merge was undone."""
 LEAD_MERGED = "baton.lead.merged.v1"
 LEAD_UNMERGED = "baton.lead.unmerged.v1"
+LEAD_SNAPSHOT = "baton.lead.snapshot.v1"
 SUBSCRIPTION_STOPPED = "baton.subscription.stopped.v1"
 
 ASSIGNED_BY_HAND = "baton.lead.assigned"
@@ -501,9 +503,24 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         return self.headers["ce_type"]
 
 
+class Snapshot(msgspec.Struct, frozen=True):
+    """A message on a compacted topic: the present state of `key`, as a CloudEvent in Kafka binary mode.
+
+    `value` None is a tombstone: there is no such thing any more.
+    """
+
+    key: str
+    headers: dict[str, str]
+    value: bytes | None
+
+
 def rfc3339(moment: datetime) -> str:
     """Write `moment` (aware) as RFC 3339 in UTC."""
     return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+_written = lru_cache(maxsize=64)(rfc3339)
+"""The messages of a batch have one time."""
 
 
 def message_headers(
@@ -515,7 +532,7 @@ def message_headers(
         "ce_id": id,
         "ce_source": SOURCE,
         "ce_type": type,
-        "ce_time": rfc3339(time),
+        "ce_time": _written(time),
         "content-type": "application/json",
     }
     if subject is not None:

@@ -35,6 +35,8 @@ SWEEP_ROWS_MAX = 1000
 
 # A string of RFC 8941, its parameters without a meaning here; or, as many clients send it, unquoted.
 _QUOTED = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"(?: *;[ -~]*)?')
+KEY_PATTERN = r'("([ !#-\[\]-~]|\\["\\])+"|[A-Za-z0-9_.:~+/=@-]+)'
+"""What a key looks like, for the OpenAPI document: quoted, or plain."""
 _PLAIN = re.compile(r"[A-Za-z0-9_.:~+/=@-]+")
 
 _CLAIM = """
@@ -82,6 +84,8 @@ class Answer(msgspec.Struct, frozen=True):
     content_type: str
     body: bytes
     is_repeat: bool = False
+    kept: bytes | None = None
+    """What is stored in the body's place, where that tells a secret: a repeat gets this."""
 
     @property
     def is_final(self) -> bool:
@@ -180,7 +184,8 @@ class Once:
             await self._end(_RELEASED, attempt)
             raise
         if answer.is_final:
-            await self._end(_ANSWERED, attempt, answer.status, answer.content_type, answer.body)
+            kept = answer.body if answer.kept is None else answer.kept
+            await self._end(_ANSWERED, attempt, answer.status, answer.content_type, kept)
             await self._sweep()
         else:
             # Refused at the door, it did nothing; of a failure nobody knows, so its effect's id is kept.

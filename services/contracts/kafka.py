@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import structlog
@@ -21,6 +21,10 @@ from aiokafka import (  # pyright: ignore[reportMissingTypeStubs]
     TopicPartition,
 )
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic  # pyright: ignore[reportMissingTypeStubs]
+from aiokafka.admin.config_resource import (  # pyright: ignore[reportMissingTypeStubs]
+    ConfigResource,
+    ConfigResourceType,
+)
 from aiokafka.errors import (  # pyright: ignore[reportMissingTypeStubs]
     CommitFailedError,
     IllegalGenerationError,
@@ -33,26 +37,12 @@ from aiokafka.errors import (  # pyright: ignore[reportMissingTypeStubs]
 )
 
 from services.contracts.bus import Received
-from services.contracts.events import (
-    DEAD_LETTERS_TOPIC,
-    HANDOFFS_TOPIC,
-    LEADS_TOPIC,
-    SUBSCRIPTIONS_TOPIC,
-    TRANSITIONS_TOPIC,
-    Message,
-)
+from services.contracts.events import Message
+from services.contracts.topics import TOPICS, Found, differences
 
 PUBLISH_DEADLINE_S = 20.0
 CLOSE_DEADLINE_S = 3.0
 STALLED_AFTER_S = 30.0
-PARTITIONS = 6
-_TOPIC_CONFIGS = {
-    TRANSITIONS_TOPIC: {"retention.ms": str(30 * 24 * 3600 * 1000)},
-    HANDOFFS_TOPIC: {"retention.ms": str(30 * 24 * 3600 * 1000)},
-    LEADS_TOPIC: {"cleanup.policy": "compact"},
-    SUBSCRIPTIONS_TOPIC: {"retention.ms": str(30 * 24 * 3600 * 1000)},
-    DEAD_LETTERS_TOPIC: {"retention.ms": "-1"},
-}
 
 _log = structlog.get_logger("baton.kafka")
 
@@ -63,6 +53,7 @@ class KafkaBus:
     def __init__(self, bootstrap_servers: str) -> None:
         self._bootstrap_servers = bootstrap_servers
         self._producer: Any = None
+        self._checked = False
 
     @classmethod
     async def open(cls, bootstrap_servers: str) -> KafkaBus:
@@ -70,28 +61,13 @@ class KafkaBus:
         return cls(bootstrap_servers)
 
     async def create_topics(self) -> None:
-        """Create the topics that do not exist (6 partitions, the broker's replication)."""
-        admin: Any = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap_servers)
-        try:
-            await admin.start()
-            existing = set(await admin.list_topics())
-            wanted: list[Any] = [
-                NewTopic(name, PARTITIONS, 1, topic_configs=configs)
-                for name, configs in _TOPIC_CONFIGS.items()
-                if name not in existing
-            ]
-            for topic in wanted:
-                # The broker's default replication; the client's constructor refuses to say it.
-                topic.replication_factor = -1
-            if wanted:
-                answer = await admin.create_topics(wanted)
-                for name, code, *_ in answer.topic_errors:
-                    error = for_code(code)
-                    if code and error is not TopicAlreadyExistsError:
-                        raise error(f"topic {name}")
-        finally:
-            with contextlib.suppress(Exception):
-                await admin.close()
+        """Create the topics that do not exist; warn, once, of those that are not as they must be."""
+        async with _admin(self._bootstrap_servers) as admin:
+            await _create_missing(admin)
+            if not self._checked:
+                for difference in differences(await _look_at(admin)):
+                    _log.warning("bus.topic_differs", said=difference.told())
+                self._checked = True
 
     async def _started(self) -> Any:
         if self._producer is None:
@@ -151,6 +127,64 @@ class KafkaBus:
         if producer is not None:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(producer.stop(), CLOSE_DEADLINE_S)
+
+
+@contextlib.asynccontextmanager
+async def _admin(bootstrap_servers: str) -> AsyncGenerator[Any]:
+    admin: Any = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    try:
+        await admin.start()
+        yield admin
+    finally:
+        with contextlib.suppress(Exception):
+            await admin.close()
+
+
+async def _create_missing(admin: Any) -> None:
+    existing = set(await admin.list_topics())
+    wanted: list[Any] = [
+        NewTopic(t.name, t.partitions, 1, topic_configs=dict(t.configs))
+        for t in TOPICS
+        if t.name not in existing
+    ]
+    for topic in wanted:
+        # The broker's default replication; the client's constructor refuses to say it.
+        topic.replication_factor = -1
+    if not wanted:
+        return
+    answer = await admin.create_topics(wanted)
+    for name, code, *_ in answer.topic_errors:
+        error = for_code(code)
+        if code and error is not TopicAlreadyExistsError:
+            raise error(f"topic {name}")
+
+
+async def _look_at(admin: Any) -> dict[str, Found]:
+    names = [t.name for t in TOPICS]
+    existing = set(await admin.list_topics())
+    there = [name for name in names if name in existing]
+    if not there:
+        return {}
+    configs: dict[str, dict[str, str]] = {}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in there]
+    for answer in await admin.describe_configs(resources):
+        for _, _, _, name, entries in answer.resources:
+            configs[name] = {entry[0]: entry[1] for entry in entries}
+    return {
+        d["topic"]: Found(
+            d["topic"],
+            len(d["partitions"]),
+            min((len(p["replicas"]) for p in d["partitions"]), default=0),
+            configs.get(d["topic"], {}),
+        )
+        for d in await admin.describe_topics(there)
+    }
+
+
+async def topics_of(bootstrap_servers: str) -> dict[str, Found]:
+    """Give Baton's topics as the cluster has them, by name; raises KafkaError when it does not answer."""
+    async with asyncio.timeout(PUBLISH_DEADLINE_S), _admin(bootstrap_servers) as admin:
+        return await _look_at(admin)
 
 
 async def _abandon(client: Any) -> None:

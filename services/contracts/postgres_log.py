@@ -32,7 +32,7 @@ _STANDBY_POLL_S = 0.5
 OUTBOX_CTES = """written AS (
   INSERT INTO bus.outbox (message_id, topic, key, headers, value)
   SELECT * FROM unnest({rows}::bus.message_row[])
-  RETURNING id),
+  RETURNING id, key),
 queued AS (INSERT INTO bus.pending (outbox_id) SELECT id FROM written)"""
 """The outbox's part of a statement that writes more; `rows` is the parameter with `message_rows`."""
 

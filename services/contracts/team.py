@@ -66,6 +66,10 @@ class Person:
     leads: tuple[str, ...] = ()
     """Roles of which they are the lead: escalations go to them before sales leadership."""
 
+    def __hash__(self) -> int:
+        """Give the hash of the id: two that are equal have the same, and it is asked for at every offer."""
+        return hash(self.id)
+
     @property
     def all_channels(self) -> tuple[str, ...]:
         """Give their channels, those too that they want for some alerts only."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from uuid import UUID
 
 import asyncpg
@@ -34,6 +35,7 @@ from services.notifier.claims import Parcel
 from services.notifier.consumer import Consumer
 from services.notifier.deliveries import Dispatcher, Patience
 from services.notifier.escalations import Escalator, waits_of
+from services.notifier.openapi import describe
 from services.notifier.previews import sample_values
 from services.notifier.pruning import Pruner
 from services.notifier.roster import Roster
@@ -142,12 +144,17 @@ def create_app(
                 pool.terminate()
             _log.info("notifier.stopped")
 
-    app = FastAPI(title="Baton notifier", version="1", lifespan=lifespan)
+    app = FastAPI(
+        title="Baton notifier", version=version("baton"), lifespan=lifespan,
+        description="Tells the person who now holds a lead.",
+        generate_unique_id_function=lambda route: route.name, docs_url=None, redoc_url=None,
+    )  # fmt: skip
     answer_problems(app)
     app.include_router(router)
     app.include_router(attention_router)
     app.include_router(callbacks.router)
     app.include_router(slack_actions.router)
+    describe(app)
     return app
 
 

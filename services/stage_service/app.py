@@ -7,6 +7,7 @@ import gc
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from copy import deepcopy
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, cast
@@ -16,7 +17,7 @@ import httpx
 import structlog
 import uuid_utils.compat
 from fastapi import FastAPI
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from starlette.types import Message, Receive, Scope, Send
 
 from services.contracts.access import Gatekeeper
@@ -31,6 +32,7 @@ from services.contracts.team import Team, documents_of, load_team
 from services.stage_service import metrics, people
 from services.stage_service.api import (
     assign,
+    deliveries,
     feed,
     handoffs,
     health,
@@ -38,11 +40,15 @@ from services.stage_service.api import (
     moves,
     quarantine,
     reads,
+    subscription_secrets,
+    subscriptions,
 )
 from services.stage_service.api import people as people_api
 from services.stage_service.api.access import House, answer_problems, problem_response
-from services.stage_service.api.events import OPENAPI, PATH, EventsEndpoint
+from services.stage_service.api.descriptions import descriptions_router
+from services.stage_service.api.events import ONLY_POST, OPENAPI, PATH, EventsEndpoint
 from services.stage_service.api.following import Following
+from services.stage_service.api.openapi import completed
 from services.stage_service.api.segment import CALLS, SegmentEndpoint
 from services.stage_service.api.segment import PATHS as SEGMENT
 from services.stage_service.api.segment import openapi as segment_openapi
@@ -60,8 +66,13 @@ from services.stage_service.pulse import Pulse
 from services.stage_service.relay import Relay
 from services.stage_service.settings import StageSettings
 from services.stage_service.shelf import Shelf
+from services.stage_service.snapshots import forget, kafka_snapshots
 from services.stage_service.source_secrets import SourceSecrets, given_secrets
 from services.stage_service.sources.book import SourceBook
+from services.stage_service.subscriptions.addresses import allowed_from
+from services.stage_service.subscriptions.changes import Terms
+from services.stage_service.subscriptions.connectors.book import ConnectorBook
+from services.stage_service.subscriptions.connectors.echoes import Echoes
 from services.stage_service.ticker import Ticker
 
 CONNECT_AGAIN_S = 0.1
@@ -89,13 +100,16 @@ def create_app(settings: StageSettings, *, now: Callable[[], datetime] = utc_now
     key = settings.encryption_key
     cipher = read_cipher(key.get_secret_value() if key else None, settings.encryption_key_file)
     secrets = given_secrets(settings.source_secrets)
+    allowed = allowed_from(settings.subscriptions_allow)
+    terms = Terms(cipher, allowed, https_only=not settings.subscriptions_http)
     _answer_links(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         opening = _Opening(
-            cast("StageApp", app), settings, playbooks, team, SourceSecrets(secrets, cipher), now
-        )
+            cast("StageApp", app), settings, playbooks, team, SourceSecrets(secrets, cipher), now,
+            terms,
+        )  # fmt: skip
         await opening.begin()
         try:
             yield
@@ -111,6 +125,7 @@ def create_app(settings: StageSettings, *, now: Callable[[], datetime] = utc_now
         redoc_url=None,
     )
     app.include_router(health.router)
+    app.include_router(descriptions_router(settings.kafka_bootstrap_servers))
     app.include_router(reads.router)
     # Before the handoffs: /v1/handoffs/feed is no handoff's id.
     app.include_router(feed.router)
@@ -120,6 +135,9 @@ def create_app(settings: StageSettings, *, now: Callable[[], datetime] = utc_now
     app.include_router(assign.router)
     app.include_router(handoffs.router)
     app.include_router(people_api.router)
+    app.include_router(subscriptions.router)
+    app.include_router(subscription_secrets.router)
+    app.include_router(deliveries.router)
     app.include_router(pages_router())
     answer_problems(app)
     _describe_events(app)
@@ -141,8 +159,10 @@ class _Opening:
         team: Team,
         secrets: SourceSecrets,
         now: Callable[[], datetime],
+        terms: Terms,
     ) -> None:
         self._now = now
+        self._terms = terms
         self._app = app
         self._secrets = secrets
         self._settings = settings
@@ -189,10 +209,13 @@ class _Opening:
 
     async def _open(self) -> None:
         async with AsyncExitStack() as parts:
-            house = await _house(self._settings, self._playbooks, self._team, self._now, parts)
+            house = await _house(
+                self._settings, self._playbooks, self._team, self._now, parts, self._terms
+            )
+            connectors = ConnectorBook(self._settings.connectors_dir)
             intake = Intake(
                 house.pool, house.gatekeeper, house.lane, SourceBook(self._settings.sources_dir),
-                self._secrets,
+                self._secrets, echoes=Echoes(house.pool, connectors),
             )  # fmt: skip
             await intake.start()
             parts.push_async_callback(intake.stop)
@@ -227,6 +250,7 @@ async def _house(
     team: Team,
     now: Callable[[], datetime],
     parts: AsyncExitStack,
+    terms: Terms,
 ) -> House:
     """Wire and start the parts; `parts` stops them, the last one started first."""
     pool = await _connected(settings)
@@ -268,11 +292,13 @@ async def _house(
         settings.public_url or f"http://{settings.host}:{settings.port}",
         Once(pool, now, uuid_utils.compat.uuid7, settings.idempotency_keep_s), following,
         now, roster_is_file=settings.roster == "file", answer_links=_answer_links(settings),
+        terms=terms,
     )  # fmt: skip
     pulse.start()
     parts.push_async_callback(pulse.stop)
     relay.start()
     parts.push_async_callback(relay.stop)
+    await _snapshots(settings, pool, engine, now, parts)
     lane.start()
     parts.push_async_callback(lane.stop)
     ticker = Ticker(pool, lane, now)
@@ -282,6 +308,24 @@ async def _house(
     parts.push_async_callback(following.stop)
     parts.callback(house.stopping.set)
     return house
+
+
+async def _snapshots(
+    settings: StageSettings,
+    pool: asyncpg.Pool[Any],
+    engine: AsyncEngine,
+    now: Callable[[], datetime],
+    parts: AsyncExitStack,
+) -> None:
+    """Publish leads as they are now, where there is a Kafka to publish them to."""
+    if not settings.kafka_bootstrap_servers:
+        await forget(pool)
+        return
+    snapshots = kafka_snapshots(
+        settings.database_url, settings.kafka_bootstrap_servers, engine, now
+    )
+    snapshots.start()
+    parts.push_async_callback(snapshots.stop)
 
 
 def _answer_links(settings: StageSettings) -> Links | None:
@@ -328,6 +372,7 @@ async def _connected(settings: StageSettings) -> asyncpg.Pool[Any]:
         await pool.fetchval("SELECT count(sources) FROM access.keys WHERE false")
         await pool.fetchval("SELECT count(*) FROM stage.source_secrets WHERE false")
         await pool.fetchval("SELECT count(*) FROM stage.clocks WHERE false")
+        await pool.fetchval("SELECT count(*) FROM stage.snapshot_feed WHERE false")
         await pool.fetchval("SELECT count(*) FROM stage.deliveries WHERE false")
     except BaseException:
         pool.terminate()
@@ -350,6 +395,8 @@ class StageApp(FastAPI):
             await away(scope, receive, _measured(scope, send))
         elif scope["path"] == PATH and scope["method"] == "POST":
             await self.state.events(scope, receive, send)
+        elif scope["path"] == PATH:
+            await ONLY_POST(scope, receive, _measured(scope, send))
         elif scope["path"].startswith(WEBHOOKS):
             await self.state.webhooks(scope, receive, send)
         elif scope["path"] in SEGMENT:
@@ -377,14 +424,15 @@ def _describe_events(app: FastAPI) -> None:
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
         document = generate()
-        document["paths"].setdefault(PATH, {})["post"] = OPENAPI
-        document["paths"].setdefault("/webhooks/{source}", {})["post"] = WEBHOOKS_OPENAPI
+        document["paths"].setdefault(PATH, {})["post"] = deepcopy(OPENAPI)
+        document["paths"].setdefault("/webhooks/{source}", {})["post"] = deepcopy(WEBHOOKS_OPENAPI)
         for call in sorted(set(CALLS.values())):
-            document["paths"].setdefault(f"/v1/{call}", {})["post"] = segment_openapi(call)
-        components = document.setdefault("components", {})
-        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}]
-        return document
+            document["paths"].setdefault(f"/v1/{call}", {})["post"] = deepcopy(
+                segment_openapi(call)
+            )
+        return completed(app, document)
 
     app.openapi = openapi

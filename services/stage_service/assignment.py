@@ -6,7 +6,6 @@ the roster is looked at: a change that another process committed is taken over b
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -131,7 +130,7 @@ class Assigner:
         account = account_of(lead.email, lead.attributes) if asks_account(routing) else None
         owner = self._locked.account_owners.get((account or "", role))
         case = Case(
-            role, self._at, record.lead.attributes, _values(playbook, record.lead, move), account,
+            role, self._at, record.lead.attributes, _Values(playbook, record.lead, move), account,
             owner, self._locked.loads, without,
         )  # fmt: skip
         team = self._roster.team
@@ -149,27 +148,34 @@ class Assigner:
             await store.own_accounts(connection, self._owned)
 
 
-def _values(playbook: Playbook, lead: Lead, move: Move | _Standing) -> Callable[[str], Any]:
-    """Give what a routing condition may ask of a journey that has just made `move`, or stands."""
-    journey = lead.journeys[move.journey]
+class _Values:
+    """What a routing condition may ask of a journey that has just made a move, or stands."""
 
-    def value(name: str) -> Any:
+    __slots__ = ("_journey", "_lead", "_move", "_playbook")
+
+    def __init__(self, playbook: Playbook, lead: Lead, move: Move | _Standing) -> None:
+        self._playbook = playbook
+        self._lead = lead
+        self._move = move
+        self._journey = lead.journeys[move.journey]
+
+    def __call__(self, name: str) -> Any:
+        """Give the value of a declared variable, or None when it is not known."""
         room, _, attribute = name.partition(".")
+        lead, move = self._lead, self._move
         match room:
             case "lead":
                 if attribute == "email":
                     return lead.email
-                return playbook.coerced("lead", attribute, lead.attributes.get(attribute))
+                return self._playbook.coerced("lead", attribute, lead.attributes.get(attribute))
             case "deal":
-                deal = lead.attributes if move.key == MAIN else journey.deal
-                return playbook.coerced("deal", attribute, deal.get(attribute))
+                deal = lead.attributes if move.key == MAIN else self._journey.deal
+                return self._playbook.coerced("deal", attribute, deal.get(attribute))
             case "known":
-                return value(attribute) is not None
+                return self(attribute) is not None
             case "score":
                 return getattr(move.score, attribute)
             case _:
                 if attribute == "furthest_stage":
-                    return journey.furthest
+                    return self._journey.furthest
                 return move.key if attribute == "key" else move.to_stage
-
-    return value

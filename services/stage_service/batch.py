@@ -79,7 +79,10 @@ class Outcome(msgspec.Struct, omit_defaults=False):
 
 
 class Batch:
-    """Applies events on one connection; use once."""
+    """Applies events on one connection; use once.
+
+    None of its parts refers back to it: a batch that is done is gone, and leaves the collector nothing.
+    """
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class Batch:
         self._assigner = Assigner(roster, recorded_at)
         self._journal = Journal(recorded_at, self._assigner.assign, self._assigner.person, new_id)
         self._handing = Handing(self._journal, self._assigner, recorded_at)
-        self._corrections = Corrections(self._journal, shelf, self._tell)
+        self._corrections = Corrections(self._journal, shelf)
         self.regrouping = Regrouping(connection, shelf, self._journal, policy, new_id)
         self._records: dict[str, Record] = {}
         self._changes: dict[str, Change] = {}
@@ -406,7 +409,7 @@ class Batch:
 
         before = self._before[record.id]
         for move in self._corrections.revise(
-            record, before, moves, past_by_journey, is_new, change
+            record, before, moves, past_by_journey, is_new, change, self._tell
         ):
             self._transition(record, move, causes, change.cause)
 

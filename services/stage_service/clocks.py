@@ -19,7 +19,7 @@ from services.contracts import calendars
 from services.contracts.events import rfc3339
 from services.contracts.handoffs import CLOCK_ESCALATED, CLOCK_FIRED, CLOCK_REMINDED
 from services.contracts.team import Person, Team
-from services.stage_service.ids import id_of_name
+from services.stage_service.ids import ids_of_names
 from services.stage_service.offers import Offer
 from services.stage_service.playbook import ClockPlan, Playbook
 
@@ -29,7 +29,7 @@ LATE_AFTER = timedelta(seconds=5)
 EVENT_TYPES = {"remind": CLOCK_REMINDED, "due": CLOCK_FIRED, "escalate": CLOCK_ESCALATED}
 GONE_STEP = "gone"
 """The step of a clock that the playbook does not have any more: it tells nobody, and ends."""
-_CLOCKS = uuid.UUID("6d0a4c52-8a6d-4b9c-9f62-9b6f0b0f1b77")
+_clocks = ids_of_names(uuid.UUID("6d0a4c52-8a6d-4b9c-9f62-9b6f0b0f1b77"))
 KINDS = {"offered": "handoff", "entered": "stage", "activity": "activity"}
 
 
@@ -91,10 +91,16 @@ def reached(plan: ClockPlan, since: datetime, offset_s: float, person: Person | 
 
     In working time of `person`; on the wall where there is nobody, or who never works.
     """
-    wall = since.astimezone(UTC) + timedelta(seconds=offset_s)
     if plan.wall or person is None:
-        return wall
-    return calendars.add_business(person, since, offset_s) or wall
+        return since.astimezone(UTC) + timedelta(seconds=offset_s)
+    return _worked(person, since, offset_s)
+
+
+@lru_cache(maxsize=1024)
+def _worked(person: Person, since: datetime, seconds: float) -> datetime:
+    """Give when `person` has worked `seconds` since then: a batch asks the same of each of its offers."""
+    done = calendars.add_business(person, since, seconds)
+    return done if done is not None else since.astimezone(UTC) + timedelta(seconds=seconds)
 
 
 def wanted(
@@ -152,7 +158,7 @@ def wound(journey_id: str, want: Wanted, person: Person | None, now: datetime) -
 def clock_id(journey_id: str, want: Wanted) -> str:
     """Give the id of a journey's clock: the same for the same start."""
     text = f"{journey_id}/{want.plan.key}/{want.stage}/{want.since.isoformat()}/{want.handoff_id or ''}"
-    return id_of_name(_CLOCKS, text)
+    return _clocks(text)
 
 
 def struck(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import TypeAlias
 
 import msgspec
 
@@ -28,21 +29,16 @@ def change_by(late: LeadEvent) -> Change:
     return Change(late, because, late.place)
 
 
+Told: TypeAlias = "Callable[[LeadEvent, TransitionRow, Move], None]"
+"""Hears of each record with its move and the event that it is answered to."""
+
+
 class Corrections:
-    """Corrects the histories of one batch's leads.
+    """Corrects the histories of one batch's leads."""
 
-    `told` hears of each record with its move and the event that it is answered to.
-    """
-
-    def __init__(
-        self,
-        journal: Journal,
-        shelf: Shelf,
-        told: Callable[[LeadEvent, TransitionRow, Move], None],
-    ) -> None:
+    def __init__(self, journal: Journal, shelf: Shelf) -> None:
         self._journal = journal
         self._shelf = shelf
-        self._told = told
         self.shifted: dict[str, tuple[str, datetime]] = {}
         """When visits began that recorded moves end, where it was another time: by record id."""
         self.ended: list[str] = []
@@ -56,6 +52,7 @@ class Corrections:
         past_by_journey: Mapping[str, list[Past]],
         is_new: Callable[[Move], bool],
         change: Change,
+        told: Told,
     ) -> list[Move]:
         """Record what changes in each journey's history; give the moves that are new.
 
@@ -70,15 +67,17 @@ class Corrections:
             for old, move in revision.shifted:
                 self.shifted[old.id] = (journey_id(record.id, name), move.visit_entered_at)
             if revision.replaced or revision.corrections:
-                self._correct(record, name, revision, change)
+                self._correct(record, name, revision, change, told)
             appended += revision.appended
         if change.held_by is not None and before is not None:
             for name in before.journeys.keys() - record.lead.journeys.keys():
                 past = past_by_journey.get(journey_id(record.id, name), [])
-                self._end(record, name, before.journeys[name], past, change)
+                self._end(record, name, before.journeys[name], past, change, told)
         return appended
 
-    def _correct(self, record: Record, name: str, revision: Revision, change: Change) -> None:
+    def _correct(
+        self, record: Record, name: str, revision: Revision, change: Change, told: Told
+    ) -> None:
         """Record the corrections of a journey; only the last that still holds now may alert."""
         trace = change.cause.traceparent
         replaced = revision.replaced
@@ -88,7 +87,7 @@ class Corrections:
                 record, playbook, move, [r.id for r in replaced], trace,
                 alert=not revision.appended and _is_handed_on(record, move, replaced, change),
             )  # fmt: skip
-            self._told(change.cause, row, move)
+            told(change.cause, row, move)
             return
         shares = share_replaced(revision.corrections, replaced)
         for index, (move, share) in enumerate(zip(revision.corrections, shares, strict=True)):
@@ -101,10 +100,16 @@ class Corrections:
                 is_present=is_present, trace=trace,
                 alert=is_present and _is_handed_on(record, move, replaced, change),
             )  # fmt: skip
-            self._told(change.cause, row, corrected)
+            told(change.cause, row, corrected)
 
     def _end(
-        self, record: Record, name: str, journey: Journey, past: list[Past], change: Change
+        self,
+        record: Record,
+        name: str,
+        journey: Journey,
+        past: list[Past],
+        change: Change,
+        told: Told,
     ) -> None:
         """End a journey that came with another lead and went with it: its records never happened."""
         self.ended.append(journey_id(record.id, name))
@@ -119,7 +124,7 @@ class Corrections:
                 record, playbook, move, [r.id for r in replaced], change.cause.traceparent,
                 alert=False, ended=True,
             )  # fmt: skip
-            self._told(change.cause, row, move)
+            told(change.cause, row, move)
 
     def _nothing_happened(
         self, record: Record, name: str, revision: Revision, change: Change

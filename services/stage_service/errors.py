@@ -8,6 +8,7 @@ from __future__ import annotations
 from services.contracts.problems import (
     BatonError,
     ConflictError,
+    Defect,
     InvalidRequestError,
     NotAllowedError,
     NotAuthenticatedError,
@@ -18,8 +19,17 @@ from services.contracts.problems import (
 __all__ = [
     "ConflictError", "CursorAheadError", "GateUnmetError", "GoneError", "InvalidRequestError",
     "NotAllowedError", "NotAuthenticatedError", "NotFoundError", "OverloadedError", "TooLargeError",
-    "TooManyStreamsError", "UnavailableError",
+    "TooManyStreamsError", "UnavailableError", "refusal",
 ]  # fmt: skip
+
+
+def refusal(defect: Defect) -> InvalidRequestError:
+    """Give the error by which a whole request is refused for `defect`; it keeps the defect's code."""
+    error = InvalidRequestError(
+        defect.reason, field=defect.field, value=defect.value, remedy=defect.remedy
+    )
+    error.code = defect.code
+    return error
 
 
 class GateUnmetError(ConflictError):

@@ -248,7 +248,7 @@ class Feed:
             await asyncio.wait([running])
             if self._in_window(after):
                 return True
-        if self._refresh is None or self._refresh is running:
+        if self._refresh is None:
             self._refresh = asyncio.create_task(self._extend(), name="feed")
             self._refresh.add_done_callback(self._renewed_once)
         # Whoever of the readers leaves, the read goes on for the others.

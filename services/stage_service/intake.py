@@ -27,7 +27,7 @@ from services.contracts.problems import (
 from services.stage_service import quarantine
 from services.stage_service.batch import Outcome
 from services.stage_service.lane import ANSWER_WITHIN_S, Lane
-from services.stage_service.metrics import DELIVERIES
+from services.stage_service.metrics import DELIVERIES, ECHOES
 from services.stage_service.source_secrets import SourceSecrets
 from services.stage_service.sources.book import SourceBook
 from services.stage_service.sources.mapping import Delivery, Mapped, map_delivery
@@ -40,9 +40,12 @@ from services.stage_service.sources.signatures import (
     refusal,
 )
 from services.stage_service.sources.source import Source
+from services.stage_service.subscriptions.connectors.echoes import Echoes
 
 REFRESH_S = 2.0
 """How old sources and stored secrets may be."""
+SIFT_WITHIN_S = 2.3
+"""How long it may take to tell echoes from news; with the lane's time it is less than HubSpot's 5 s."""
 _log = structlog.get_logger("baton.sources")
 
 _WHY = {
@@ -66,17 +69,20 @@ class Receipt(msgspec.Struct, frozen=True):
     outcomes: list[Outcome]
     quarantined: int
     ignored: int
+    echoes: int = 0
+    """What only said what connectors had written; recorded, applied to no lead."""
 
     def counts(self) -> dict[str, Any]:
         """Give the counts as they are answered."""
         applied = sum(1 for o in self.outcomes if o.status == "applied")
-        return {
+        counts = {
             "success": True,
             "applied": applied,
             "duplicate": len(self.outcomes) - applied,
             "quarantined": self.quarantined,
             "ignored": self.ignored,
         }
+        return counts | ({"echo": self.echoes} if self.echoes else {})
 
 
 class Replay(msgspec.Struct, frozen=True):
@@ -112,8 +118,10 @@ class Intake:
         secrets: SourceSecrets,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        echoes: Echoes | None = None,
     ) -> None:
         self._pool = pool
+        self._echoes = echoes
         self._gatekeeper = gatekeeper
         self._lane = lane
         self._now = now
@@ -127,6 +135,8 @@ class Intake:
         """Read sources and secrets, and keep them fresh."""
         self.book.refresh()
         await self.secrets.refresh(self._pool)
+        if self._echoes is not None:
+            await self._echoes.refresh(self._lane.submit)
         self._task = asyncio.create_task(self._refresh(), name="intake")
 
     async def stop(self) -> None:
@@ -142,6 +152,8 @@ class Intake:
                 self.book.refresh()
                 async with asyncio.timeout(REFRESH_S):
                     await self.secrets.refresh(self._pool)
+                    if self._echoes is not None:
+                        await self._echoes.refresh(self._lane.submit)
             except DATABASE_AWAY as error:
                 _log.debug("intake.not_refreshed", reason=type(error).__name__)
             except Exception as error:  # whatever it is, the next look may succeed
@@ -208,15 +220,38 @@ class Intake:
         `who` is whose key it came with. Raises OverloadedError, UnavailableError, RateLimitedError.
         """
         delivery = self.delivery(source, request)
-        mapped = map_delivery(source, delivery)
+        mapped = self._mapped(source, delivery)
         if who is not None:
             self._gatekeeper.rates.admit_events(who, len(mapped.events) + len(mapped.defects))
         if mapped.defects:
-            outcomes = await self._keep_and_apply(source, request, delivery.received_at, mapped)
+            outcomes, echoes = await self._keep_and_apply(
+                source, request, delivery.received_at, mapped
+            )
         else:
-            outcomes = await self._lane.submit(mapped.events)
+            echoes = await self._sifted(source, mapped)
+            outcomes = await self._lane.submit(mapped.events) if mapped.events else []
         self._count(source.name, "quarantined" if mapped.defects else "accepted")
-        return Receipt(outcomes, len(mapped.defects), mapped.ignored)
+        return Receipt(outcomes, len(mapped.defects), mapped.ignored, echoes)
+
+    def _mapped(self, source: Source, delivery: Delivery) -> Mapped:
+        marks = self._echoes.marks(source.name) if self._echoes is not None else None
+        return map_delivery(source, delivery, marks)
+
+    async def _sifted(self, source: Source, mapped: Mapped) -> int:
+        """Take out of `mapped` what is an echo of a connector's write, and record it; give how many."""
+        if self._echoes is None or self._echoes.marks(source.name) is None:
+            return 0
+        try:
+            # Beside the wait for the answer to a write: together they fit into a vendor's patience.
+            async with asyncio.timeout(SIFT_WITHIN_S):
+                count = await self._echoes.sift(source, mapped, self._lane.submit)
+        except DATABASE_AWAY:
+            raise UnavailableError(
+                "the database does not answer", remedy="Send the same delivery again."
+            ) from None
+        if count:
+            ECHOES.labels(source.name).inc(count)
+        return count
 
     def _count(self, source: str, result: str) -> None:
         counter = self._counters.get((source, result))
@@ -243,10 +278,11 @@ class Intake:
                 else f"there is no usable file of the source {kept.source!r}",
                 remedy="See GET /v1/quarantine for the open ones, and 'baton sources list'.",
             )
-        mapped = map_delivery(source, delivery)
+        mapped = self._mapped(source, delivery)
         outcomes: list[Outcome] = []
         status = kept.status
         if not dry_run:
+            await self._sifted(source, mapped)
             outcomes = await self._lane.submit(mapped.events)
             if mapped.defects:
                 await quarantine.update_reasons(self._pool, id, mapped.defects)
@@ -257,12 +293,13 @@ class Intake:
 
     async def _keep_and_apply(
         self, source: Source, request: Request, received_at: datetime, mapped: Mapped
-    ) -> list[Outcome]:
+    ) -> tuple[list[Outcome], int]:
         """Keep the delivery and apply what could be mapped, both within the time of one answer."""
+        echoes = await self._sifted(source, mapped)
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 await self._keep(source, request, received_at, mapped)
-                return await self._lane.submit(mapped.events)
+                return await self._lane.submit(mapped.events), echoes
         except DATABASE_AWAY:
             raise UnavailableError(
                 "the database does not answer", remedy="Send the same delivery again."

@@ -39,7 +39,7 @@ from services.contracts.events import (
 from services.contracts.team import Person
 from services.stage_service.clocks import reached
 from services.stage_service.funnel import Lead, Move, score_of
-from services.stage_service.ids import id_of_name
+from services.stage_service.ids import ids_of_names
 from services.stage_service.lead_facts import company_name, display_name
 from services.stage_service.offers import Offer
 from services.stage_service.playbook import HandoffPlan, Playbook, Stage
@@ -50,9 +50,8 @@ ATTRIBUTES_BYTES_MAX = 256 * 1024
 """Of one message: brokers take 1 MiB, and a message refused would stop all behind it."""
 
 _encode = msgspec.json.Encoder().encode
-_JOURNEYS = uuid.UUID("7a1d4d0e-5f0c-4c7e-9a53-0b0d2f6c1f11")
-
-_HANDOFFS = uuid.UUID("0b7c5a1e-52c4-4f0e-8d0b-5a2f0f6a3c55")
+_journeys = ids_of_names(uuid.UUID("7a1d4d0e-5f0c-4c7e-9a53-0b0d2f6c1f11"))
+_handoffs = ids_of_names(uuid.UUID("0b7c5a1e-52c4-4f0e-8d0b-5a2f0f6a3c55"))
 
 Assign = Callable[[str, Record, Playbook, Move], Decision | None]
 """Decides who gets a record's journey for a role as of a move (routing, with the rotation locked)."""
@@ -60,12 +59,12 @@ Assign = Callable[[str, Record, Playbook, Move], Decision | None]
 
 def journey_id(lead_id: str, name: str) -> str:
     """Give the id of a lead's journey: the same for ever, so a re-fold finds it again."""
-    return id_of_name(_JOURNEYS, f"{lead_id}/{name}")
+    return _journeys(f"{lead_id}/{name}")
 
 
 def handoff_id(journey: str, offer: Offer) -> str:
     """Give the id of a journey's handoff: the same for ever, so a re-fold finds it again."""
-    return id_of_name(_HANDOFFS, f"{journey}\n{offer.name}")
+    return _handoffs(f"{journey}\n{offer.name}")
 
 
 class Written(msgspec.Struct):

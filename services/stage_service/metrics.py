@@ -15,6 +15,11 @@ DELIVERIES = Counter(
     "Deliveries of sources: accepted, quarantined, handshake, or why they were refused",
     ["source", "result"],
 )
+ECHOES = Counter(
+    "baton_echoes_total",
+    "Deliveries' events that said just what a connector had written",
+    ["source"],
+)
 TRANSITIONS = Counter(
     "baton_transitions_total", "Recorded transitions", ["kind", "from_stage", "to_stage"]
 )
@@ -42,6 +47,12 @@ PUBLISHED_POSITION = Gauge("baton_published_position", "Newest position of the p
 KAFKA_POSITION = Gauge("baton_kafka_position", "Newest position that Kafka acknowledged")
 RELAY_LEADER = Gauge(
     "baton_relay_leader", "1 while this process leads the loop: sequencer or publisher", ["loop"]
+)
+FEED_STREAMS = Gauge(
+    "baton_feed_streams", "Streams, exports and waiting polls of the feeds that are open"
+)
+SNAPSHOTS = Counter(
+    "baton_lead_snapshots_total", "Messages on baton.leads: lead, or tombstone", ["kind"]
 )
 CLOCKS_FIRED = Counter("baton_clocks_fired_total", "Clock steps that became lead events")
 CLOCK_LATENESS = Histogram(

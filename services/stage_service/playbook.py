@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from services.contracts.cloudevents import parse_time
@@ -284,11 +285,13 @@ def candidate_tables(
     return by_type, by_stage([r for r in rules if r.on is None])
 
 
+@lru_cache(maxsize=64)
 def parse_playbook(text: str, file: str) -> Playbook:
     """Read and check a playbook (YAML, ``schemas/playbook.schema.json``); its version is 0.
 
     Raises SourceError with every problem: file, line, column, message and remedy. The digest is of the
-    text, so a comment changed is another digest but not another rule.
+    text, so a comment changed is another digest but not another rule. The same text again gives the same
+    playbook, of which nothing can change: a start reads it from its file and from the database.
     """
     from services.stage_service.playbook_file import PlaybookFile
 

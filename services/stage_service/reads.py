@@ -73,8 +73,8 @@ async def list_leads(
     async with engine.connect() as connection:
         rows = (await connection.execute(query)).mappings().all()
         page = rows[:limit]
-        mine = await _journeys_of(connection, [r["id"] for r in page])
-    items = [_lead(row, mine.get(row["id"], [])) for row in page]
+        mine = await journeys_of(connection, [r["id"] for r in page])
+    items = [lead_shown(row, mine.get(row["id"], [])) for row in page]
     return items, (page[-1]["id"] if len(rows) > limit else None)
 
 
@@ -95,7 +95,8 @@ def _has_journey(stage: str | None, owner: str | None, playbook: str | None) -> 
     return exists(select(journeys.c.id).where(and_(*wanted)))
 
 
-async def _journeys_of(connection: Any, ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+async def journeys_of(connection: Any, ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Give the journeys of the leads `ids` by lead, as they are shown."""
     if not ids:
         return {}
     query = (
@@ -114,7 +115,8 @@ async def _journeys_of(connection: Any, ids: Sequence[str]) -> dict[str, list[di
     return found
 
 
-def _lead(row: RowMapping, mine: list[dict[str, Any]]) -> dict[str, Any]:
+def lead_shown(row: RowMapping, mine: list[dict[str, Any]]) -> dict[str, Any]:
+    """Give a lead's row with its journeys as it is shown."""
     return {
         "id": row["id"], "email": row["email"], "name": row["name"], "company": row["company"],
         "external_ids": row["external_ids"], "attributes": row["attributes"],
@@ -131,8 +133,8 @@ async def get_lead(engine: AsyncEngine, id: str) -> dict[str, Any] | None:
         row = (await connection.execute(select(leads).where(leads.c.id == id))).mappings().first()
         if row is None:
             return None
-        mine = await _journeys_of(connection, [id])
-    return _lead(row, mine.get(id, []))
+        mine = await journeys_of(connection, [id])
+    return lead_shown(row, mine.get(id, []))
 
 
 async def timeline(engine: AsyncEngine, lead_id: str) -> list[dict[str, Any]]:

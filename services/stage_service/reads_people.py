@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import RowMapping, func, select, text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.stage_service.identities import Key, Policy, is_anchor, keys_of, spoken
 from services.stage_service.resolution import Standing, decide
@@ -52,7 +52,12 @@ async def root_of(engine: AsyncEngine, lead_id: str) -> str | None:
 async def merges_into(engine: AsyncEngine, lead_id: str) -> list[dict[str, Any]]:
     """Give all merges that the lead, or what is part of it, had a side in; undone ones too."""
     async with engine.connect() as connection:
-        rows = (await connection.execute(_MERGES, {"id": lead_id})).mappings().all()
+        return await merges_of(connection, lead_id)
+
+
+async def merges_of(connection: AsyncConnection, lead_id: str) -> list[dict[str, Any]]:
+    """As `merges_into`, on a connection."""
+    rows = (await connection.execute(_MERGES, {"id": lead_id})).mappings().all()
     return [dict(row) for row in rows]
 
 
@@ -92,17 +97,25 @@ def merge_items(merges: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 async def identities_of_lead(engine: AsyncEngine, lead_id: str) -> list[dict[str, Any]]:
     """Give the lead's identities: kind, value, since when, and the lead that brought it by a merge."""
+    async with engine.connect() as connection:
+        return (await identities_of_leads(connection, [lead_id])).get(lead_id, [])
+
+
+async def identities_of_leads(
+    connection: AsyncConnection, ids: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """As `identities_of_lead`, of several by lead, on a connection."""
     query = (
-        select(identities).where(identities.c.lead_id == lead_id)
+        select(identities).where(identities.c.lead_id.in_(ids))
         .order_by(identities.c.recorded_at, identities.c.kind, identities.c.value)
     )  # fmt: skip
-    async with engine.connect() as connection:
-        rows = (await connection.execute(query)).mappings().all()
-    return [
-        {"kind": r["kind"], "value": r["value"], "recorded_at": r["recorded_at"],
-         "merged_from": r["own_lead_id"] if r["own_lead_id"] != lead_id else None}
-        for r in rows
-    ]  # fmt: skip
+    found: dict[str, list[dict[str, Any]]] = {}
+    for r in (await connection.execute(query)).mappings():
+        found.setdefault(r["lead_id"], []).append({
+            "kind": r["kind"], "value": r["value"], "recorded_at": r["recorded_at"],
+            "merged_from": r["own_lead_id"] if r["own_lead_id"] != r["lead_id"] else None,
+        })  # fmt: skip
+    return found
 
 
 async def refused_links(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -43,11 +44,9 @@ class Turns(msgspec.Struct):
         `weights` are the people available (id, weight above 0), in the roster's order; not empty.
         """
         now = self.fairness
-        steps = {id: max(1, round(weight * WEIGHT_STEPS)) for id, weight in weights}
-        run = hashlib.sha1(repr(steps).encode(), usedforsecurity=False).hexdigest()[:12]
+        steps, total, run = _run_of(tuple(weights))
         if run != now.run:
             now.run, now.got = run, {}
-        total = sum(steps.values())
         for id, step in steps.items():
             now.owed[id] = now.owed.get(id, 0.0) + step / total
         wanted = sorted(steps, key=lambda who: -round(now.owed[who], _TIE_DIGITS))
@@ -60,6 +59,14 @@ class Turns(msgspec.Struct):
         """Count one journey given to the person `id`, and give `id`."""
         self.given[id] = self.given.get(id, 0) + 1
         return id
+
+
+@lru_cache(maxsize=256)
+def _run_of(weights: tuple[tuple[str, float], ...]) -> tuple[Mapping[str, int], int, str]:
+    """Give the weights in whole steps, their sum, and the digest that names a run of these people."""
+    steps = {id: max(1, round(weight * WEIGHT_STEPS)) for id, weight in weights}
+    run = hashlib.sha1(repr(steps).encode(), usedforsecurity=False).hexdigest()[:12]
+    return steps, sum(steps.values()), run
 
 
 def _first_safe(

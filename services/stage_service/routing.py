@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -193,7 +194,7 @@ def eligible(people: Sequence[Person], attributes: Mapping[str, Any]) -> Sequenc
         str(attributes[name]).casefold() for name in TERRITORY_ATTRIBUTES if attributes.get(name)
     }
     if asked:
-        local = [p for p in people if asked & set(_folded(p.territories))]
+        local = [p for p in people if asked & _folded(p.territories)]
         if local:
             return local
     return [p for p in people if not p.territories] or people
@@ -269,5 +270,6 @@ def _wanted(text: str | None, case: Case) -> str | None:
     return "" if value is None else str(value).casefold()
 
 
-def _folded(texts: Sequence[str]) -> list[str]:
-    return [t.casefold() for t in texts]
+@lru_cache(maxsize=4096)
+def _folded(texts: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(t.casefold() for t in texts)

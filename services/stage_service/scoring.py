@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from services.contracts.events import LeadEvent, Score
-from services.stage_service.playbook import Playbook
+from services.stage_service.playbook import Playbook, Signal
 
 _DAY_S = 86_400.0
 
@@ -52,10 +52,14 @@ def scored(
         points = dict(scoring.signals)
         for signal in signals:
             before, then = points.get(signal.key, (0.0, at))
-            left = before * 0.5 ** (max(0.0, at - then) / (signal.half_life_days * _DAY_S))
+            left = _decayed(before, at - then, signal)
             points[signal.key] = (min(left + signal.points, signal.cap), at)
         scoring = Scoring(scoring.fit, scoring.fit_keys, points)
     return scoring
+
+
+def _decayed(points: float, seconds: float, signal: Signal) -> float:
+    return points * 0.5 ** (seconds / (signal.half_life_days * _DAY_S)) if seconds > 0 else points
 
 
 def _fit_value(
@@ -75,12 +79,17 @@ def signal_points(playbook: Playbook, scoring: Scoring, at_s: float) -> dict[str
     for key, (before, then) in scoring.signals.items():
         signal = playbook.signals_by_key.get(key)
         if signal is not None:  # a signal that a later playbook dropped counts no more
-            points[key] = before * 0.5 ** (max(0.0, at_s - then) / (signal.half_life_days * _DAY_S))
+            points[key] = _decayed(before, at_s - then, signal)
     return points
 
 
 def score_at(playbook: Playbook, scoring: Scoring, at_s: float) -> Score:
     """Give the score at `at_s` (Unix seconds), in whole points."""
+    points = 0.0
+    for key, (before, then) in scoring.signals.items():  # as `signal_points`, at every event
+        signal = playbook.signals_by_key.get(key)
+        if signal is not None:
+            points += _decayed(before, at_s - then, signal)
     # Rounded, not cut: two signals of 10 points a minute apart are 20 points to people.
-    intent = int(sum(signal_points(playbook, scoring, at_s).values()) + 0.5)
+    intent = int(points + 0.5)
     return Score(scoring.fit, intent, scoring.fit + intent)

@@ -45,6 +45,7 @@ class StageSettings(BaseSettings):
         "or the file (read again when it changes; the API only reads)",
     )
     sources_dir: Path = Field(Path("sources"), description="the source files")
+    connectors_dir: Path = Field(Path("connectors"), description="the connector files")
     source_secrets: dict[str, SecretStr | list[SecretStr]] = Field(
         {}, description="secrets of sources, as a JSON object of source to secret or secrets"
     )
@@ -66,6 +67,9 @@ class StageSettings(BaseSettings):
         "",
         description="networks that subscriptions may name though they are not of the public internet, "
         "as 127.0.0.0/8,10.0.0.0/8, or all",
+    )
+    subscriptions_http: bool = Field(
+        default=False, description="subscriptions may be delivered to over plain http"
     )
     link_key: SecretStr | None = Field(
         None,

@@ -349,7 +349,8 @@ led AS (
     company = excluded.company, external_ids = excluded.external_ids,
     attributes = excluded.attributes, fit = excluded.fit, intent = excluded.intent,
     state = excluded.state, first_seen_at = excluded.first_seen_at,
-    last_seen_at = excluded.last_seen_at, account = excluded.account, updated_at = now()),
+    last_seen_at = excluded.last_seen_at, account = excluded.account, updated_at = now()
+  RETURNING l.id),
 travelled AS (
   INSERT INTO stage.journeys AS j
     (id, lead_id, playbook, key, stage, furthest_stage, started_at, entered_at, sequence, owners, held,
@@ -370,7 +371,11 @@ turned AS (
   UPDATE stage.rotations r SET counts = k.counts, fairness = k.fairness
   FROM unnest($8::text[], $9::jsonb[], $13::jsonb[]) AS k(role, counts, fairness)
   WHERE r.role = k.role),
-{OUTBOX_CTES.format(rows="$10")}
+{OUTBOX_CTES.format(rows="$10")},
+noted AS (
+  INSERT INTO stage.lead_changes (lead_ids)
+  SELECT array_agg(id) FROM (SELECT id FROM led UNION SELECT key::uuid FROM written) AS changed
+  WHERE EXISTS (SELECT FROM stage.snapshot_feed) HAVING count(*) > 0)
 """  # noqa: S608
 _COUNT = "SELECT (SELECT count(*) FROM claimed), (SELECT count(*) FROM inserted)"
 
@@ -448,7 +453,7 @@ def _event_row(e: LeadEvent, lead_id: str | None, epoch: int) -> tuple[Any, ...]
 def _lead_row(record: Record, lead: Lead, score: tuple[int, int]) -> tuple[Any, ...]:
     return (
         record.id, lead.email, display_name(lead.attributes), company_name(lead.attributes),
-        as_json(lead.external_ids), as_json(lead.attributes), *score,
+        as_json(lead.external_ids) if lead.external_ids else "{}", as_json(lead.attributes), *score,
         pack_state(lead, record.facts), lead.first_seen_at, lead.last[0],
     )  # fmt: skip
 
@@ -460,8 +465,8 @@ def _journey_row(id: str, lead_id: str, journey: Journey, facts: Facts) -> tuple
     owners = {role: {"id": o.id, "name": o.name, "why": o.why} for role, o in facts.owners.items()}
     return (
         id, lead_id, journey.playbook, journey.key, journey.stage, journey.furthest,
-        journey.started_at, journey.entered_at, facts.sequence, as_json(owners), as_json(held),
-        as_json(journey.deal), journey.version,
+        journey.started_at, journey.entered_at, facts.sequence, as_json(owners),
+        as_json(held) if held else "[]", as_json(journey.deal) if journey.deal else "{}", journey.version,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from services.contracts.schemas import HERE as SCHEMAS
 from services.contracts.schemas import generated
 from services.stage_service.app import create_app
 from services.stage_service.settings import StageSettings
+from tests.contracts.compatibility import breaks_readers, breaks_writers
+from tests.contracts.test_openapi import DOCUMENTS
 from tests.integration.test_lane import walk, wired
 from tests.integration.test_merging import part, said
 
@@ -83,54 +86,46 @@ def missing_in(old: dict[str, Any], new: dict[str, Any], what: str) -> list[str]
     return gone
 
 
-def broken_readers(old: Any, new: Any, at: str = "") -> list[str]:
-    """What a reader of events that fit `old` may miss in events that fit `new`."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return [] if old == new else [f"{at} was {old!r} and is {new!r}"]
-    found: list[str] = []
-    for name, inner in old.get("properties", {}).items():
-        if name not in new.get("properties", {}):
-            found.append(f"{at}.{name} is gone")
-        else:
-            found += broken_readers(inner, new["properties"][name], f"{at}.{name}")
-    found += [f"{at}.{n} is no longer always there" for n in old.get("required", ())
-              if n not in new.get("required", ())]  # fmt: skip
-    for word in ("type", "format", "$ref", "anyOf", "enum", "const"):
-        if old.get(word) != new.get(word):
-            found.append(f"{at}: {word} was {old.get(word)!r} and is {new.get(word)!r}")
-    for name, inner in old.get("$defs", {}).items():
-        found += broken_readers(inner, new.get("$defs", {}).get(name), f"{at}#{name}")
-    if "items" in old:
-        found += broken_readers(old["items"], new.get("items"), f"{at}[]")
-    return found
+def answers_of(document: dict[str, Any]) -> dict[str, Any]:
+    """The schemas of what an OpenAPI document's operations answer 2xx, by id and status."""
+    return _schemas_in(document, lambda operation: {
+        status: response.get("content", {})
+        for status, response in operation["responses"].items()
+        if status.startswith("2")
+    })  # fmt: skip
 
 
-def refused_writers(old: Any, new: Any, at: str = "") -> list[str]:
-    """What a file that fits `old` may break in `new`: new requirements, removed keys, other types."""
-    if not isinstance(old, dict) or not isinstance(new, dict):
-        return [] if old == new else [f"{at} was {old!r} and is {new!r}"]
-    found: list[str] = []
-    for name, inner in old.get("properties", {}).items():
-        if name not in new.get("properties", {}):
-            found.append(f"{at}.{name} is gone")
-        else:
-            found += refused_writers(inner, new["properties"][name], f"{at}.{name}")
-    found += [f"{at}.{n} is newly required" for n in new.get("required", ())
-              if n not in old.get("required", ())]  # fmt: skip
-    found += [f"{at}: {v!r} is no longer allowed" for v in old.get("enum", ())
-              if v not in new.get("enum", ())]  # fmt: skip
-    for word in ("type", "pattern", "maximum", "minimum"):
-        if old.get(word) != new.get(word):
-            found.append(f"{at}: {word} was {old.get(word)!r} and is {new.get(word)!r}")
-    for word in ("items", "additionalProperties"):
-        if word in old:
-            found += refused_writers(old[word], new.get(word), f"{at}.{word}")
-    return found
+def bodies_of(document: dict[str, Any]) -> dict[str, Any]:
+    """The schemas of what an OpenAPI document's operations take."""
+    return _schemas_in(
+        document, lambda operation: {"body": operation.get("requestBody", {}).get("content", {})}
+    )
+
+
+def _schemas_in(document: dict[str, Any], contents: Callable[[Any], Any]) -> dict[str, Any]:
+    return {
+        f"{operation['operationId']} {name} {media}": told["schema"]
+        for item in document["paths"].values()
+        for operation in item.values()
+        for name, content in contents(operation).items()
+        for media, told in content.items()
+    }
 
 
 def published(name: str) -> Any:
     """A contract as it was last published."""
     return json.loads((PUBLISHED / name).read_text())
+
+
+def test_everything_public_is_published() -> None:
+    """A new schema, route or command is added to ``published/`` with the change that makes it."""
+    now = {
+        "openapi.json": openapi(), "commands.json": commands(), **schemas(),
+        **{f"openapi.{service}.json": {} for service in DOCUMENTS},
+    }  # fmt: skip
+    assert {p.name for p in PUBLISHED.glob("*.json")} == set(now)
+    assert set(published("openapi.json")) == set(now["openapi.json"])
+    assert set(published("commands.json")) == set(now["commands.json"])
 
 
 def test_http_keeps_what_it_published() -> None:
@@ -144,26 +139,48 @@ def test_the_command_line_keeps_what_it_published() -> None:
 @pytest.mark.parametrize("name", sorted(schemas()))
 def test_schemas_keep_what_they_published(name: str) -> None:
     compare = (
-        refused_writers
+        breaks_writers
         if name
         in (
             "playbook.schema.json",
             "playbook-tests.schema.json",
             "team.schema.json",
             "source.schema.json",
+            "connector.schema.json",
         )
-        else broken_readers
+        else breaks_readers
     )
     assert compare(published(name), schemas()[name]) == []
 
 
+@pytest.mark.parametrize("service", sorted(DOCUMENTS))
+def test_what_is_answered_keeps_its_shape(service: str) -> None:
+    old, new = published(f"openapi.{service}.json"), DOCUMENTS[service]
+    now = answers_of(new)
+    for name, schema in answers_of(old).items():
+        assert name in now, f"{name} is gone"
+        assert breaks_readers(schema, now[name], old, new) == [], name
+
+
+@pytest.mark.parametrize("service", sorted(DOCUMENTS))
+def test_what_is_taken_keeps_its_shape(service: str) -> None:
+    old, new = published(f"openapi.{service}.json"), DOCUMENTS[service]
+    now = bodies_of(new)
+    for name, schema in bodies_of(old).items():
+        assert name in now, f"{name} is gone"
+        assert breaks_writers(schema, now[name], old, new) == [], name
+
+
 def test_the_comparisons_would_notice() -> None:
-    """The checks above are able to fail."""
-    old = {"properties": {"a": {"type": "string"}}, "required": ["a"]}
-    assert broken_readers(old, {"properties": {}, "required": []})
-    assert broken_readers(old, {"properties": {"a": {"type": "integer"}}, "required": ["a"]})
-    assert broken_readers(old, {**old, "properties": {**old["properties"], "b": {}}}) == []
-    assert refused_writers(old, {**old, "required": ["a", "b"]})
+    """The checks above are able to fail; those of schemas have tests of their own."""
+    old = published("openapi.stage.json")
+    new = json.loads(json.dumps(old))
+    del new["components"]["schemas"]["Moved"]["properties"]["to"]
+    schemas = (
+        answers_of(old)["post_events 200 application/json"],
+        answers_of(new)["post_events 200 application/json"],
+    )
+    assert breaks_readers(*schemas, old, new) == ["results[].transitions[].to is gone"]
     assert missing_in({"x": ["1"]}, {"x": []}, "it")
     assert missing_in({"x": ["1"]}, {"x": ["1", "2"], "y": []}, "it") == []
 
@@ -185,6 +202,14 @@ def test_the_files_that_come_with_baton_fit_their_schema(file: str, schema: str)
 def test_the_source_files_fit_their_schema(file: Path) -> None:
     value = YAML(typ="safe").load(file.read_text())
     checker = jsonschema.Draft202012Validator(schemas()["source.schema.json"])
+    checker.check_schema(checker.schema)
+    assert [e.message for e in checker.iter_errors(value)] == []
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "connectors").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_connector_files_fit_their_schema(file: Path) -> None:
+    value = YAML(typ="safe").load(file.read_text())
+    checker = jsonschema.Draft202012Validator(schemas()["connector.schema.json"])
     checker.check_schema(checker.schema)
     assert [e.message for e in checker.iter_errors(value)] == []
 
@@ -226,6 +251,9 @@ async def test_what_is_published_of_merges_fits_its_schema(database_url: str) ->
 
 if __name__ == "__main__":
     os.makedirs(PUBLISHED, exist_ok=True)
-    contracts = {"openapi.json": openapi(), "commands.json": commands(), **schemas()}
+    contracts = {
+        "openapi.json": openapi(), "commands.json": commands(), **schemas(),
+        **{f"openapi.{service}.json": document for service, document in DOCUMENTS.items()},
+    }  # fmt: skip
     for name, contract in contracts.items():
         (PUBLISHED / name).write_text(json.dumps(contract, indent=1) + "\n")

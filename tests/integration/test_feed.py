@@ -230,6 +230,11 @@ async def test_large_messages_make_short_pages(stage: Stage) -> None:
         seen += positions(found["items"])
         cursor = found["next_cursor"]
     assert seen == list(range(after + 1, after + 41))
+    for bytes_max, count in ((1, 1), (600_000, 3), (10**8, 40)):
+        read = await postgres_log.read_topic(
+            stage.connection, after, TRANSITIONS_TOPIC, 100, bytes_max
+        )
+        assert [m.position for m in read] == list(range(after + 1, after + 1 + count))
 
 
 async def test_moments_are_positions_too(stage: Stage) -> None:
@@ -312,6 +317,12 @@ async def test_who_leaves_gives_the_place_back(stage: Stage) -> None:
     await none_follows(stage)
     async with stream(stage):
         await some_follow(stage, 1)
+    await none_follows(stage)
+    after = await publish(stage, *[moved(explanation="x" * 250_000) for _ in range(60)])
+    export = f"/v1/transitions/export?after={after}"
+    async with stage.client.stream("GET", export) as answer:
+        await anext(answer.aiter_bytes())
+        assert stage.house.following.streams == 1
     await none_follows(stage)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import asyncpg
@@ -108,6 +110,31 @@ async def clean(url: str) -> None:
     await relay.stop()
     report = await verify_database(url)
     assert report.findings == []
+
+
+def garbage_of_ours() -> list[str]:
+    """What only the garbage collector would free now, of our own code."""
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        kinds = [o if isinstance(o, FunctionType) else type(o) for o in gc.garbage]
+        return [k.__qualname__ for k in kinds if k.__module__.startswith("services.")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+
+
+async def test_a_batch_that_is_done_is_gone(it: Wired) -> None:
+    """Left to the collector, each batch stays in memory until it stops everybody to find it."""
+    await it.lane.submit(walk("first@b.example"))
+    gc.collect()
+    gc.disable()
+    try:
+        await it.lane.submit(walk("second@b.example"))
+        await it.lane.submit([event("page.viewed", -5, "second@b.example")])  # folded anew
+        assert garbage_of_ours() == []
+    finally:
+        gc.enable()
 
 
 async def test_the_walk_is_five_numbered_transitions(it: Wired) -> None:

@@ -222,7 +222,7 @@ def stage_process(
             return False
 
     try:
-        until(listens, "the stage service listens")
+        until(listens, "the stage service listens", 120)
     except BaseException:
         process.kill()
         process.wait()

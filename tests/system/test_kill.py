@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
+from aiokafka import AIOKafkaConsumer
 
 from tests.integration.kafka_broker import KafkaBroker
 from tests.system.running import BATCHED, RunningBaton, lead_event, until
@@ -146,6 +148,7 @@ def _check(baton: RunningBaton, kafka: KafkaBroker, acknowledged: list[dict[str,
     until(lambda: not baton.alerts(status="pending"), "every alert settled", 60)
     # Every transition is on the bus, per journey in order once repeats are dropped by id (I5).
     _check_topic(kafka, feed)
+    _check_leads(kafka, baton)
     # Each merge is told once in the order of each of its leads.
     told = [(item["merge_id"], item["lead_id"]) for item in merged]
     assert len(set(told)) == len(told)
@@ -160,11 +163,51 @@ def _ready(url: str) -> bool:
         return False
 
 
+def _check_leads(kafka: KafkaBroker, baton: RunningBaton) -> None:
+    """A table built from `baton.leads` is what the API shows, for every lead."""
+    expected: dict[str, Any] = {}
+    cursor: dict[str, str] = {}
+    with baton.client() as client:
+        while True:
+            page = client.get("/v1/leads", params={"limit": 200, **cursor}).json()
+            for lead in page["items"]:
+                expected[lead["id"]] = client.get(f"/v1/leads/{lead['id']}").json()
+            if page["next_cursor"] is None:
+                break
+            cursor = {"cursor": page["next_cursor"]}
+    assert len(expected) > 100
+    tombstones, kept = until(
+        lambda: (read := asyncio.run(table(kafka)))[1] == expected and read, "leads on Kafka", 90
+    )
+    assert tombstones > 10
+    assert len(kept) == len(expected)
+
+
+async def table(kafka: KafkaBroker) -> tuple[int, dict[str, Any]]:
+    """What a reader of `baton.leads` keeps, and how many tombstones came."""
+    consumer = AIOKafkaConsumer(
+        "baton.leads", bootstrap_servers=kafka.bootstrap_servers, auto_offset_reset="earliest",
+        isolation_level="read_committed", enable_auto_commit=False,
+    )  # fmt: skip
+    await consumer.start()
+    kept: dict[str, Any] = {}
+    tombstones = 0
+    try:
+        ends = await consumer.end_offsets(consumer.assignment())
+        while any([await consumer.position(tp) < end for tp, end in ends.items()]):
+            for some in (await consumer.getmany(timeout_ms=500)).values():
+                for record in some:
+                    if record.value is None:
+                        tombstones += 1
+                        kept.pop(record.key.decode(), None)
+                    else:
+                        kept[record.key.decode()] = json.loads(record.value)
+    finally:
+        await consumer.stop()
+    return tombstones, kept
+
+
 def _check_topic(kafka: KafkaBroker, feed: list[dict[str, Any]]) -> None:
-    import asyncio
-
-    from aiokafka import AIOKafkaConsumer
-
     async def read() -> list[Any]:
         consumer = AIOKafkaConsumer(
             "baton.transitions", bootstrap_servers=kafka.bootstrap_servers,

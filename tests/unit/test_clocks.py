@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.contracts.team import parse_team
 from services.stage_service import clocks
-from services.stage_service.ids import id_of_name
+from services.stage_service.ids import ids_of_names
 from services.stage_service.playbook import ClockPlan, Rung
 
 NOW = datetime(2026, 3, 2, 9, tzinfo=UTC)
@@ -32,7 +32,7 @@ people:
 
 @given(st.uuids(), st.text())
 def test_ids_of_names_are_version_5(namespace: uuid.UUID, name: str) -> None:
-    assert id_of_name(namespace, name) == str(uuid.uuid5(namespace, name))
+    assert ids_of_names(namespace)(name) == str(uuid.uuid5(namespace, name))
 
 
 def test_steps_come_in_the_order_they_are_due() -> None:

@@ -7,6 +7,7 @@ refuses a change that would break a reader.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import msgspec
 from services.contracts.events import (
     CORRECTED,
     LEAD_MERGED,
+    LEAD_SNAPSHOT,
     LEAD_UNMERGED,
     OWNER_CHANGED,
     SUBSCRIPTION_STOPPED,
@@ -36,6 +38,8 @@ from services.contracts.handoffs import (
     ClockRang,
     HandoffTold,
 )
+from services.contracts.leads import WholeLead
+from services.contracts.webhooks import WEBHOOK_EVENT, WebhookEvent
 
 HERE = Path(__file__).parent
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -53,22 +57,33 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     OVERDUE: HandoffTold,
     WITHDRAWN: HandoffTold,
     CLOCK_RANG: ClockRang,
+    LEAD_SNAPSHOT: WholeLead,
     SUBSCRIPTION_STOPPED: SubscriptionStopped,
 }
 """Each published type and what its data is."""
+OTHERS: dict[str, type[msgspec.Struct]] = {WEBHOOK_EVENT: WebhookEvent}
+"""What else is public JSON made by Baton, by the name of its schema."""
+
+
+def components(
+    structs: Sequence[type[msgspec.Struct]], ref_template: str
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Give the JSON Schemas of published `structs`, and of what they are made of by name."""
+    schemas, definitions = msgspec.json.schema_components(structs, ref_template=ref_template)
+    # Already encoded JSON in the Structs, for speed: say what it is.
+    for struct in (StageTransitioned, OwnerChanged):
+        if struct.__name__ in definitions:
+            told = definitions[struct.__name__]["properties"]
+            told["stage"] = {"$ref": ref_template.format(name="StageGuide")}
+    if LeadSnapshot.__name__ in definitions:
+        definitions[LeadSnapshot.__name__]["properties"]["attributes"] = {"type": "object"}
+    return list(schemas), definitions
 
 
 def published_event(type: str) -> dict[str, Any]:
     """Give the JSON Schema of the data of the published event `type`."""
-    schemas, definitions = msgspec.json.schema_components(
-        [STRUCTS[type]], ref_template="#/$defs/{name}"
-    )
-    # Already encoded JSON in the Structs, for speed: say what it is.
-    if STRUCTS[type] in (StageTransitioned, OwnerChanged):
-        told = definitions[STRUCTS[type].__name__]
-        told["properties"]["stage"] = {"$ref": "#/$defs/StageGuide"}
-    if LeadSnapshot.__name__ in definitions:
-        definitions[LeadSnapshot.__name__]["properties"]["attributes"] = {"type": "object"}
+    struct = {**STRUCTS, **OTHERS}[type]
+    schemas, definitions = components([struct], "#/$defs/{name}")
     return {
         "$schema": DIALECT,
         "$id": f"https://baton.example/schemas/{type}.json",
@@ -82,5 +97,5 @@ def generated() -> dict[str, str]:
     """Give the generated schema files: name to text."""
     return {
         f"{type}.schema.json": json.dumps(published_event(type), indent=2) + "\n"
-        for type in STRUCTS
+        for type in (*STRUCTS, *OTHERS)
     }

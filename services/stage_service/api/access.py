@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from services.contracts.links import Links
 from services.contracts.problems import RETRY_AFTER_S, BatonError
 from services.contracts.team import Team
 from services.stage_service.api.following import Following
+from services.stage_service.encryption import Cipher
 from services.stage_service.errors import (
     CursorAheadError,
     GateUnmetError,
@@ -34,6 +35,8 @@ from services.stage_service.errors import (
 from services.stage_service.lane import Lane
 from services.stage_service.playbook import Playbook
 from services.stage_service.pulse import Pulse
+from services.stage_service.subscriptions.addresses import Allowed
+from services.stage_service.subscriptions.changes import Terms
 
 __all__ = [
     "RETRY_AFTER_S", "STATUS", "House", "allow", "answer_problems", "house", "problem_response", "token_of",
@@ -66,6 +69,8 @@ class House:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     roster_is_file: bool = False
     """Whether people are changed in the roster's file only."""
+    terms: Terms = field(default_factory=lambda: Terms(Cipher(()), Allowed(), https_only=True))
+    """What the operator set for subscriptions."""
     answer_links: Links | None = None
     """Reads the links by which handoffs are answered; None: there are none."""
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import msgspec
 import structlog
+from fastapi.responses import JSONResponse
 from prometheus_client import Histogram
 
 from services.contracts import cloudevents
@@ -22,6 +23,7 @@ from services.contracts.cloudevents import BATCHED, STRUCTURED, JsonDefectError,
 from services.contracts.database import DATABASE_AWAY
 from services.contracts.events import SOURCE, LeadEvent, lead_event, traceparent
 from services.contracts.problems import (
+    PROBLEM_CONTENT_TYPE,
     BatonError,
     Defect,
     answer_headers,
@@ -265,8 +267,13 @@ def _refused(
     )  # fmt: skip
 
 
+ONLY_POST = JSONResponse(
+    problem(405, "method-not-allowed", "Method Not Allowed", "events are posted", remedy="Send POST."),
+    405, {"allow": "POST"}, PROBLEM_CONTENT_TYPE,
+)  # fmt: skip
+"""The answer to any other method (RFC 9110, 15.5.6)."""
 _PROBLEM_ANSWER: dict[str, Any] = {
-    "content": {"application/problem+json": {"schema": {"type": "object"}}}
+    "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 }
 _EVENT: dict[str, Any] = {
     "type": "object",
@@ -276,14 +283,15 @@ _EVENT: dict[str, Any] = {
         "id": {"type": "string", "minLength": 1},
         "source": {"type": "string", "format": "uri-reference", "minLength": 1},
         "type": {"type": "string", "minLength": 1},
-        "time": {"type": "string", "format": "date-time"},
+        "time": {"type": ["string", "null"], "format": "date-time"},
         "data": {
-            "type": "object",
+            "description": "An object with these members and any attributes. Anything else is kept, and says "
+            "nothing about a lead.",
             "properties": {
-                "email": {"type": "string"},
-                "external_ids": {"type": "object"},
-                "anonymous_id": {"type": "string"},
-                "deal": {"type": "string"},
+                "email": {"type": ["string", "null"]},
+                "external_ids": {"type": ["object", "null"]},
+                "anonymous_id": {"type": ["string", "integer", "null"]},
+                "deal": {"type": ["string", "integer", "null"]},
             },
         },
     },

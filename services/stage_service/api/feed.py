@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import BeforeValidator
 
 from services.contracts.access import Principal
 from services.contracts.events import HANDOFFS_TOPIC, TRANSITIONS_TOPIC
@@ -22,7 +23,7 @@ from services.contracts.yaml_source import nearest
 from services.stage_service.api.access import House, allow, house, token_of
 from services.stage_service.api.feed_description import described
 from services.stage_service.api.following import EventStream, Lines
-from services.stage_service.api.reads import moment_in_utc
+from services.stage_service.api.reads import moment_in_utc, no_number
 from services.stage_service.errors import CursorAheadError, InvalidRequestError
 from services.stage_service.feed import TYPES, Feed, Page, Selection, is_of
 
@@ -40,12 +41,17 @@ After = Annotated[
 ]
 Since = Annotated[
     datetime | None,
+    BeforeValidator(no_number),
     Query(description="instead of `after`: what was published at this moment or later (RFC 3339)"),
 ]
 Through = Annotated[
     int | None, Query(ge=0, le=POSITION_MAX, description="the last position you want")
 ]
-Until = Annotated[datetime | None, Query(description="what was published before this moment")]
+Until = Annotated[
+    datetime | None,
+    BeforeValidator(no_number),
+    Query(description="what was published before this moment"),
+]
 Word = Annotated[str | None, Query(max_length=128)]
 
 

@@ -26,6 +26,7 @@ from services.contracts.access import Gatekeeper, required
 from services.contracts.answers import token_of
 from services.contracts.database import DATABASE_AWAY
 from services.contracts.problems import NotAllowedError, NotAuthenticatedError
+from services.stage_service import metrics
 from services.stage_service.errors import OverloadedError, TooManyStreamsError
 from services.stage_service.feed import READS_AT_ONCE_MAX, TYPES, Entry, Feed, Page, Selection
 from services.stage_service.pulse import Pulse
@@ -108,11 +109,13 @@ class Following:
                 remedy="Connect again later; ask without 'wait' meanwhile.",
             )
         self.streams += 1
+        metrics.FEED_STREAMS.inc()
         self._by_key[key_id] += 1
         try:
             yield
         finally:
             self.streams -= 1
+            metrics.FEED_STREAMS.dec()
             self._by_key[key_id] -= 1
             if not self._by_key[key_id]:
                 del self._by_key[key_id]

@@ -23,7 +23,13 @@ from services.contracts.handoffs import HANDOFF_ACCEPTED, HANDOFF_REJECTED
 from services.contracts.yaml_source import nearest
 from services.stage_service import handoff_numbers, reads, reads_handoffs
 from services.stage_service.api.access import House, allow, house
-from services.stage_service.api.reads import moment_in_utc, playbook_named, required_lead_id
+from services.stage_service.api.reads import (
+    SinceQuery,
+    UntilQuery,
+    moment_in_utc,
+    playbook_named,
+    required_lead_id,
+)
 from services.stage_service.errors import ConflictError, InvalidRequestError, NotFoundError
 from services.stage_service.identities import LEAD_IDENTITY
 from services.stage_service.lane import new_id
@@ -82,8 +88,8 @@ async def list_handoffs(
     role: Key = None,
     person: Key = None,
     lead_id: str | None = None,
-    since: Annotated[datetime | None, Query(alias="from")] = None,
-    until: Annotated[datetime | None, Query(alias="to")] = None,
+    since: SinceQuery = None,
+    until: UntilQuery = None,
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=reads_handoffs.PAGE_MAX)] = 50,
 ) -> Response:
@@ -105,8 +111,8 @@ async def get_handoff_numbers(
     request: Request,
     _: Reader,
     playbook: str | None = None,
-    since: Annotated[datetime | None, Query(alias="from")] = None,
-    until: Annotated[datetime | None, Query(alias="to")] = None,
+    since: SinceQuery = None,
+    until: UntilQuery = None,
     by: handoff_numbers.By = "role",
 ) -> Response:
     """Give deadlines met and missed, times to accept, speed to lead, rejections, load; see `definition`."""

@@ -82,7 +82,11 @@ async def put_person(
         )  # fmt: skip
     try:
         written, is_new = await people.put(
-            it.pool, document, _actor(who), version=_version(if_match), is_new=if_none_match == "*"
+            it.pool,
+            document,
+            _actor(who),
+            version=version_of(if_match),
+            is_new=if_none_match == "*",
         )
     except SourceError as error:
         raise _invalid(error) from None
@@ -97,7 +101,7 @@ async def delete_person(
     """Take somebody off the roster who holds nothing; who holds journeys leaves (``.../leave``)."""
     it = _writable(request)
     async with it.pool.acquire() as connection, connection.transaction():
-        await people.remove(connection, id, _actor(who), version=_version(if_match))
+        await people.remove(connection, id, _actor(who), version=version_of(if_match))
         # A batch under way may have chosen them: it holds the rotation until its commit.
         await connection.execute("LOCK TABLE stage.rotations IN EXCLUSIVE MODE")
         held = await connection.fetchval(
@@ -173,7 +177,8 @@ def _actor(who: Principal) -> Actor:
     return Actor(who.name, who.id)
 
 
-def _version(if_match: str | None) -> int | None:
+def version_of(if_match: str | None) -> int | None:
+    """Give the version that an ``If-Match`` header asks for; None: any, -1: none that there is."""
     if if_match is None or if_match == "*":
         return None
     text = if_match.removeprefix("W/").strip('"')

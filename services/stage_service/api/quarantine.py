@@ -91,18 +91,7 @@ async def list_quarantine(
     return _json({"items": items, "next_cursor": more})
 
 
-@router.get("/v1/quarantine/{id}", operation_id="get_quarantined")
-async def get_quarantined(request: Request, _: Admin, id: str) -> Response:
-    """Give one delivery whole: `body` as text, or `body_base64` when it is none."""
-    kept, delivery = await kept_delivery(request, id)
-    body = msgspec.to_builtins(kept) | {"headers": delivery.headers, "query": delivery.query}
-    try:
-        body["body"] = delivery.body.decode()
-    except UnicodeDecodeError:
-        body["body_base64"] = base64.b64encode(delivery.body).decode()
-    return _json(body)
-
-
+# Before the route of one delivery: what is not allowed here is told of this one.
 @router.post("/v1/quarantine/replay", operation_id="replay_quarantine")
 async def replay_all(request: Request, who: Admin, wish: ReplayAllWish) -> Response:
     """Replay the open deliveries of a source, oldest first, at most 1,000 a call."""
@@ -124,6 +113,18 @@ async def replay_all(request: Request, who: Admin, wish: ReplayAllWish) -> Respo
         "still_quarantined": sum(1 for item in items if item.mapped["quarantined"]),
     }
     return _json({"dry_run": wish.dry_run, "counts": counts, "items": items})
+
+
+@router.get("/v1/quarantine/{id}", operation_id="get_quarantined")
+async def get_quarantined(request: Request, _: Admin, id: str) -> Response:
+    """Give one delivery whole: `body` as text, or `body_base64` when it is none."""
+    kept, delivery = await kept_delivery(request, id)
+    body = msgspec.to_builtins(kept) | {"headers": delivery.headers, "query": delivery.query}
+    try:
+        body["body"] = delivery.body.decode()
+    except UnicodeDecodeError:
+        body["body_base64"] = base64.b64encode(delivery.body).decode()
+    return _json(body)
 
 
 async def _replay_open(intake: Intake, id: str, by: str, dry_run: bool) -> Any:

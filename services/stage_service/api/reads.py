@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import httpx
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BeforeValidator
 
 from services.contracts.events import normal_email
 from services.contracts.problems import Defect
@@ -20,6 +22,7 @@ from services.stage_service.api.access import House, allow, house, token_of
 from services.stage_service.errors import InvalidRequestError, NotFoundError
 from services.stage_service.identities import Policy, keys_of
 from services.stage_service.playbook import Playbook
+from services.stage_service.whole_leads import whole_lead
 
 NOTIFIER_WITHIN_S = 1.5
 ALERTS_OF_LEADS_MAX = 10
@@ -173,12 +176,9 @@ async def get_lead(request: Request, id: str) -> Response:
     lead_id = await living_lead(it, id)
     if lead_id != required_lead_id(id):
         return _moved(f"/v1/leads/{lead_id}", lead_id)
-    lead = await reads.get_lead(it.engine, lead_id)
+    lead = await whole_lead(it.engine, lead_id)
     if lead is None:
         raise NotFoundError(f"there is no lead {id!r}", field="id", value=id)
-    merges = await reads_people.merges_into(it.engine, lead_id)
-    lead["identities"] = await reads_people.identities_of_lead(it.engine, lead_id)
-    lead["merged_from"] = reads_people.merged_from(merges, lead_id)
     return _json(lead)
 
 
@@ -250,6 +250,19 @@ async def alerts_of(house: House, token: str | None, *lead_ids: str) -> list[dic
     return [a for alerts in known for a in alerts] if len(known) == len(found) else None
 
 
+def no_number(value: Any) -> Any:
+    """Let pydantic read a moment, unless it is a number: raises ValueError."""
+    # The framework would take 20260101 for a moment in August 1970.
+    if isinstance(value, str) and not re.match(r"\d{4}-\d\d", value):
+        raise ValueError("give a moment as 2026-01-31T09:30:00Z")
+    return value
+
+
+SinceQuery = Annotated[datetime | None, BeforeValidator(no_number), Query(alias="from")]
+UntilQuery = Annotated[datetime | None, BeforeValidator(no_number), Query(alias="to")]
+"""From, to: moments of RFC 3339, or dates."""
+
+
 def moment_in_utc(value: datetime | None, field: str) -> datetime | None:
     """Give `value` in UTC, which is what is meant when it names no offset."""
     if value is None or value.tzinfo is None:
@@ -267,8 +280,8 @@ def moment_in_utc(value: datetime | None, field: str) -> datetime | None:
 async def get_funnel(
     request: Request,
     playbook: str | None = None,
-    since: Annotated[datetime | None, Query(alias="from")] = None,
-    until: Annotated[datetime | None, Query(alias="to")] = None,
+    since: SinceQuery = None,
+    until: UntilQuery = None,
     by: Annotated[str | None, Query(max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")] = None,
     from_stage: str | None = None,
     to_stage: str | None = None,
@@ -295,8 +308,8 @@ async def get_durations(
     from_stage: str,
     to_stage: str,
     playbook: str | None = None,
-    since: Annotated[datetime | None, Query(alias="from")] = None,
-    until: Annotated[datetime | None, Query(alias="to")] = None,
+    since: SinceQuery = None,
+    until: UntilQuery = None,
 ) -> Response:
     """Give count, median and p90 of the time from reaching one stage of the path to reaching another."""
     it = house(request)

@@ -108,12 +108,13 @@ def openapi(call: str) -> dict[str, Any]:
         "summary": f"Take a Segment {call} call",
         "description": "Mapped by sources/segment.yaml. The write key is a Baton API key with the "
         "scope `ingest`, as the user name of basic authentication.",
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+        # What cannot be read is kept in quarantine and answered 200, as everything that is authentic.
+        "requestBody": {"required": False, "content": {"application/json": {"schema": schema}}},
         "responses": {
             "200": {"description": "Committed", **_ANSWER},
             **{
                 status: {"description": text, "content": {
-                    "application/problem+json": {"schema": {"type": "object"}}}}
+                    "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
                 for status, text in (
                     ("401", "No valid key"), ("403", "The key lacks the scope `ingest`"),
                     ("413", "Over 1 MiB"), ("429", "Over the key's rate"),

@@ -296,7 +296,7 @@ OPENAPI: dict[str, Any] = {
         "200": {"description": "Applied or quarantined; committed"},
         **{
             status: {"description": text, "content": {
-                "application/problem+json": {"schema": {"type": "object"}}}}
+                "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
             for status, text in (
                 ("401", "Not authentic"), ("403", "The key lacks the scope `ingest`"),
                 ("404", "No such source"), ("413", "Over 1 MiB, packed or unpacked"),

@@ -36,6 +36,7 @@ from services.stage_service.pages import (
     people_view,
     quarantine_pages,
     session,
+    subscription_pages,
 )
 from services.stage_service.pages.alert_view import DEEDS, NotifierAwayError, act, ask
 from services.stage_service.pages.lead_view import score_explained, steps, story
@@ -75,7 +76,10 @@ def pages_router() -> APIRouter:
     whole.include_router(answer_pages.router)
     whole.include_router(session.router)
     counted = [Depends(handoff_pages.count_for_menu)]
-    for each in (router, handoff_pages.router, quarantine_pages.router, people_view.router):
+    for each in (
+        router, handoff_pages.router, quarantine_pages.router, people_view.router,
+        subscription_pages.router,
+    ):  # fmt: skip
         whole.include_router(each, dependencies=counted)
     whole.include_router(_nowhere)
     return whole

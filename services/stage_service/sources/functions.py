@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
+from urllib.parse import quote
 
 import msgspec
 
@@ -90,11 +91,53 @@ def _parse_json(value: Any) -> Any:
         return None
 
 
+def _at(value: Any, key: Any) -> Any:
+    """Give the member of an object that has the name `key`, of which the expression finds out."""
+    name = text_of(key)
+    return cast("dict[str, Any]", value).get(name) if isinstance(value, dict) and name else None
+
+
+def _changed(old: Any, new: Any) -> dict[str, Any] | None:
+    """Give the members of `new` that `old` has with another value, as tools tell what was before."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return None
+    now = cast("dict[str, Any]", new)
+    return {n: now.get(n) for n, v in cast("dict[str, Any]", old).items() if now.get(n) != v}
+
+
+def _without(value: Any, names: Any) -> dict[str, Any] | None:
+    """Give an object without the members of these names, and without those that are null."""
+    if not isinstance(value, dict) or not isinstance(names, list):
+        return None
+    left_out = cast("list[Any]", names)
+    return {
+        n: v
+        for n, v in cast("dict[str, Any]", value).items()
+        if v is not None and n not in left_out
+    }
+
+
+def _soql(value: Any) -> str | None:
+    """Write a value as a text in quotes, as Salesforce's query language reads it."""
+    text = text_of(value)
+    if text is None:
+        return None
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", " ") + "'"
+
+
+def _url(value: Any) -> str | None:
+    """Write a text as part of an address: everything but letters, digits and ``-._~`` is escaped."""
+    text = text_of(value)
+    return quote(text, safe="") if text is not None else None
+
+
 def _keys(value: Any) -> list[str]:
     return sorted(cast("dict[str, Any]", value)) if isinstance(value, dict) else []
 
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Sequence[int]]] = {
+    "at": (_at, (2,)),
+    "changed": (_changed, (2,)),
     "coalesce": (_coalesce, range(1, 9)),
     "find": (_find, (3,)),
     "hash": (digest_of, (1,)),
@@ -102,7 +145,10 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Sequence[int]]] = {
     "lower": (_lower, (1,)),
     "parse_json": (_parse_json, (1,)),
     "slug": (slug, (1,)),
+    "soql": (_soql, (1,)),
     "text": (text_of, (1,)),
     "upper": (_upper, (1,)),
+    "url": (_url, (1,)),
+    "without": (_without, (2,)),
 }
 """Name to (function, how many arguments it may have)."""

@@ -6,7 +6,7 @@ What cannot be mapped is told as a Defect beside the events that can; the caller
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Any, cast
@@ -17,6 +17,7 @@ from services.contracts.cloudevents import brief, mapped_event
 from services.contracts.events import LeadEvent, lead_event, rfc3339
 from services.contracts.problems import Defect, shown
 from services.stage_service.sources.bodies import UnreadableError, read_body
+from services.stage_service.sources.claims import Claim, claim_of
 from services.stage_service.sources.conversions import corrected, read_time
 from services.stage_service.sources.functions import text_of
 from services.stage_service.sources.source import EventMapping, Source, TimeOf
@@ -52,6 +53,8 @@ class Mapped(msgspec.Struct):
     defects: list[tuple[int, Defect]] = []
     """Per item that could not be mapped: its place in the delivery (from 0), and why."""
     ignored: int = 0
+    claims: dict[str, Claim] = {}
+    """What events, by id, claim about records of the tool; only where it was asked for."""
 
     def shown(self) -> dict[str, Any]:
         """Give it as people, golden files and the API read it."""
@@ -79,9 +82,9 @@ def read_delivery(source: Source, delivery: Delivery) -> Any | Defect:
         return Defect("unreadable-delivery", "body", str(error), _REMEDY)
 
 
-def map_delivery(source: Source, delivery: Delivery) -> Mapped:
-    """Read and map `delivery`."""
-    mapped = Mapped([], [], 0)
+def map_delivery(source: Source, delivery: Delivery, marks: Sequence[str] | None = None) -> Mapped:
+    """Read and map `delivery`; `marks` are those of connectors that write to the tool, None: none does."""
+    mapped = Mapped([], [], 0, {})
     payload = read_delivery(source, delivery)
     if isinstance(payload, Defect):
         mapped.defects.append((0, payload))
@@ -89,6 +92,8 @@ def map_delivery(source: Source, delivery: Delivery) -> Mapped:
     scope: dict[str, Any] = {
         "delivery": payload, "headers": delivery.headers, "query": delivery.query,
     }  # fmt: skip
+    if marks is not None:
+        scope["marks"] = list(marks)
     if "body_hash" in source.roots:
         scope["body_hash"] = hashlib.sha256(delivery.body).hexdigest()
     items = _items(source, payload)
@@ -116,10 +121,16 @@ def map_delivery(source: Source, delivery: Delivery) -> Mapped:
         scope["parent"] = parent
         scope["outer"] = outer
         scope["index"] = index
-        event = _map_item(source, scope, delivery.received_at)
-        if event is None:
+        mapping = _mapping_of(source, scope)
+        if mapping is not None and mapping.ignore:
             mapped.ignored += 1
-        elif isinstance(event, Defect):
+            continue
+        event = (
+            _map_event(source, mapping, scope, delivery.received_at)
+            if mapping is not None
+            else _unwanted(source, scope)
+        )
+        if isinstance(event, Defect):
             mapped.defects.append((index, event))
         elif (known := told.setdefault(event.id, event)) is not event and _differ(known, event):
             mapped.defects.append((index, Defect(
@@ -128,6 +139,10 @@ def map_delivery(source: Source, delivery: Delivery) -> Mapped:
             )))  # fmt: skip
         else:
             mapped.events.append(event)
+            if marks is not None and mapping is not None and mapping.echo is not None:
+                claim = claim_of(mapping.echo, scope)
+                if claim is not None:
+                    mapped.claims[event.id] = claim
     return mapped
 
 
@@ -186,13 +201,16 @@ def _walk(
     yield value, key, parent, outer if value is element else element
 
 
-def _map_item(
-    source: Source, scope: Mapping[str, Any], received_at: datetime
-) -> LeadEvent | Defect | None:
-    """Map one item by the first mapping that wants it; None when that ignores it."""
+def _mapping_of(source: Source, scope: Mapping[str, Any]) -> EventMapping | None:
+    """Find the first mapping that wants the item."""
     for mapping in source.events:
         if mapping.when is None or mapping.when.evaluate(scope) is True:
-            return None if mapping.ignore else _map_event(source, mapping, scope, received_at)
+            return mapping
+    return None
+
+
+def _unwanted(source: Source, scope: Mapping[str, Any]) -> Defect:
+    """Tell that no mapping wants the item, and which conditions could not be evaluated."""
     reasons = [
         f"line {mapping.line}: {problem}"
         for mapping in source.events

@@ -71,6 +71,20 @@ class TimeOf(msgspec.Struct, frozen=True):
     sent_at: Choice | None = None
 
 
+class EchoOf(msgspec.Struct, frozen=True):
+    """How an item shows that it tells of what Baton itself wrote into the tool.
+
+    `ours`: the vendor's own mark says so. `record` names the tool's record and `says` which of its fields
+    have which value now (`created`: that it is new), to be compared with what connectors wrote.
+    """
+
+    ours: Expression | None
+    record: Template | None
+    created: Expression | None
+    says: tuple[tuple[Template, Choice], ...]
+    says_from: Expression | None
+
+
 class EventMapping(msgspec.Struct, frozen=True):
     """How an item becomes a lead event, when `when` holds."""
 
@@ -85,6 +99,7 @@ class EventMapping(msgspec.Struct, frozen=True):
     external_ids: tuple[tuple[str, Choice], ...]
     attributes_from: tuple[Expression, ...]
     """Objects whose members are attributes."""
+    echo: EchoOf | None = None
 
 
 class Split(msgspec.Struct, frozen=True):

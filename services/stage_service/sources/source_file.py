@@ -6,24 +6,23 @@ docs/sources.md explains the format; `contracts/schemas/source.schema.json` is i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
 
 from services.contracts.cloudevents import URI_REFERENCE
 from services.contracts.events import SOURCE
 from services.contracts.yaml_source import Node, SourceError, read_yaml
 from services.stage_service.sources.bodies import READERS
-from services.stage_service.sources.conversions import CONVERSIONS, TIME_FORMATS
-from services.stage_service.sources.expressions import (
-    Expression,
-    ExpressionError,
-    compile_expression,
-)
+from services.stage_service.sources.compiling import Compiling
+from services.stage_service.sources.conversions import TIME_FORMATS
+from services.stage_service.sources.expressions import compile_expression
 from services.stage_service.sources.functions import slug
 from services.stage_service.sources.source import (
     EVIDENCE,
     Answer,
     Choice,
+    EchoOf,
     EventMapping,
     Handshake,
     Source,
@@ -31,7 +30,7 @@ from services.stage_service.sources.source import (
     TimeOf,
     TypeTable,
 )
-from services.stage_service.sources.templates import Template, compile_template
+from services.stage_service.sources.templates import Template
 from services.stage_service.sources.verify_section import read_verify
 
 TOP_KEYS = (
@@ -40,7 +39,7 @@ TOP_KEYS = (
 )  # fmt: skip
 EVENT_KEYS = (
     "when", "ignore", "type", "id", "time", "email", "phone", "anonymous_id", "deal",
-    "external_ids", "attributes", "attributes_from",
+    "external_ids", "attributes", "attributes_from", "echo",
 )  # fmt: skip
 MEMBERS = ("email", "phone", "anonymous_id", "deal")
 RESERVED = frozenset((*MEMBERS, "external_ids"))
@@ -52,11 +51,13 @@ _ATTRIBUTE = re.compile(r"[A-Za-z_][\w.-]{0,63}")
 _SPLIT = re.compile(r"delivery((?:\.[A-Za-z_@#][\w@#-]*|\[\"[^\"]+\"\]|\[\]|\{\})*)")
 _SPLIT_STEP = re.compile(r"\.([A-Za-z_@#][\w@#-]*)|\[\"([^\"]+)\"\]|(\[\]|\{\})")
 
-T = TypeVar("T")
 
-
+@lru_cache(maxsize=512)
 def parse_source(text: str, file: str) -> Source:
-    """Read a source file; raises SourceError with every mistake: line, column and remedy."""
+    """Read a source file; raises SourceError with every mistake: line, column and remedy.
+
+    Whoever asks again for the same text gets the same source: reading is slow, and nothing of it can change.
+    """
     return _SourceFile(text, file).read()
 
 
@@ -64,9 +65,8 @@ class _SourceFile:
     """One source file being read; use once."""
 
     def __init__(self, text: str, file: str) -> None:
-        self._lines = text.splitlines()
         self._root = read_yaml(text, file)
-        self._roots: set[str] = set()
+        self._compiling = Compiling(text, REMEDY)
 
     def read(self) -> Source:
         top = self._root.mapping(
@@ -86,7 +86,7 @@ class _SourceFile:
             events=tuple(self._event(n, defaults) for n in _items(top, "events")),
             handshakes=tuple(self._handshake(n) for n in _items(top, "handshakes")),
             answer=self._answer(top["answer"]) if "answer" in top else Answer(),
-            roots=frozenset(self._roots),
+            roots=frozenset(self._compiling.used),
         )
         for key in ("verify", "read", "events"):
             if key in top and not top[key].items():
@@ -132,7 +132,7 @@ class _SourceFile:
         own = node.mapping(EVENT_KEYS)
         is_ignored = "ignore" in own and own["ignore"].flag()
         fields = own if is_ignored else {**defaults, **own}
-        when = self._expression(own["when"]) if "when" in own else None
+        when = self._compiling.expression(own["when"]) if "when" in own else None
         if is_ignored:
             for key in own:
                 if key not in ("when", "ignore"):
@@ -146,17 +146,43 @@ class _SourceFile:
             when=when,
             ignore=False,
             type=self._type(fields["type"]) if "type" in fields else None,
-            id=self._template(fields["id"]) if "id" in fields else None,
+            id=self._compiling.template(fields["id"]) if "id" in fields else None,
             time=self._time(fields["time"]) if "time" in fields else None,
             members=(
-                *((m, self._choice(fields[m])) for m in MEMBERS if m in fields),
+                *((m, self._compiling.choice(fields[m])) for m in MEMBERS if m in fields),
                 *self._named(own, defaults, "attributes", _ATTRIBUTE),
             ),
             external_ids=tuple(self._named(own, defaults, "external_ids", _SYSTEM)),
             attributes_from=tuple(
-                self._expression(n) for n in _items(fields, "attributes_from")
+                self._compiling.expression(n) for n in _items(fields, "attributes_from")
             ),
+            echo=self._echo(fields["echo"]) if "echo" in fields else None,
         )  # fmt: skip
+
+    def _echo(self, node: Node) -> EchoOf:
+        """Read how an item shows that it tells of what Baton itself wrote."""
+        fields = node.mapping(("ours", "record", "created", "says", "says_from"))
+        for key in ("created", "says", "says_from"):
+            if key in fields and "record" not in fields:
+                fields[key].refuse(
+                    f"{key!r} without 'record'", "Name the record: record: 'contact:{item.id}'."
+                )
+        said = fields["says"].mapping() if "says" in fields else {}
+        return EchoOf(
+            ours=self._compiling.expression(fields["ours"]) if "ours" in fields else None,
+            record=self._compiling.template(fields["record"]) if "record" in fields else None,
+            created=self._compiling.expression(fields["created"]) if "created" in fields else None,
+            says=tuple((self._key(n, name), self._compiling.choice(n)) for name, n in said.items()),
+            says_from=self._compiling.expression(fields["says_from"])
+            if "says_from" in fields
+            else None,
+        )
+
+    def _key(self, node: Node, name: str) -> Template:
+        """Compile the name of a field, which may be a template too."""
+        return self._compiling.template(
+            Node(name, node.file, node.line, 1, node.problems, node.path)
+        )
 
     def _named(
         self, own: dict[str, Node], defaults: dict[str, Node], key: str, pattern: re.Pattern[str]
@@ -171,25 +197,11 @@ class _SourceFile:
                 node.refuse(f"{name!r} is not a name in {key!r}", "Use letters, digits and _ .")
             elif key == "attributes" and name in RESERVED:
                 node.refuse(f"{name!r} is no attribute", f"Write it as a key of the event: {name}.")
-            yield name, self._choice(node)
-
-    def _choice(self, node: Node) -> Choice:
-        """Read an expression, a list of alternatives, or ``{from: ..., as: ...}`` / ``{all: [...]}``."""
-        if not isinstance(node.value, dict):
-            return Choice(tuple(self._expression(n) for n in node.items()))
-        fields = node.mapping(("from", "as", "all"))
-        if ("from" in fields) == ("all" in fields):
-            node.refuse(f"{node.path} needs either 'from' or 'all'", "Write one of them.")
-            return Choice(())
-        convert = None
-        if "as" in fields:
-            convert = CONVERSIONS.get(fields["as"].one_of(CONVERSIONS, "conversion"))
-        values = fields["from" if "from" in fields else "all"].items()
-        return Choice(tuple(self._expression(n) for n in values), convert, "all" in fields)
+            yield name, self._compiling.choice(node)
 
     def _time(self, node: Node) -> TimeOf:
         if not isinstance(node.value, dict):
-            return TimeOf(self._choice(node), "rfc3339")
+            return TimeOf(self._compiling.choice(node), "rfc3339")
         fields = node.mapping(("from", "format", "sent_at"), ("from",))
         format = fields["format"].text("rfc3339") if "format" in fields else "rfc3339"
         if "%" not in format and format not in TIME_FORMATS:
@@ -198,22 +210,24 @@ class _SourceFile:
                 f"Known: {', '.join(TIME_FORMATS)}, or a pattern such as %d.%m.%Y.",
             )
         return TimeOf(
-            self._choice(fields["from"]) if "from" in fields else Choice(()),
+            self._compiling.choice(fields["from"]) if "from" in fields else Choice(()),
             format,
-            self._choice(fields["sent_at"]) if "sent_at" in fields else None,
+            self._compiling.choice(fields["sent_at"]) if "sent_at" in fields else None,
         )
 
     def _type(self, node: Node) -> Template | TypeTable:
         if not isinstance(node.value, dict):
-            return self._template(node)
+            return self._compiling.template(node)
         fields = node.mapping(("of", "table", "otherwise"), ("of", "table"))
         table: dict[str, str] = {}
         for name, inner in (fields["table"].mapping() if "table" in fields else {}).items():
             table[name] = table[slug(name) or name] = inner.text("x")
         return TypeTable(
-            self._expression(fields["of"]) if "of" in fields else compile_expression("''"),
+            self._compiling.expression(fields["of"])
+            if "of" in fields
+            else compile_expression("''"),
             table,
-            self._template(fields["otherwise"]) if "otherwise" in fields else None,
+            self._compiling.template(fields["otherwise"]) if "otherwise" in fields else None,
         )
 
     def _handshake(self, node: Node) -> Handshake:
@@ -225,11 +239,11 @@ class _SourceFile:
         body = fields["body"].value if "body" in fields else ""
         return Handshake(
             method=method,  # pyright: ignore[reportArgumentType]  one_of gives one of them
-            when=self._expression(fields["when"]) if "when" in fields else None,
+            when=self._compiling.expression(fields["when"]) if "when" in fields else None,
             verify=fields["verify"].flag() if "verify" in fields else True,
             status=int(fields["status"].number(200, 299)) if "status" in fields else 200,
             content_type=fields["content_type"].text() if "content_type" in fields else "text/plain",
-            body=self._template(fields["body"]) if body else Template("", []),
+            body=self._compiling.template(fields["body"]) if body else Template("", []),
         )  # fmt: skip
 
     def _answer(self, node: Node) -> Answer:
@@ -243,28 +257,6 @@ class _SourceFile:
             fields["content_type"].text(default) if "content_type" in fields else default,
             None if body is None else str(body).encode(),
         )
-
-    def _expression(self, node: Node) -> Expression:
-        return self._compile(node, compile_expression, compile_expression("null"))
-
-    def _template(self, node: Node) -> Template:
-        return self._compile(node, compile_template, Template("", []))
-
-    def _compile(self, node: Node, compile: Callable[[str], T], otherwise: T) -> T:
-        """Compile the text of `node`; a mistake is told with its place in the file."""
-        text = node.expression()
-        try:
-            compiled = compile(text)
-        except ExpressionError as error:
-            line = self._lines[node.line - 1] if node.line <= len(self._lines) else ""
-            is_quoted = line[node.column - 1 : node.column] in ("'", '"')
-            column = error.column + (0 if error.line > 1 else node.column - 1 + int(is_quoted))
-            node.refuse(
-                f"{node.path}: {error.reason}", REMEDY, line_offset=error.line - 1, column=column
-            )
-            return otherwise
-        self._roots |= compiled.roots  # pyright: ignore[reportAttributeAccessIssue]
-        return compiled
 
 
 def _items(fields: dict[str, Node], key: str) -> list[Node]:

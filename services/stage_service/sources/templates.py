@@ -6,10 +6,11 @@ lost its one changing part would make all events of a kind the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from services.stage_service.sources.expressions import (
+    ROOTS,
     Expression,
     ExpressionError,
     compile_expression,
@@ -31,8 +32,13 @@ class Template:
             root for part in parts if not isinstance(part, str) for root in part[0].roots
         )
 
-    def render(self, scope: Mapping[str, Any]) -> str | None:
-        """Give the text in `scope`; None when an expression that is not optional has no value."""
+    def render(
+        self, scope: Mapping[str, Any], quote: Callable[[str], str] | None = None
+    ) -> str | None:
+        """Give the text in `scope`; None when an expression that is not optional has no value.
+
+        `quote` is applied to what the expressions give, not to the text around them.
+        """
         if self._constant is not None:
             return self._constant
         written = ""
@@ -45,7 +51,7 @@ class Template:
             if type(value) is not str:
                 value = str(value) if type(value) is int else text_of(value)
             if value:
-                written += value
+                written += value if quote is None else quote(value)
             elif not is_optional:
                 return None
         return written
@@ -58,7 +64,7 @@ class Template:
         return None
 
 
-def compile_template(text: str) -> Template:
+def compile_template(text: str, roots: tuple[str, ...] = ROOTS) -> Template:
     """Compile `text`; raises ExpressionError. ``{{`` and ``}}`` stand for a brace."""
     parts: list[str | tuple[Expression, bool]] = []
     written = ""
@@ -75,7 +81,7 @@ def compile_template(text: str) -> Template:
                 parts.append(written)
                 written = ""
             try:
-                expression = compile_expression(inner.rstrip().removesuffix("?"))
+                expression = compile_expression(inner.rstrip().removesuffix("?"), roots)
             except ExpressionError as error:
                 column = error.column + at + 1 if error.line == 1 else error.column
                 raise ExpressionError(error.line, column, error.reason) from None

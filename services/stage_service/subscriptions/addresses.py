@@ -144,8 +144,7 @@ def allowed_from(text: str) -> Allowed:
 def check_address(ip: str, allowed: Allowed) -> str | None:
     """Say why `ip`, which is about to be connected to, is refused; None when it is not.
 
-    To be asked of every address of a name's answer and of every literal address, at each connection. One
-    refused address refuses the whole answer: an honest name has no inner addresses among its public ones.
+    To be asked at each connection of the very address that is connected to, a literal one too.
     """
     try:
         address = ip_address(ip)

@@ -32,6 +32,11 @@ REMEMBERED_BYTES_MAX = 8 * 1024 * 1024
 LEAD = "lead."
 KNOWN = "known."
 
+NOT_HEARD = ("baton.subscription.", "baton.lead.snapshot.")
+"""Beginnings of types that are published for others: on topics that are not delivered (`tail`)."""
+TYPES = tuple(sorted(t for t in STRUCTS if not t.startswith(NOT_HEARD)))
+"""The event types that can be subscribed to."""
+
 Path = tuple[str, ...]
 
 FIELDS: dict[str, tuple[TypeName, tuple[Path, ...]]] = {
@@ -104,11 +109,11 @@ def check_types(types: Sequence[str]) -> Defect | None:
         return Defect("too-many", "types", f"more than {TYPES_MAX} types", "Use a trailing '*'.")
     for wanted in types:
         beginning = wanted.removesuffix("*")
-        if wanted in STRUCTS or (
-            beginning != wanted and any(known.startswith(beginning) for known in STRUCTS)
+        if wanted in TYPES or (
+            beginning != wanted and any(known.startswith(beginning) for known in TYPES)
         ):
             continue
-        hint = nearest(wanted, STRUCTS) or "See docs/events.md for the published types."
+        hint = nearest(wanted, TYPES) or "See docs/events.md for the published types."
         return Defect("unknown-event-type", "types", "no published event is of this type", hint,
                       shown(wanted))  # fmt: skip
     return None

@@ -16,7 +16,7 @@ from services.contracts.postgres_log import Executor
 from services.stage_service.encryption import Cipher, EncryptionError
 from services.stage_service.subscriptions.secrets import open_values
 from services.stage_service.subscriptions.store_deliveries import message_of_test
-from services.stage_service.subscriptions.subscription import State, Subscription
+from services.stage_service.subscriptions.subscription import Payload, State, Subscription
 
 PAGE_MAX = 200
 RECENT = 1000
@@ -101,7 +101,7 @@ class Shown(msgspec.Struct, frozen=True):
     url: str | None
     types: list[str]
     filter: str | None
-    payload: str
+    payload: Payload
     ordered: bool
     header_names: list[str] | None
     """None: they cannot be opened here."""

@@ -1,0 +1,128 @@
+"""The OpenAPI document of the stage service: what each operation answers, by its id.
+
+A route that is added gets its line here (or tells its own responses): a test asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from services.contracts.leads import LeadNow, WholeLead
+from services.contracts.openapi import Answer, complete
+from services.stage_service.api import shapes
+from services.stage_service.api.segment import CALLS
+
+TAGS = {
+    "events": "Lead events in.",
+    "sources": "Vendors' webhooks in.",
+    "segment": "The HTTP API of Segment, in.",
+    "leads": "Leads: who they are, where they stand, what happened to them; moves by hand.",
+    "accounts": "The leads' companies.",
+    "transitions": "Published events, as a feed and as a stream.",
+    "subscriptions": "Published events out, as signed webhooks.",
+    "funnel": "The funnel in numbers.",
+    "handoffs": "Leads handed from role to role, and the answers.",
+    "playbooks": "The active playbooks.",
+    "people": "The roster, and who changed what.",
+    "quarantine": "Deliveries that could not be mapped.",
+    "operations": "For the platform.",
+}
+OPEN = ("livez", "readyz", "metrics")
+"""Operations that ask for no key."""
+_MERGED = (308, "The lead is part of another: the same under its id", shapes.MergedInto)
+_ID = "01a20b83-54a5-72df-8ba5-f958346b324f"
+_CALL: dict[str, Any] = {
+    "type": "track", "event": "Demo Requested", "messageId": "m-1", "userId": "97980cfea0067",
+    "context": {"traits": {"email": "ada@example.com"}}, "timestamp": "2026-11-24T07:04:05Z",
+}  # fmt: skip
+_PERSON_PROBLEMS = (404, 409, 412)
+
+ANSWERS: dict[str, Answer] = {
+    "livez": Answer(shapes.Status),
+    "readyz": Answer(shapes.Status, also=((503, "Not to be sent requests", shapes.Status),)),
+    "metrics": Answer(media="text/plain"),
+    "get_asyncapi": Answer(dict[str, Any]),
+    "post_events": Answer(shapes.EventResults, problems=(415,)),
+    "post_delivery": Answer(
+        media="*/*", problems=(400, 405, 415), also=((202, "Taken; the source's answer", None),)
+    ),
+    **{
+        f"segment_{call}": Answer(
+            shapes.Success, sent={"batch": [_CALL]} if call == "batch" else _CALL
+        )
+        for call in set(CALLS.values())
+    },
+    "list_leads": Answer(LeadNow, many=True, problems=(404,)),
+    "get_lead": Answer(WholeLead, also=(_MERGED,)),
+    "get_timeline": Answer(
+        shapes.TimelineItem, many=True, also=(_MERGED,),
+        more={"alerts_known": {"type": "boolean", "description": "false: the notifier is silent"}},
+    ),
+    "move_lead": Answer(
+        shapes.EventResult, problems=(409,),
+        sent={"to": "nurture", "reason": "no budget this year"},
+    ),
+    "merge_leads": Answer(
+        shapes.EventResult, problems=(409,), sent={"lead": _ID, "reason": "the same person"}
+    ),
+    "unmerge_leads": Answer(
+        shapes.EventResult, problems=(409,), sent={"lead": _ID, "reason": "two of one name"}
+    ),
+    "assign_lead": Answer(
+        shapes.Assigned, problems=(409,),
+        sent={"role": "ae", "person": "jonas", "reason": "knows the company"},
+    ),
+    "get_routing": Answer(shapes.RoutingDecision, many=True),
+    "list_accounts": Answer(shapes.AccountNow, many=True),
+    "get_account": Answer(shapes.WholeAccount),
+    "get_funnel": Answer((shapes.Funnel, shapes.Durations), problems=(404,)),
+    "get_durations": Answer(shapes.Durations, problems=(404,)),
+    "list_playbooks": Answer(shapes.PlaybookShown, many=True),
+    "list_handoffs": Answer(shapes.Handoff, many=True, problems=(404,)),
+    "get_handoff_numbers": Answer(shapes.HandoffNumbers, problems=(404,)),
+    "get_handoff": Answer(shapes.Handoff),
+    "accept_handoff": Answer(shapes.Handoff, problems=(409,), sent={"person": "jonas"}),
+    "reject_handoff": Answer(shapes.Handoff, problems=(409,), sent={"reason": "No budget"}),
+    "list_people": Answer(shapes.PersonListed, many=True),
+    "get_person": Answer(shapes.PersonShown),
+    "put_person": Answer(
+        shapes.PersonShown, problems=_PERSON_PROBLEMS,
+        also=((201, "The person is new", shapes.PersonShown),),
+        sent={"name": "Jonas Weber", "email": "jonas@example.com", "roles": ["ae"]},
+    ),
+    "delete_person": Answer(status=204, problems=_PERSON_PROBLEMS),
+    "import_people": Answer(
+        shapes.ImportDone, problems=(409,), sent="id,name,roles\njonas,Jonas Weber,ae\n"
+    ),
+    "leave_person": Answer(shapes.Left, problems=(409,), sent={"to": "elena"}),
+    "list_audit": Answer(shapes.AuditEntry, many=True),
+    "list_quarantine": Answer(shapes.Quarantined, many=True),
+    "get_quarantined": Answer(shapes.WholeQuarantined),
+    "replay_quarantine": Answer(
+        shapes.ReplayedAll, problems=(404, 409), sent={"source": "hubspot", "dry_run": True}
+    ),
+    "replay_quarantined": Answer(shapes.Replayed, problems=(409,), sent={"dry_run": True}),
+    "discard_quarantined": Answer(shapes.Discarded, problems=(409,)),
+}  # fmt: skip
+
+
+def completed(app: FastAPI, document: dict[str, Any]) -> dict[str, Any]:
+    """Complete the document that the framework made of `app`, in place, and give it."""
+    paths = document["paths"]
+    for path, scope in (("/v1/events", "ingest"), *((p, "ingest") for p in _SEGMENT_PATHS)):
+        paths[path]["post"]["security"] = [{"key": [scope]}]
+    complete(app, document, ANSWERS, open_operations=OPEN, tags=TAGS)
+    for path in _SEGMENT_PATHS:
+        paths[path]["post"]["security"] = [{"key": ["ingest"]}, {"basic": []}]
+    # Who signs is let in without a key.
+    paths["/webhooks/{source}"]["post"]["security"] = [{"key": ["ingest"]}, {}]
+    paths["/asyncapi.json"]["get"]["security"] = [{"key": ["read"]}, {}]
+    document["components"]["securitySchemes"]["basic"] = {
+        "type": "http", "scheme": "basic", "description": "an API key as the user name",
+    }  # fmt: skip
+    return document
+
+
+_SEGMENT_PATHS = tuple(sorted(f"/v1/{call}" for call in set(CALLS.values())))
