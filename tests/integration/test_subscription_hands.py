@@ -16,7 +16,7 @@ import structlog
 from aiohttp import web
 
 from services.contracts.events import Message, message_headers
-from services.stage_service.subscriptions import store_deliveries
+from services.stage_service.subscriptions import store_deliveries, store_session
 from services.stage_service.subscriptions.dispatcher import Dispatcher
 from tests.integration.subscribing import (
     Clock,
@@ -286,8 +286,6 @@ async def test_a_process_that_stopped_without_dying_loses_its_subscriptions(
         database_url,
         server_settings={"application_name": "stuck", "idle_session_timeout": "300ms"},
     )
-    from services.stage_service.subscriptions import store_session
-
     assert "idle_session_timeout" in store_session.SESSION
     assert await store_session.claim(stuck, [id]) == [id]
     async with delivering(database_url) as dispatcher:
@@ -358,3 +356,21 @@ async def test_no_secret_and_no_person_is_in_the_logs(database_url: str, log: Lo
     assert "subscription.stopped" in text
     for secret in ("hunter", "ada", "whsec", "/path"):
         assert secret not in text
+
+
+async def test_what_was_done_long_ago_is_forgotten_and_what_is_open_is_not(
+    database_url: str, log: Log
+) -> None:
+    """By the moment in a delivery's id."""
+    async with receiving() as receiver, delivering(database_url):
+        id = await subscribe(log.connection, receiver.url)
+        bad = transition("b", 1)
+        receiver.react = failing(bad.id)
+        await log.put(transition("a", 1), bad, transition("c", 1))
+        await until_in(log.connection, DELIVERED, id, 2)
+        await until_in(log.connection, "SELECT count(*) = 3 FROM stage.deliveries")
+    early, late = (uuid.UUID(int=n << 80) for n in (1, 2**47))
+    assert await store_session.prune(log.connection, id, str(early)) == 0
+    assert await store_session.prune(log.connection, id, str(late)) == 2
+    (row,) = await rows_of(log.connection, id)
+    assert row["event_id"] == bad.id

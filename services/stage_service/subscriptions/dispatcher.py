@@ -42,6 +42,7 @@ BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 2.0
 OPEN_AGAIN_S = 10.0
 PRUNE_EVERY_S = 60.0
+PRUNE_AGAIN_S = 1.0
 KEEP = timedelta(days=30)
 
 _log = structlog.get_logger("baton.subscriptions")
@@ -114,7 +115,8 @@ class Dispatcher:
                 measured = time.monotonic()
                 metrics.HELD.set(len(self._senders))
                 for sender in self._senders.values():
-                    sender.measure()
+                    if not sender.closing:
+                        sender.measure()
 
     async def _run(self) -> None:
         backoff_s = BACKOFF_MIN_S
@@ -225,8 +227,8 @@ class Dispatcher:
             self._tell_unopened(sender.id, sender.course.subscription.version, error)
             self._retire(sender.id, GIVE_UP_WITHIN_S, unlock=False)
             return
-        if course is None:
-            return  # gone since: the next look sees it
+        if course is None or course.subscription.state != "active":
+            return  # since the look; the next one sees it
         if course.subscription.ordered != sender.window.ordered:
             self._retire(sender.id, GIVE_UP_WITHIN_S, unlock=False)
         sender.reconfigure(course)
@@ -247,7 +249,7 @@ class Dispatcher:
         self._unopened.pop(id, None)
         # Read anew: whoever held it before may have moved it since the look.
         place = await store_session.place(connection, id)
-        if course is None or place is None:
+        if course is None or place is None or course.subscription.state != "active":
             await self._let_go(connection, id)
             return
         now = self._now()
@@ -343,8 +345,9 @@ class Dispatcher:
         """Delete what was done long ago, a little at a time."""
         moment = int((self._now() - self._keep).timestamp() * 1000)
         before = str(uuid.UUID(int=moment << 80))
-        for id in list(self._senders):
-            await store_session.prune(connection, id, before)
+        deleted = [await store_session.prune(connection, id, before) for id in list(self._senders)]
+        if any(count >= store_session.PRUNE_ROWS_MAX for count in deleted):
+            self._pruned_at -= PRUNE_EVERY_S - PRUNE_AGAIN_S
 
     async def _drop_all(self) -> None:
         """Drop everything that belonged to the session."""

@@ -27,6 +27,7 @@ from services.stage_service.subscriptions.store_deliveries import (
 from services.stage_service.subscriptions.window import OPEN_LEADS_MAX, Delivery
 
 ATTEMPTS_KEPT_MAX = 30
+PRUNE_ROWS_MAX = 2000
 FOLLOWERS_MAX = 15
 """How many that wait behind one that is due come with it."""
 SESSION = {
@@ -135,11 +136,11 @@ UPDATE stage.subscriptions SET state = $3, state_reason = $4, state_at = $5, upd
 WHERE id = $1::uuid AND version = $2 AND state = 'active' AND deleted_at IS NULL
 RETURNING name, contact, failing_since
 """
-_PRUNE = """
+_PRUNE = f"""
 DELETE FROM stage.deliveries WHERE id IN (
   SELECT id FROM stage.deliveries WHERE subscription_id = $1::uuid AND id < $2::uuid
-    AND state IN ('delivered', 'skipped', 'failed') LIMIT 2000)
-"""
+    AND state IN ('delivered', 'skipped', 'failed') LIMIT {PRUNE_ROWS_MAX})
+"""  # noqa: S608
 
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 _encode = msgspec.json.encode
@@ -383,6 +384,6 @@ async def stop(
 
 
 async def prune(connection: Connection, subscription_id: str, before_id: str) -> int:
-    """Delete up to 2,000 deliveries that are done, with ids before `before_id`; gives how many."""
+    """Delete up to `PRUNE_ROWS_MAX` deliveries that are done, with ids before `before_id`; gives how many."""
     done = await connection.execute(_PRUNE, subscription_id, before_id)
     return int(done.rpartition(" ")[2])
