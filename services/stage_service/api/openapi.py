@@ -105,6 +105,22 @@ ANSWERS: dict[str, Answer] = {
     ),
     "replay_quarantined": Answer(shapes.Replayed, problems=(409,), sent={"dry_run": True}),
     "discard_quarantined": Answer(shapes.Discarded, problems=(409,)),
+    # What these answer is said by the routes (subscription_answers).
+    "create_subscription": Answer(
+        status=201, problems=(409,),
+        sent={"name": "CRM", "url": "https://crm.example.com/baton", "types": ["baton.stage.*"]},
+    ),
+    "change_subscription": Answer(problems=(409, 412), sent={"filter": "to == 'sql'"}),
+    "delete_subscription": Answer(status=204, problems=(412,)),
+    "pause_subscription": Answer(sent={"reason": "The CRM moves"}),
+    "test_subscription": Answer(problems=(409,)),
+    "list_subscription_secrets": Answer(problems=(409,)),
+    "rotate_subscription_secret": Answer(problems=(409,), sent={"keep_s": 86400}),
+    "end_subscription_secret": Answer(status=204, problems=(409,)),
+    "resend_delivery": Answer(problems=(409,)),
+    "skip_delivery": Answer(problems=(409,)),
+    "resend_failed_deliveries": Answer(sent={"since": "2026-11-24T08:00:00Z"}),
+    "replay_subscription": Answer(sent={"from": "beginning"}),
 }  # fmt: skip
 
 

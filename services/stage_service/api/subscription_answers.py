@@ -41,7 +41,7 @@ class Replayed(msgspec.Struct, frozen=True):
 NAMES: dict[type[msgspec.Struct], str] = {
     Shown: "Subscription", Detailed: "SubscriptionWithSecrets", SecretShown: "SubscriptionSecret",
     DeliveryShown: "SubscriptionDelivery", DeliveryWithEvent: "SubscriptionDeliveryWithEvent",
-    Resent: "Resent", Replayed: "Replayed",
+    Resent: "SubscriptionResent", Replayed: "SubscriptionReplayed",
 }  # fmt: skip
 
 

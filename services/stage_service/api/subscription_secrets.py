@@ -108,7 +108,10 @@ async def end_subscription_secret(
     it = house(request)
     id = canonical(id)
     async with it.pool.acquire() as connection, connection.transaction():
-        await changes.locked(connection, it.terms, id)
+        try:
+            await changes.locked(connection, it.terms, id)
+        except EncryptionError as error:
+            raise unsealed(error) from None
         try:
             ended = await secrets.end(connection, id, str(uuid.UUID(secret_id)))
         except ValueError:
