@@ -40,6 +40,7 @@ from services.stage_service.api import (
     moves,
     quarantine,
     reads,
+    subscription_answers,
     subscription_secrets,
     subscriptions,
 )
@@ -433,6 +434,8 @@ def _describe_events(app: FastAPI) -> None:
             document["paths"].setdefault(f"/v1/{call}", {})["post"] = deepcopy(
                 segment_openapi(call)
             )
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(subscription_answers.schemas())
         return completed(app, document)
 
     app.openapi = openapi

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import jsonschema
 import msgspec
 import pytest
 import pytest_asyncio
@@ -190,6 +191,13 @@ async def test_it_begins_at_a_time(stage: Stage) -> None:
         ({"secret": "whsec_c2hvcnQ="}, "secret", "invalid-request"),
         ({"signature": "v2"}, "signature", "invalid-request"),
         ({"colour": "red"}, "colour", "invalid-request"),
+        ({"filter": "to == 'a\u0000'"}, "filter", "invalid-filter"),
+        ({"rate_per_s": 1e-300}, "rate_per_s", "invalid-request"),
+        ({"from": "5"}, "from", "invalid-request"),
+        ({"config": {"a": 1}}, "config", "invalid-request"),
+        ({"credentials": {"a": "1"}}, "credentials", "invalid-request"),
+        ({"url": None, "connector": "x", "config": {"a": "\u0000"}}, "config", "invalid-request"),
+        ({"url": None, "connector": "x", "config": {"a": "x" * 20_000}}, "config", "invalid-request"),
     ],
 )  # fmt: skip
 async def test_what_is_wrong_is_refused_and_nothing_is_stored(
@@ -490,3 +498,36 @@ async def test_the_operator_may_allow_what_is_refused(database_url: str) -> None
 
 async def test_every_published_type_is_taken(stage: Stage) -> None:
     await made(stage, types=list(TYPES), payload="thin", ordered=False, rate_per_s=5)
+
+
+async def test_answers_are_as_the_document_says(stage: Stage) -> None:
+    """Generators make types of it: what is answered fits, and every part that it names is there."""
+    document = (await stage.client.get("/openapi.json")).json()
+    await publish(stage, "l-1")
+    one = await made(stage, headers={"x-a": "1"}, signature="v1a", **{"from": "beginning"})
+    here = f"/v1/subscriptions/{one['id']}"
+    id = await delivery(stage, one["id"], 1, "failed", attempts='[{"number": 1, "ok": false}]')
+    asked = [
+        ("get", "/v1/subscriptions", "/v1/subscriptions", None),
+        ("get", here, "/v1/subscriptions/{id}", None),
+        ("patch", here, "/v1/subscriptions/{id}", {"name": "N"}),
+        ("get", f"{here}/secrets", "/v1/subscriptions/{id}/secrets", None),
+        ("post", f"{here}/secrets/rotate", "/v1/subscriptions/{id}/secrets/rotate", {}),
+        ("get", f"{here}/deliveries", "/v1/subscriptions/{id}/deliveries", None),
+        ("get", f"{here}/deliveries/{id}", "/v1/subscriptions/{id}/deliveries/{delivery_id}", None),
+        ("post", f"{here}/deliveries/{id}/resend",
+         "/v1/subscriptions/{id}/deliveries/{delivery_id}/resend", None),
+        ("post", f"{here}/resend", "/v1/subscriptions/{id}/resend", {"since": "2026-01-01T00:00:00Z"}),
+        ("post", f"{here}/replay", "/v1/subscriptions/{id}/replay", {"from": 0}),
+        ("post", f"{here}/test", "/v1/subscriptions/{id}/test", None),
+        ("post", f"{here}/pause", "/v1/subscriptions/{id}/pause", {}),
+    ]  # fmt: skip
+    for method, path, name, body in asked:
+        answer = await stage.client.request(method, path, json=body)
+        assert answer.status_code == 200, (path, answer.text)
+        content = document["paths"][name][method]["responses"]["200"]["content"]
+        schema = {**content["application/json"]["schema"], "components": document["components"]}
+        checker = jsonschema.Draft202012Validator(schema)
+        assert [e.message for e in checker.iter_errors(answer.json())] == [], path
+        required = schema["components"]["schemas"]["SubscriptionWithSecrets"]["required"]
+        assert "id" in required

@@ -170,3 +170,5 @@ def test_the_pages_fit_narrow_and_wide_windows(
         picture(
             page, f"{path.strip('/').partition('/')[0]}-{'one-' * (path.count('/') > 1)}{width}"
         )
+    with running.client() as client:
+        client.delete(f"/v1/subscriptions/{made['id']}").raise_for_status()

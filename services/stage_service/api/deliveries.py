@@ -9,7 +9,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from fastapi import APIRouter, Query, Request, Response
@@ -18,6 +18,13 @@ from services.contracts.answers import OnceRoute, attempt_of
 from services.contracts.problems import ConflictError
 from services.stage_service.api.access import House, house
 from services.stage_service.api.reads import SinceQuery, UntilQuery, moment_in_utc
+from services.stage_service.api.subscription_answers import (
+    DeliveryWithEvent,
+    Replayed,
+    Resent,
+    many,
+    one,
+)
 from services.stage_service.api.subscription_bodies import FailedRange, Replay
 from services.stage_service.api.subscriptions import (
     Admin,
@@ -44,26 +51,11 @@ _OPEN = ("waiting", "due")
 _PLAIN = r"^[^\x00]*$"
 
 
-class DeliveryWithEvent(DeliveryShown, frozen=True):
-    """A delivery and what it delivers; `body` is None when the log does not reach back to it."""
-
-    body: dict[str, Any] | None = None
-
-
-class Resent(msgspec.Struct, frozen=True):
-    """How many deliveries are due again."""
-
-    resent: int
-
-
-class Replayed(msgspec.Struct, frozen=True):
-    """The new run, and the position after which it delivers everything."""
-
-    run: int
-    position: int
-
-
-@router.get("/v1/subscriptions/{id}/deliveries", operation_id="list_deliveries")
+@router.get(
+    "/v1/subscriptions/{id}/deliveries",
+    operation_id="list_deliveries",
+    responses=many(DeliveryShown),
+)
 async def list_deliveries(
     request: Request,
     _: Admin,
@@ -91,7 +83,11 @@ async def list_deliveries(
     return answer({"items": items, "next_cursor": more})
 
 
-@router.get("/v1/subscriptions/{id}/deliveries/{delivery_id}", operation_id="get_delivery")
+@router.get(
+    "/v1/subscriptions/{id}/deliveries/{delivery_id}",
+    operation_id="get_delivery",
+    responses=one(DeliveryWithEvent),
+)
 async def get_delivery(request: Request, _: Admin, id: str, delivery_id: str) -> Response:
     """Give one delivery with its attempts, and the body that it delivers."""
     it = house(request)
@@ -128,7 +124,9 @@ def no_delivery(id: str) -> NotFoundError:
 
 
 @router.post(
-    "/v1/subscriptions/{id}/deliveries/{delivery_id}/resend", operation_id="resend_delivery"
+    "/v1/subscriptions/{id}/deliveries/{delivery_id}/resend",
+    operation_id="resend_delivery",
+    responses=one(DeliveryWithEvent),
 )
 async def resend_delivery(request: Request, who: Admin, id: str, delivery_id: str) -> Response:
     """Deliver once more, whatever became of it; the `webhook-id` stays the same."""
@@ -154,7 +152,11 @@ async def resend(
     return await delivery_of(it, id, before.id)
 
 
-@router.post("/v1/subscriptions/{id}/deliveries/{delivery_id}/skip", operation_id="skip_delivery")
+@router.post(
+    "/v1/subscriptions/{id}/deliveries/{delivery_id}/skip",
+    operation_id="skip_delivery",
+    responses=one(DeliveryWithEvent),
+)
 async def skip_delivery(request: Request, who: Admin, id: str, delivery_id: str) -> Response:
     """Give a delivery up, so that the next one of its lead goes out."""
     it = house(request)
@@ -179,7 +181,9 @@ async def skip(
     return await delivery_of(it, id, before.id)
 
 
-@router.post("/v1/subscriptions/{id}/resend", operation_id="resend_failed_deliveries")
+@router.post(
+    "/v1/subscriptions/{id}/resend", operation_id="resend_failed_deliveries", responses=one(Resent)
+)
 async def resend_failed(request: Request, who: Admin, id: str, wish: FailedRange) -> Response:
     """Deliver once more what was given up in a range of time."""
     it = house(request)
@@ -207,7 +211,9 @@ async def resend_range(
     return count
 
 
-@router.post("/v1/subscriptions/{id}/replay", operation_id="replay_subscription")
+@router.post(
+    "/v1/subscriptions/{id}/replay", operation_id="replay_subscription", responses=one(Replayed)
+)
 async def replay_subscription(request: Request, who: Admin, id: str, wish: Replay) -> Response:
     """Set the subscription back: everything after the position is delivered, again or for the first time."""
     it = house(request)
@@ -234,7 +240,11 @@ async def replay(
     return Replayed(health.run, health.position)
 
 
-@router.post("/v1/subscriptions/{id}/test", operation_id="test_subscription")
+@router.post(
+    "/v1/subscriptions/{id}/test",
+    operation_id="test_subscription",
+    responses=one(DeliveryWithEvent),
+)
 async def send_test_event(
     request: Request,
     who: Admin,

@@ -12,11 +12,7 @@ from fastapi import FastAPI
 from services.contracts.leads import LeadNow, WholeLead
 from services.contracts.openapi import Answer, complete
 from services.stage_service.api import shapes
-from services.stage_service.api.deliveries import DeliveryWithEvent, Replayed, Resent
 from services.stage_service.api.segment import CALLS
-from services.stage_service.api.subscriptions import Detailed
-from services.stage_service.subscriptions.reads import DeliveryShown, Shown
-from services.stage_service.subscriptions.secrets import SecretShown
 
 TAGS = {
     "events": "Lead events in.",
@@ -42,15 +38,6 @@ _CALL: dict[str, Any] = {
     "context": {"traits": {"email": "ada@example.com"}}, "timestamp": "2026-11-24T07:04:05Z",
 }  # fmt: skip
 _PERSON_PROBLEMS = (404, 409, 412)
-
-
-class SubscriptionShown(Shown, frozen=True):
-    """A subscription as people see it: without its secrets, with its health."""
-
-
-class SubscriptionDetailed(Detailed, frozen=True):
-    """A subscription with its secrets: one is told only in the answer that made it."""
-
 
 ANSWERS: dict[str, Answer] = {
     "livez": Answer(shapes.Status),
@@ -118,33 +105,23 @@ ANSWERS: dict[str, Answer] = {
     ),
     "replay_quarantined": Answer(shapes.ReplayedDelivery, problems=(409,), sent={"dry_run": True}),
     "discard_quarantined": Answer(shapes.Discarded, problems=(409,)),
-    "list_subscriptions": Answer(SubscriptionShown, many=True),
+    # What these answer is said by the routes (subscription_answers).
     "create_subscription": Answer(
-        SubscriptionDetailed, status=201, problems=(409,),
-        also=((200, "It was there already, and is as wished", SubscriptionDetailed),),
+        status=201, problems=(409,),
         sent={"name": "CRM", "url": "https://crm.example.com/baton", "types": ["baton.stage.*"]},
     ),
-    "get_subscription": Answer(SubscriptionDetailed),
-    "change_subscription": Answer(
-        SubscriptionDetailed, problems=(409, 412), sent={"filter": "to == 'sql'"}
-    ),
+    "change_subscription": Answer(problems=(409, 412), sent={"filter": "to == 'sql'"}),
     "delete_subscription": Answer(status=204, problems=(409, 412)),
-    "pause_subscription": Answer(
-        SubscriptionDetailed, problems=(409,), sent={"reason": "the CRM is being moved"}
-    ),
-    "resume_subscription": Answer(SubscriptionDetailed, problems=(409,)),
-    "list_subscription_secrets": Answer(SecretShown, many=True, problems=(409,)),
-    "rotate_subscription_secret": Answer(SecretShown, problems=(409,), sent={"keep_s": 86400}),
+    "pause_subscription": Answer(problems=(409,), sent={"reason": "The CRM moves"}),
+    "resume_subscription": Answer(problems=(409,)),
+    "test_subscription": Answer(problems=(409,)),
+    "list_subscription_secrets": Answer(problems=(409,)),
+    "rotate_subscription_secret": Answer(problems=(409,), sent={"keep_s": 86400}),
     "end_subscription_secret": Answer(status=204, problems=(409,)),
-    "list_deliveries": Answer(DeliveryShown, many=True),
-    "get_delivery": Answer(DeliveryWithEvent),
-    "resend_delivery": Answer(DeliveryWithEvent, problems=(409,)),
-    "skip_delivery": Answer(DeliveryWithEvent, problems=(409,)),
-    "resend_failed_deliveries": Answer(
-        Resent, problems=(409,), sent={"since": "2026-11-24T07:00:00Z"}
-    ),
-    "replay_subscription": Answer(Replayed, problems=(409,), sent={"from": "beginning"}),
-    "test_subscription": Answer(DeliveryWithEvent, problems=(409,)),
+    "resend_delivery": Answer(problems=(409,)),
+    "skip_delivery": Answer(problems=(409,)),
+    "resend_failed_deliveries": Answer(problems=(409,), sent={"since": "2026-11-24T08:00:00Z"}),
+    "replay_subscription": Answer(problems=(409,), sent={"from": "beginning"}),
 }  # fmt: skip
 
 

@@ -20,7 +20,8 @@ _PLAIN = r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"
 
 
 def _text_only(value: object) -> object:
-    if not isinstance(value, str | datetime):  # a number would be read as seconds since 1970
+    # A number, also as text, would be read as seconds since 1970.
+    if not isinstance(value, datetime) and not (isinstance(value, str) and value[4:5] == "-"):
         raise ValueError("write a time as RFC 3339")
     return value
 
@@ -51,7 +52,7 @@ TimeoutS = Annotated[float, Field(ge=1, le=changes.TIMEOUT_S_MAX, description="f
 Concurrency = Annotated[
     int, Field(ge=1, le=changes.CONCURRENCY_MAX, description="attempts at the same time")
 ]
-Rate = Annotated[float, Field(gt=0, le=changes.RATE_MAX, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=changes.RATE_MIN, le=changes.RATE_MAX, allow_inf_nan=False)]
 Headers = Annotated[
     dict[str, str],
     Field(description="sent with each delivery; sealed, not told again",

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from services.contracts.answers import OnceRoute, SecretResponse, attempt_of
 from services.stage_service.api.access import house
+from services.stage_service.api.subscription_answers import many, one
 from services.stage_service.api.subscription_bodies import Rotation
 from services.stage_service.api.subscriptions import (
     Admin,
@@ -29,7 +30,11 @@ router = APIRouter(tags=["subscriptions"], route_class=OnceRoute)
 _encode = msgspec.json.Encoder().encode
 
 
-@router.get("/v1/subscriptions/{id}/secrets", operation_id="list_subscription_secrets")
+@router.get(
+    "/v1/subscriptions/{id}/secrets",
+    operation_id="list_subscription_secrets",
+    responses=many(SecretShown),
+)
 async def list_subscription_secrets(
     request: Request,
     who: Admin,
@@ -54,7 +59,11 @@ async def list_subscription_secrets(
     return response
 
 
-@router.post("/v1/subscriptions/{id}/secrets/rotate", operation_id="rotate_subscription_secret")
+@router.post(
+    "/v1/subscriptions/{id}/secrets/rotate",
+    operation_id="rotate_subscription_secret",
+    responses=one(SecretShown),
+)
 async def rotate_subscription_secret(
     request: Request, who: Admin, id: str, wish: Rotation | None = None
 ) -> Response:
@@ -99,7 +108,10 @@ async def end_subscription_secret(
     it = house(request)
     id = canonical(id)
     async with it.pool.acquire() as connection, connection.transaction():
-        await changes.locked(connection, it.terms, id)
+        try:
+            await changes.locked(connection, it.terms, id)
+        except EncryptionError as error:
+            raise unsealed(error) from None
         try:
             ended = await secrets.end(connection, id, str(uuid.UUID(secret_id)))
         except ValueError:

@@ -18,6 +18,7 @@ from services.contracts.answers import OnceRoute, SecretResponse, attempt_of
 from services.stage_service.api.access import House, allow, house
 from services.stage_service.api.people import version_of
 from services.stage_service.api.reads import moment_in_utc
+from services.stage_service.api.subscription_answers import Detailed, many, one
 from services.stage_service.api.subscription_bodies import (
     NewSubscription,
     Pausing,
@@ -34,6 +35,7 @@ from services.stage_service.people import Actor
 from services.stage_service.store import Connection
 from services.stage_service.subscriptions import changes, reads, secrets
 from services.stage_service.subscriptions.changes import Draft
+from services.stage_service.subscriptions.reads import Shown
 from services.stage_service.subscriptions.secrets import (
     Kind,
     SecretShown,
@@ -46,12 +48,6 @@ router = APIRouter(tags=["subscriptions"], route_class=OnceRoute)
 Admin = Annotated[Principal, Depends(allow("admin"))]
 IfMatch = Annotated[str | None, Header(description="the ETag that the subscription must have")]
 _encode = msgspec.json.Encoder().encode
-
-
-class Detailed(reads.Shown, frozen=True):
-    """A subscription, and what signs its deliveries."""
-
-    secrets: list[SecretShown] = msgspec.field(default_factory=list[SecretShown])
 
 
 def answer(body: Any, status: int = 200, etag: int | None = None) -> Response:
@@ -88,7 +84,7 @@ def _with_secret(found: Detailed, made: SecretShown | None) -> Detailed:
     return msgspec.structs.replace(found, secrets=told)
 
 
-@router.get("/v1/subscriptions", operation_id="list_subscriptions")
+@router.get("/v1/subscriptions", operation_id="list_subscriptions", responses=many(Shown))
 async def list_subscriptions(
     request: Request,
     _: Admin,
@@ -106,7 +102,12 @@ async def list_subscriptions(
     return answer({"items": items, "next_cursor": more})
 
 
-@router.post("/v1/subscriptions", operation_id="create_subscription", status_code=201)
+@router.post(
+    "/v1/subscriptions",
+    operation_id="create_subscription",
+    status_code=201,
+    responses=one(Detailed, 201),
+)
 async def create_subscription(request: Request, who: Admin, wish: NewSubscription) -> Response:
     """Make a subscription. Its signing secret is in the answer, this once."""
     draft = Draft(
@@ -192,7 +193,7 @@ def unsealed(error: EncryptionError) -> ConflictError:
     )
 
 
-@router.get("/v1/subscriptions/{id}", operation_id="get_subscription")
+@router.get("/v1/subscriptions/{id}", operation_id="get_subscription", responses=one(Detailed))
 async def get_subscription(request: Request, _: Admin, id: str) -> Response:
     """Give one subscription with its health; ``ETag`` is the version."""
     it = house(request)
@@ -201,7 +202,7 @@ async def get_subscription(request: Request, _: Admin, id: str) -> Response:
     return answer(found, etag=found.version)
 
 
-@router.patch("/v1/subscriptions/{id}", operation_id="change_subscription")
+@router.patch("/v1/subscriptions/{id}", operation_id="change_subscription", responses=one(Detailed))
 async def change_subscription(
     request: Request, who: Admin, id: str, wish: SubscriptionChange, if_match: IfMatch = None
 ) -> Response:
@@ -248,7 +249,9 @@ async def delete_subscription(
     return Response(status_code=204)
 
 
-@router.post("/v1/subscriptions/{id}/pause", operation_id="pause_subscription")
+@router.post(
+    "/v1/subscriptions/{id}/pause", operation_id="pause_subscription", responses=one(Detailed)
+)
 async def pause_subscription(
     request: Request, who: Admin, id: str, wish: Pausing | None = None
 ) -> Response:
@@ -258,7 +261,9 @@ async def pause_subscription(
     return answer(found, etag=found.version)
 
 
-@router.post("/v1/subscriptions/{id}/resume", operation_id="resume_subscription")
+@router.post(
+    "/v1/subscriptions/{id}/resume", operation_id="resume_subscription", responses=one(Detailed)
+)
 async def resume_subscription(request: Request, who: Admin, id: str) -> Response:
     """Deliver again from the place where it stopped, also one that Baton stopped (``failing``, ``gone``)."""
     found = await set_state(house(request), canonical(id), "active", actor(who))

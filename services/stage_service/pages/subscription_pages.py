@@ -16,9 +16,10 @@ from services.contracts.access import Principal
 from services.contracts.problems import BatonError
 from services.stage_service.api import deliveries, subscriptions
 from services.stage_service.api.access import STATUS, allow, house
+from services.stage_service.api.subscription_answers import Detailed
 from services.stage_service.api.subscription_bodies import Rotation
 from services.stage_service.api.subscription_secrets import rotate
-from services.stage_service.api.subscriptions import Detailed, actor, canonical, detailed
+from services.stage_service.api.subscriptions import actor, canonical, detailed
 from services.stage_service.errors import InvalidRequestError, NotFoundError
 from services.stage_service.pages.rendering import PageRoute, form_of, page
 from services.stage_service.subscriptions import changes, reads

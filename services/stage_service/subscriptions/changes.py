@@ -42,7 +42,9 @@ HEADERS_MAX = 20
 HEADER_CHARACTERS_MAX = 4096
 TIMEOUT_S_MAX = 30.0
 CONCURRENCY_MAX = 64
+RATE_MIN = 0.001
 RATE_MAX = 10_000.0
+CONFIG_BYTES_MAX = 16_384
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _HEADER_VALUE = re.compile(r"[!-~](?:[ -~\t]*[!-~])?")
@@ -118,7 +120,7 @@ def check(
     draft: Draft, terms: Terms, playbooks: Mapping[str, Playbook], team: Team
 ) -> Defect | None:
     """Say what is wrong with `draft`: its address or connector, types, filter, headers and contact."""
-    wrong = _wrong_place(draft, terms) or check_types(draft.types)
+    wrong = _wrong_config(draft) or _wrong_place(draft, terms) or check_types(draft.types)
     if wrong is None and draft.filter is not None:
         wrong = check_filter(draft.filter, playbooks)
     return wrong or _wrong_headers(draft.headers) or _wrong_contact(draft, playbooks, team)
@@ -138,6 +140,25 @@ def _wrong_place(draft: Draft, terms: Terms) -> Defect | None:
         "invalid-request", "url", "a subscription has a url or a connector, and not both",
         "Send 'url' to get signed webhooks.",
     )  # fmt: skip
+
+
+def _wrong_config(draft: Draft) -> Defect | None:
+    if draft.connector is None and (draft.config or draft.credentials):
+        return Defect(
+            "invalid-request", "config" if draft.config else "credentials",
+            "this is for connectors", "Leave it out; what a webhook is to carry goes into 'headers'.",
+        )  # fmt: skip
+    try:
+        text = as_json([draft.config, draft.credentials])
+    except (ValueError, OverflowError, RecursionError):  # surrogates, numbers without end, depth
+        text = "\\u0000"
+    if "\\u0000" in text or len(text) > CONFIG_BYTES_MAX:
+        return Defect(
+            "invalid-request", "config",
+            f"it cannot be kept: over {CONFIG_BYTES_MAX} bytes, or with a character that is none",
+            "Shorten it.",
+        )  # fmt: skip
+    return None
 
 
 def _wrong_headers(headers: Mapping[str, str]) -> Defect | None:

@@ -144,6 +144,8 @@ def check_filter(text: str, playbooks: Mapping[str, Playbook]) -> Defect | None:
 
 
 def _compiled(text: str, variables: Mapping[str, TypeName]) -> Condition | Defect:
+    if "\x00" in text:
+        return Defect("invalid-filter", "filter", "it has a NUL character", "Write it without.")
     if len(text) > EXPRESSION_CHARACTERS_MAX:
         return Defect("invalid-filter", "filter", f"longer than {EXPRESSION_CHARACTERS_MAX} characters",
                       "Shorten it, or make two subscriptions.")  # fmt: skip
