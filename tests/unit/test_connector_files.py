@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from typer.testing import CliRunner
 
@@ -26,7 +27,9 @@ from services.stage_service.subscriptions.connectors.delivery import (
     retry_after,
     run,
 )
+from services.stage_service.subscriptions.connectors.making import Connectors, NoConnectorError
 from tests.conftest import ROOT
+from tests.fakes.house import subscription
 
 HEAD = """\
 name: x
@@ -137,6 +140,33 @@ def test_a_wrong_config_is_told_with_its_place() -> None:
     assert found["config.stage"].remedy == "Did you mean 'stages'?"
     assert "s3cret" not in str(found)
     assert defects(it, {"mark": 7}, {"access_token": "x"}) == []
+
+
+async def test_a_subscription_of_no_connector_is_told_so() -> None:
+    it = Connectors(ConnectorBook(ROOT / "connectors"), Nowhere())
+    found = it.defect("hubspt", {}, {})
+    assert found is not None
+    assert (found.code, found.field, found.remedy) == (
+        "unknown-connector", "connector", "Did you mean 'hubspot'?"
+    )  # fmt: skip
+    assert it.defect("hubspot", {}, {"access_token": "x"}) is None
+    found = it.defect("hubspot", {}, {})
+    assert found is not None
+    assert found.code == "missing-credentials"
+    with pytest.raises(NoConnectorError, match="Did you mean 'hubspot'"):
+        it.target(subscription("hubspt", {}), aiohttp.ClientSession)
+
+
+class Nowhere:
+    """No database: nothing here asks for one."""
+
+    async def execute(self, query: str, *args: Any) -> str:
+        """Fail."""
+        raise AssertionError(query)
+
+    async def fetch(self, query: str, *args: Any) -> list[Any]:
+        """Fail."""
+        raise AssertionError(query)
 
 
 def driven(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import aiohttp
 
 from services.contracts.postgres_log import Executor
+from services.contracts.problems import Defect, shown
 from services.contracts.yaml_source import nearest
 from services.stage_service.subscriptions.connectors.book import ConnectorBook
 from services.stage_service.subscriptions.connectors.calls import Calls
+from services.stage_service.subscriptions.connectors.checks import defects
 from services.stage_service.subscriptions.connectors.target import ConnectorTarget
 from services.stage_service.subscriptions.subscription import Subscription
 
@@ -24,6 +27,20 @@ class Connectors:
     def __init__(self, book: ConnectorBook, executor: Executor) -> None:
         self.book = book
         self._executor = executor
+
+    def defect(
+        self, name: str, config: Mapping[str, Any], credentials: Mapping[str, str]
+    ) -> Defect | None:
+        """Give the first mistake of a subscription that wants the connector `name`; None when it is right."""
+        self.book.refresh()
+        connector = self.book.connectors.get(name)
+        if connector is None:
+            known = ", ".join(sorted(self.book.connectors)) or "none"
+            return Defect(
+                "unknown-connector", "connector", "there is no such connector",
+                nearest(name, self.book.connectors) or f"Known: {known}.", shown(name),
+            )  # fmt: skip
+        return next(iter(defects(connector, config, credentials)), None)
 
     def target(
         self, subscription: Subscription, open_session: Callable[[], aiohttp.ClientSession]
