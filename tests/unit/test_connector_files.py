@@ -15,7 +15,7 @@ from services.contracts.yaml_source import SourceError
 from services.stage_service.sources.claims import claim_of, value_hash
 from services.stage_service.sources.expressions import compile_expression
 from services.stage_service.subscriptions.connectors.book import ConnectorBook, load_connector
-from services.stage_service.subscriptions.connectors.checks import defects
+from services.stage_service.subscriptions.connectors.checks import defects, first_defect
 from services.stage_service.subscriptions.connectors.connector import Connector
 from services.stage_service.subscriptions.connectors.connector_file import parse_connector
 from services.stage_service.subscriptions.connectors.delivery import (
@@ -143,18 +143,18 @@ def test_a_wrong_config_is_told_with_its_place() -> None:
 
 
 async def test_a_subscription_of_no_connector_is_told_so() -> None:
-    it = Connectors(ConnectorBook(ROOT / "connectors"), Nowhere())
-    found = it.defect("hubspt", {}, {})
+    book = ConnectorBook(ROOT / "connectors")
+    found = first_defect(book, "hubspt", {}, {})
     assert found is not None
     assert (found.code, found.field, found.remedy) == (
         "unknown-connector", "connector", "Did you mean 'hubspot'?"
     )  # fmt: skip
-    assert it.defect("hubspot", {}, {"access_token": "x"}) is None
-    found = it.defect("hubspot", {}, {})
+    assert first_defect(book, "hubspot", {}, {"access_token": "x"}) is None
+    found = first_defect(book, "hubspot", {}, {})
     assert found is not None
     assert found.code == "missing-credentials"
     with pytest.raises(NoConnectorError, match="Did you mean 'hubspot'"):
-        it.target(subscription("hubspt", {}), aiohttp.ClientSession)
+        Connectors(book, Nowhere()).target(subscription("hubspt", {}), aiohttp.ClientSession)
 
 
 class Nowhere:

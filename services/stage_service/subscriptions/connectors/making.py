@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import aiohttp
+import msgspec
 
 from services.contracts.postgres_log import Executor
-from services.contracts.problems import Defect, shown
 from services.contracts.yaml_source import nearest
 from services.stage_service.subscriptions.connectors.book import ConnectorBook
 from services.stage_service.subscriptions.connectors.calls import Calls
-from services.stage_service.subscriptions.connectors.checks import defects
 from services.stage_service.subscriptions.connectors.target import ConnectorTarget
 from services.stage_service.subscriptions.subscription import Subscription
 
@@ -28,19 +26,13 @@ class Connectors:
         self.book = book
         self._executor = executor
 
-    def defect(
-        self, name: str, config: Mapping[str, Any], credentials: Mapping[str, str]
-    ) -> Defect | None:
-        """Give the first mistake of a subscription that wants the connector `name`; None when it is right."""
+    def described(self, subscription: Subscription) -> Subscription:
+        """Give `subscription` with the event types of its connector, where it names none."""
         self.book.refresh()
-        connector = self.book.connectors.get(name)
-        if connector is None:
-            known = ", ".join(sorted(self.book.connectors)) or "none"
-            return Defect(
-                "unknown-connector", "connector", "there is no such connector",
-                nearest(name, self.book.connectors) or f"Known: {known}.", shown(name),
-            )  # fmt: skip
-        return next(iter(defects(connector, config, credentials)), None)
+        connector = self.book.connectors.get(subscription.connector or "")
+        if connector is None or subscription.types:
+            return subscription
+        return msgspec.structs.replace(subscription, types=connector.types)
 
     def target(
         self, subscription: Subscription, open_session: Callable[[], aiohttp.ClientSession]
