@@ -73,6 +73,7 @@ from services.stage_service.sources.book import SourceBook
 from services.stage_service.subscriptions.addresses import allowed_from
 from services.stage_service.subscriptions.changes import Terms
 from services.stage_service.subscriptions.connectors.book import ConnectorBook
+from services.stage_service.subscriptions.connectors.checks import first_defect
 from services.stage_service.subscriptions.connectors.echoes import Echoes
 from services.stage_service.ticker import Ticker
 
@@ -102,7 +103,11 @@ def create_app(settings: StageSettings, *, now: Callable[[], datetime] = utc_now
     cipher = read_cipher(key.get_secret_value() if key else None, settings.encryption_key_file)
     secrets = given_secrets(settings.source_secrets)
     allowed = allowed_from(settings.subscriptions_allow)
-    terms = Terms(cipher, allowed, https_only=not settings.subscriptions_http)
+    book = ConnectorBook(settings.connectors_dir)
+    terms = Terms(
+        cipher, allowed, https_only=not settings.subscriptions_http,
+        check_connector=lambda d: first_defect(book, d.connector or "", d.config, d.credentials),
+    )  # fmt: skip
     _answer_links(settings)
 
     @asynccontextmanager

@@ -27,6 +27,8 @@ from services.stage_service.pulse import Pulse
 from services.stage_service.settings import StageSettings
 from services.stage_service.shelf import Shelf
 from services.stage_service.subscriptions.addresses import allowed_from
+from services.stage_service.subscriptions.connectors.book import ConnectorBook
+from services.stage_service.subscriptions.connectors.making import Connectors
 from services.stage_service.subscriptions.courses import Courses
 from services.stage_service.subscriptions.dispatcher import Dispatcher
 from services.stage_service.subscriptions.tail import Tail
@@ -50,7 +52,9 @@ async def start_delivering(
     """Start what delivers; `parts` stops it. Raises EncryptionError or OSError for keys not to be read."""
     key = settings.encryption_key
     cipher = read_cipher(key.get_secret_value() if key else None, settings.encryption_key_file)
-    courses = Courses(cipher, playbooks, allowed_from(settings.subscriptions_allow))
+    connectors = Connectors(ConnectorBook(settings.connectors_dir), pool)
+    allowed = allowed_from(settings.subscriptions_allow)
+    courses = Courses(cipher, playbooks, allowed, connectors=connectors)
     tail = Tail(pool, pulse)
     dispatcher = Dispatcher(settings.database_url, courses, tail, now)
     tail.grown, tail.wanted = dispatcher.grown, lambda: bool(dispatcher.held)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from typer.testing import CliRunner
 
@@ -14,7 +15,7 @@ from services.contracts.yaml_source import SourceError
 from services.stage_service.sources.claims import claim_of, value_hash
 from services.stage_service.sources.expressions import compile_expression
 from services.stage_service.subscriptions.connectors.book import ConnectorBook, load_connector
-from services.stage_service.subscriptions.connectors.checks import defects
+from services.stage_service.subscriptions.connectors.checks import defects, first_defect
 from services.stage_service.subscriptions.connectors.connector import Connector
 from services.stage_service.subscriptions.connectors.connector_file import parse_connector
 from services.stage_service.subscriptions.connectors.delivery import (
@@ -26,7 +27,9 @@ from services.stage_service.subscriptions.connectors.delivery import (
     retry_after,
     run,
 )
+from services.stage_service.subscriptions.connectors.making import Connectors, NoConnectorError
 from tests.conftest import ROOT
+from tests.fakes.house import subscription
 
 HEAD = """\
 name: x
@@ -137,6 +140,33 @@ def test_a_wrong_config_is_told_with_its_place() -> None:
     assert found["config.stage"].remedy == "Did you mean 'stages'?"
     assert "s3cret" not in str(found)
     assert defects(it, {"mark": 7}, {"access_token": "x"}) == []
+
+
+async def test_a_subscription_of_no_connector_is_told_so() -> None:
+    book = ConnectorBook(ROOT / "connectors")
+    found = first_defect(book, "hubspt", {}, {})
+    assert found is not None
+    assert (found.code, found.field, found.remedy) == (
+        "unknown-connector", "connector", "Did you mean 'hubspot'?"
+    )  # fmt: skip
+    assert first_defect(book, "hubspot", {}, {"access_token": "x"}) is None
+    found = first_defect(book, "hubspot", {}, {})
+    assert found is not None
+    assert found.code == "missing-credentials"
+    with pytest.raises(NoConnectorError, match="Did you mean 'hubspot'"):
+        Connectors(book, Nowhere()).target(subscription("hubspt", {}), aiohttp.ClientSession)
+
+
+class Nowhere:
+    """No database: nothing here asks for one."""
+
+    async def execute(self, query: str, *args: Any) -> str:
+        """Fail."""
+        raise AssertionError(query)
+
+    async def fetch(self, query: str, *args: Any) -> list[Any]:
+        """Fail."""
+        raise AssertionError(query)
 
 
 def driven(

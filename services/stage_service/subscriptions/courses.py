@@ -10,6 +10,7 @@ from services.contracts.postgres_log import Executor
 from services.stage_service.encryption import Cipher, EncryptionError
 from services.stage_service.playbook import Playbook
 from services.stage_service.subscriptions.addresses import Allowed
+from services.stage_service.subscriptions.connectors.making import Connectors, NoConnectorError
 from services.stage_service.subscriptions.filters import FilterError, matcher_for
 from services.stage_service.subscriptions.reads import subscription as read_subscription
 from services.stage_service.subscriptions.secrets import signing_secrets
@@ -27,12 +28,13 @@ class Courses:
 
     def __init__(
         self, cipher: Cipher, playbooks: Callable[[], Mapping[str, Playbook]], allowed: Allowed,
-        tls: ssl.SSLContext | None = None,
+        tls: ssl.SSLContext | None = None, connectors: Connectors | None = None,
     ) -> None:  # fmt: skip
         self._cipher = cipher
         self._playbooks = playbooks
         self._allowed = allowed
         self._tls = tls
+        self._connectors = connectors
 
     async def open(self, connection: Executor, id: str, now: datetime) -> Course | None:
         """Open the subscription `id` as it is now; None when it is not there. Raises CourseError."""
@@ -40,9 +42,17 @@ class Courses:
             found = await read_subscription(connection, self._cipher, id)
             if found is None:
                 return None
+            if self._connectors is not None:
+                found = self._connectors.described(found)
             secrets = (await signing_secrets(connection, self._cipher, [id], now))[id]
             matches = matcher_for(found, self._playbooks())
-            target = target_for(found, secrets, self._allowed, self._tls)
+            target = target_for(found, secrets, self._allowed, self._tls, self._connectors)
             return Course(found, target, matches)
-        except (EncryptionError, FilterError, SigningKeyError, TargetError) as error:
+        except (
+            EncryptionError,
+            FilterError,
+            NoConnectorError,
+            SigningKeyError,
+            TargetError,
+        ) as error:
             raise CourseError(str(error)) from None

@@ -55,6 +55,33 @@ class AddressRefusedError(OSError):
     """The address is not one that Baton may connect to."""
 
 
+def open_session(
+    subscription: Subscription, allowed: Allowed, tls: ssl.SSLContext | None = None
+) -> aiohttp.ClientSession:
+    """Open the connections of `subscription`, which reach no address but those that `allowed` does."""
+    connector = aiohttp.TCPConnector(
+        limit=subscription.concurrency, ttl_dns_cache=RESOLVE_AGAIN_S, resolver=_Resolver(),
+        socket_factory=functools.partial(_socket, allowed), ssl=tls or _verifying(),
+        keepalive_timeout=KEEP_ALIVE_S,
+    )  # fmt: skip
+    return aiohttp.ClientSession(
+        connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False,
+        trust_env=False, raise_for_status=False, skip_auto_headers=("accept", "accept-encoding"),
+        timeout=aiohttp.ClientTimeout(total=subscription.timeout_s, sock_connect=CONNECT_WITHIN_S),
+    )  # fmt: skip
+
+
+def _socket(allowed: Allowed, address: Any) -> socket.socket:
+    """Make the socket of a connection that is about to be made: the last moment to refuse."""
+    family, kind, protocol, _, where = address
+    refused = check_address(str(where[0]), allowed)
+    if refused is not None:
+        raise AddressRefusedError(
+            f"{where[0]} is {refused}: Baton does not connect to it unless its operator allows it"
+        )
+    return socket.socket(family=family, type=kind, proto=protocol)
+
+
 class WebhookTarget:
     """`Target` that posts to the URL of a subscription. Raises SigningKeyError for secrets that are none."""
 
@@ -74,7 +101,7 @@ class WebhookTarget:
             "content-type": CONTENT_TYPE,
         }  # fmt: skip
         self._allowed = allowed
-        self._tls = tls or _verifying()
+        self._tls = tls
         self._session: aiohttp.ClientSession | None = None
 
     async def deliver(self, message: Message, attempt: int, now: datetime) -> Outcome:
@@ -84,7 +111,7 @@ class WebhookTarget:
         headers = self._headers | self._signer.headers(message.id, body, now)
         request = f"POST {self._shown}, {len(body)} bytes"
         if self._session is None:
-            self._session = self._open()
+            self._session = open_session(self._subscription, self._allowed, self._tls)
         began = time.perf_counter()
         outcome = await self._post(self._session, body, headers, now)
         return _with(outcome, request, round((time.perf_counter() - began) * 1000, 1))
@@ -94,29 +121,6 @@ class WebhookTarget:
         if self._session is not None:
             await self._session.close()
             self._session = None
-
-    def _open(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            limit=self._subscription.concurrency, ttl_dns_cache=RESOLVE_AGAIN_S, resolver=_Resolver(),
-            socket_factory=self._socket, ssl=self._tls, keepalive_timeout=KEEP_ALIVE_S,
-        )  # fmt: skip
-        return aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False,
-            trust_env=False, raise_for_status=False, skip_auto_headers=("accept", "accept-encoding"),
-            timeout=aiohttp.ClientTimeout(
-                total=self._subscription.timeout_s, sock_connect=CONNECT_WITHIN_S
-            ),
-        )  # fmt: skip
-
-    def _socket(self, address: Any) -> socket.socket:
-        """Make the socket of a connection that is about to be made: the last moment to refuse."""
-        family, kind, protocol, _, where = address
-        refused = check_address(str(where[0]), self._allowed)
-        if refused is not None:
-            raise AddressRefusedError(
-                f"{where[0]} is {refused}: Baton does not connect to it unless its operator allows it"
-            )
-        return socket.socket(family=family, type=kind, proto=protocol)
 
     async def _post(
         self, session: aiohttp.ClientSession, body: bytes, headers: dict[str, str], now: datetime

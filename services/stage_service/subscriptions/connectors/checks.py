@@ -7,7 +7,23 @@ from typing import Any
 
 from services.contracts.problems import Defect, shown
 from services.contracts.yaml_source import nearest
+from services.stage_service.subscriptions.connectors.book import ConnectorBook
 from services.stage_service.subscriptions.connectors.connector import Connector
+
+
+def first_defect(
+    book: ConnectorBook, name: str, config: Mapping[str, Any], credentials: Mapping[str, str]
+) -> Defect | None:
+    """Give the first mistake of a subscription that wants the connector `name`; None when it is right."""
+    book.refresh()
+    connector = book.connectors.get(name)
+    if connector is None:
+        known = ", ".join(sorted(book.connectors)) or "none"
+        return Defect(
+            "unknown-connector", "connector", "there is no such connector",
+            nearest(name, book.connectors) or f"Known: {known}.", shown(name),
+        )  # fmt: skip
+    return next(iter(defects(connector, config, credentials)), None)
 
 
 def defects(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import aiohttp
+import msgspec
 
 from services.contracts.postgres_log import Executor
 from services.contracts.yaml_source import nearest
@@ -24,6 +25,14 @@ class Connectors:
     def __init__(self, book: ConnectorBook, executor: Executor) -> None:
         self.book = book
         self._executor = executor
+
+    def described(self, subscription: Subscription) -> Subscription:
+        """Give `subscription` with the event types of its connector, where it names none."""
+        self.book.refresh()
+        connector = self.book.connectors.get(subscription.connector or "")
+        if connector is None or subscription.types:
+            return subscription
+        return msgspec.structs.replace(subscription, types=connector.types)
 
     def target(
         self, subscription: Subscription, open_session: Callable[[], aiohttp.ClientSession]
