@@ -433,6 +433,7 @@ async def test_deliveries_are_listed_filtered_and_paged(stage: Stage) -> None:
     for bad in (f"{here}/{one['id']}", f"{here}/x", "/v1/subscriptions/x/deliveries"):
         assert (await stage.client.get(bad)).status_code == 404
     assert (await stage.client.get(here, params={"state": "lost"})).status_code == 422
+    assert (await stage.client.get(here, params={"to": "0.5"})).status_code == 422
 
 
 async def test_resend_skip_and_replay(stage: Stage) -> None:
