@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -72,7 +73,18 @@ ROUTES: dict[tuple[str, str], str | None] = {
     ("get", "/v1/handoffs/{id}"): "read",
     ("post", "/v1/handoffs/{id}/accept"): "move",
     ("post", "/v1/handoffs/{id}/reject"): "move",
-}
+    ("get", "/asyncapi.json"): EVERYBODY,
+    **{(method, f"/v1/subscriptions{path}"): "admin" for method, path in (
+        ("get", ""), ("post", ""), ("get", "/{id}"), ("patch", "/{id}"), ("delete", "/{id}"),
+        ("post", "/{id}/pause"), ("post", "/{id}/resume"), ("post", "/{id}/test"),
+        ("post", "/{id}/resend"), ("post", "/{id}/replay"),
+        ("get", "/{id}/deliveries"), ("get", "/{id}/deliveries/{delivery_id}"),
+        ("post", "/{id}/deliveries/{delivery_id}/resend"),
+        ("post", "/{id}/deliveries/{delivery_id}/skip"),
+        ("get", "/{id}/secrets"), ("post", "/{id}/secrets/rotate"),
+        ("delete", "/{id}/secrets/{secret_id}"),
+    )},
+}  # fmt: skip
 """Every route and the scope it asks for. A route that is missing here fails the test below."""
 
 GUARDED = [(*route, scope) for route, scope in ROUTES.items() if scope is not EVERYBODY]
@@ -103,7 +115,7 @@ async def ask(stage: Stage, method: str, path: str, **headers: str) -> httpx.Res
     elif method == "post":
         content = json.dumps({"to": "nurture", "reason": "why"}).encode()
         sent["content-type"] = "application/json"
-    url = path.replace("{id}", NOBODY).replace("{source}", "generic")
+    url = re.sub(r"\{(\w+_)?id\}", NOBODY, path).replace("{source}", "generic")
     if path.endswith("/stream"):
         url += "?after=-1"  # answered 422 to whoever may ask: the stream itself has no end
     transport = httpx.ASGITransport(stage.app, raise_app_exceptions=False)
