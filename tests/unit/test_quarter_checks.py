@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from services.contracts.events import HANDOFFS_TOPIC, Message
-from services.contracts.handoffs import CLOCK_RANG
+from services.contracts.handoffs import CLOCK_RANG, OFFERED, REJECTED
 from tests.system.quarter.checks import SOON, check_answers
-from tests.system.quarter.evidence import Quarter
+from tests.system.quarter.evidence import Published, Quarter, refusals
 from tests.system.quarter.reading import Book
 
 END = datetime(2028, 4, 30, 23, 30, tzinfo=UTC)  # a Sunday
@@ -64,3 +64,19 @@ def test_who_was_at_work_and_did_nothing_is_found() -> None:
         check_answers(waiting(rang("escalate", FRIDAY, "saturday", "monday")))
     with pytest.raises(AssertionError, match="nobody at the end"):
         check_answers(waiting(rang("remind", FRIDAY, "monday")))
+
+
+def told(type: str, round: int, owner: str) -> Published:
+    """A handoff of one lead, offered to `owner` or rejected by them."""
+    body = {"lead": {"id": "ada"}, "stage": "mql", "role": "lead_agent", "round": round,
+            "owner": {"id": owner}, "answered_by": owner, "recorded_at": END.isoformat()}  # fmt: skip
+    return Published(type, f"{type}{round}{owner}", body)
+
+
+def test_a_new_visit_forgets_who_said_no_before() -> None:
+    """Also where its first rejection is of a later round: it was given away by hand before."""
+    asked = refusals([
+        told(OFFERED, 1, "a"), told(REJECTED, 1, "a"), told(OFFERED, 2, "b"), told(REJECTED, 2, "b"),
+        told(OFFERED, 1, "c"), told(OFFERED, 2, "d"), told(REJECTED, 2, "d"),
+    ])  # fmt: skip
+    assert [without for _, _, without in asked] == [{"a"}, {"a", "b"}, {"d"}]

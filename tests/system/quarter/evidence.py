@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,7 +13,7 @@ import asyncpg
 import msgspec
 
 from services.contracts.events import ASSIGNED_BY_HAND, Message
-from services.contracts.handoffs import REJECTED
+from services.contracts.handoffs import OFFERED, REJECTED
 from tests.system.quarter.reading import Book
 from tests.system.quarter.receivers import Arrival
 
@@ -74,15 +75,8 @@ class Quarter:
         ):
             without = msgspec.json.decode(row["data"])["without"]
             self.without[row["lead_id"]].append((row["recorded_at"], frozenset(without)))
-        said_no: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-        for message in self.of_type(REJECTED):
-            body = message.body
-            visit = body["lead"]["id"], body["stage"], body["role"]
-            if body["round"] == 1:
-                said_no[visit] = set()
-            said_no[visit] |= {body["answered_by"], body["owner"]["id"]}
-            moment = message.moment("recorded_at")
-            self.without[body["lead"]["id"]].append((moment, frozenset(said_no[visit])))
+        for lead, moment, without in refusals(self.of_type(OFFERED, REJECTED)):
+            self.without[lead].append((moment, without))
 
     def story(self, lead: UUID) -> str:
         """Give what was published about a lead, for whoever has to find out."""
@@ -96,3 +90,21 @@ class Quarter:
     def of_type(self, *types: str) -> list[Published]:
         """Give the messages of `types`, in order."""
         return [m for m in self.published if m.type in types]
+
+
+def refusals(messages: Iterable[Published]) -> Iterator[tuple[str, datetime, frozenset[str]]]:
+    """Give, at each rejection, of which lead and when, and who had said no since the visit began.
+
+    `messages` tell of handoffs offered and rejected, in order. A visit begins with an offer of the first round:
+    in a later one a rejection may come first in the second, after somebody gave it away by hand.
+    """
+    said_no: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    for message in messages:
+        body = message.body
+        visit = body["lead"]["id"], body["stage"], body["role"]
+        if message.type == OFFERED:
+            if body["round"] == 1:
+                said_no[visit] = set()
+            continue
+        said_no[visit] |= {body["answered_by"], body["owner"]["id"]}
+        yield visit[0], message.moment("recorded_at"), frozenset(said_no[visit])

@@ -20,7 +20,7 @@ def check_fair(it: Quarter, role: str, transitions: list[Any], weighted: bool) -
     found: Counter[str] = Counter()
     run: frozenset[str] = frozenset()
     got: Counter[str] = Counter()
-    for at, decided, without in _decisions(it, role, transitions):
+    for at, decided, without, said in _decisions(it, role, transitions):
         there = {
             p.document["id"]: float(p.document.get("weight", 1)) if weighted else 1.0
             for p in it.book.of_role(role, at)
@@ -35,7 +35,9 @@ def check_fair(it: Quarter, role: str, transitions: list[Any], weighted: bool) -
         got.update(decided)
         found["turns"] += len(decided)
         total, weights = sum(got.values()), sum(there.values())
-        assert got.keys() <= there.keys(), (at, got, there)
+        assert got.keys() <= there.keys(), (
+            f"{decided} at {at}, without {without}, of {there}: {said}"
+        )
         for id, weight in there.items():
             off = got[id] - total * weight / weights
             assert abs(off) < 1, f"{id} is {off:+.2f} leads off their share at {at}: {got}"
@@ -45,8 +47,8 @@ def check_fair(it: Quarter, role: str, transitions: list[Any], weighted: bool) -
 
 def _decisions(
     it: Quarter, role: str, transitions: list[Any]
-) -> list[tuple[datetime, list[str], frozenset[str]]]:
-    """Give whose turns were taken when, of whom some could not be chosen; in order."""
+) -> list[tuple[datetime, list[str], frozenset[str], str]]:
+    """Give whose turns were taken when, of whom some could not be chosen, and what was said; in order."""
     by_name: dict[str, str] = {}
     for reading in it.book.everybody():
         by_name[reading.document["name"]] = reading.document["id"]
@@ -55,13 +57,14 @@ def _decisions(
         decision = msgspec.json.decode(row["why"]).get("routing", {}).get(role)
         if decision is not None and decision["rule"] is not None:
             together[row["recorded_at"]].append(_turn(decision["why"], by_name))
-    found = [(at, turns, frozenset[str]()) for at, turns in together.items()]
+    found = [(at, turns, frozenset[str](), "") for at, turns in together.items()]
     for m in it.of_type(OWNER_CHANGED):
         if m.body["role"] == role and "no rule found" not in m.body["why"]:
             at = m.moment("recorded_at")
             asked = it.without[m.body["lead"]["id"]]
             without = max((each for each in asked if each[0] <= at), key=lambda each: each[0])[1]
-            found.append((at, [_turn(m.body["why"], by_name)], without))
+            said = f"{m.body['why']}; {m.body['reason']}; asked {asked}"
+            found.append((at, [_turn(m.body["why"], by_name)], without, said))
     return sorted(found, key=lambda each: each[0])
 
 
