@@ -95,8 +95,8 @@ class Quarter:
 def refusals(messages: Iterable[Published]) -> Iterator[tuple[str, datetime, frozenset[str]]]:
     """Give, at each rejection, of which lead and when, and who had said no since the visit began.
 
-    `messages` tell of handoffs offered and rejected, in order. A visit begins with an offer of the first round:
-    in a later one a rejection may come first in the second, after somebody gave it away by hand.
+    `messages` tell of handoffs offered and rejected, in order. A visit begins with an offer of the first
+    round: its first rejection may be of a later one, after somebody gave it away by hand.
     """
     said_no: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     for message in messages:
