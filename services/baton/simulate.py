@@ -56,8 +56,9 @@ WHERE lead_id = ANY($1::uuid[])
 _HANDOFFS = """
 SELECT h.journey_id, h.role, h.offered_at, h.answered_at FROM stage.handoffs h
 WHERE h.lead_id = ANY($1::uuid[])
-  -- What a corrected history does not know was answered by people, and is no part of it.
-  AND (h.round > 1 OR EXISTS (
+  -- What a corrected history does not know was answered by people, and is no part of it. What was offered by
+  -- an assignment, within its role, has no transition.
+  AND (h.round > 1 OR h.role = h.from_role OR EXISTS (
     SELECT FROM stage.transitions t
     WHERE t.journey_id = h.journey_id AND t.replaced_by IS NULL AND t.kind <> 'retraction'
       AND t.handoff AND t.to_stage = h.stage AND t.occurred_at = h.offered_at))

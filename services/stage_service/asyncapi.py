@@ -15,6 +15,7 @@ from services.contracts.events import (
     HANDOFFS_TOPIC,
     LEAD_SNAPSHOT,
     LEADS_TOPIC,
+    SUBSCRIPTION_STOPPED,
     TRANSITIONS_TOPIC,
 )
 from services.contracts.problems import DOCS
@@ -161,7 +162,8 @@ def _feed_types() -> tuple[str, ...]:
 
 
 def _webhook_types() -> tuple[str, ...]:
-    return tuple(type for type in STRUCTS if type != LEAD_SNAPSHOT)
+    """Give what can be subscribed to: not snapshots, nor what becomes of subscriptions themselves."""
+    return tuple(t for t in STRUCTS if t not in (LEAD_SNAPSHOT, SUBSCRIPTION_STOPPED))
 
 
 def _operations(channels: dict[str, Any]) -> dict[str, Any]:

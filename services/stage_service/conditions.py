@@ -28,7 +28,7 @@ _TYPES = {
     "timestamp": _cel.Type.TIMESTAMP,
 }
 _STRING = re.compile(r"'(?:\\.|[^'\\\n])*'|\"(?:\\.|[^\"\\\n])*\"")
-_NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*")
+_NAME = re.compile(r"[A-Za-z_]\w*(?:\s*\.\s*[A-Za-z_]\w*)*")
 _ERROR = re.compile(r"ERROR: <input>:(\d+):(\d+): (.*)")
 _MISSING = re.compile(r'No value with name "([^"]+)"')
 
@@ -140,7 +140,7 @@ class Conditions:
         """Give the declared names in an expression whose string literals are blanked."""
         used: dict[str, None] = {}
         for match in _NAME.finditer(bare):
-            name = match[0]
+            name = "".join(match[0].split())  # CEL lets a name be broken at its dots
             while name and name not in self._names:  # lead.origin.startsWith -> lead.origin
                 name = name.rpartition(".")[0]
             if name:

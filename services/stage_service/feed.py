@@ -199,8 +199,11 @@ class Feed:
         if after == self._end:
             more = await self._renewed(after)
             found = self._in_window(after)
-            if found or after == self._end:
-                return found, bool(found) and more
+            if found:
+                # Items are longer than the values of which the read brought so many: it may be two of ours.
+                return found, more or found[-1].position != self._end
+            if after == self._end:
+                return found, False
         entries, more = await self._fetch(after)
         self._keep(after, entries, more)
         return entries, more

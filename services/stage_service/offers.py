@@ -82,10 +82,18 @@ class Ring(msgspec.Struct, frozen=True, gc=False):
 
 def offered(playbook: Playbook, came_from: Stage, to: Stage, event: LeadEvent) -> Offer | None:
     """Give the offer that a move makes; None when the same role goes on, or need not answer."""
-    role, giver = to.responsible[0], came_from.responsible[0]
-    if role == giver or role not in playbook.handoffs or to.kind not in WAITING_KINDS:
+    if not is_offered(playbook, came_from, to):
         return None
+    role, giver = to.responsible[0], came_from.responsible[0]
     return Offer(role, giver, to.key, 1, event.time, event.source, event.id)
+
+
+def is_offered(playbook: Playbook, came_from: Stage, to: Stage) -> bool:
+    """Tell whether a move hands the journey to another role that has to answer."""
+    role = to.responsible[0]
+    return (
+        role != came_from.responsible[0] and role in playbook.handoffs and to.kind in WAITING_KINDS
+    )
 
 
 def left(offer: Offer, came_from: Stage, to: Stage, event: LeadEvent) -> Offer:

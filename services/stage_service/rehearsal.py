@@ -1,7 +1,8 @@
 """Plays a story of events under a playbook, without database, people or clock of the machine. Pure.
 
 Time passes only when the story says so; what comes due meanwhile fires in its order, as in life. There is no
-roster here: a deadline in working hours is as long as on the wall, and a step tells a role, not a person.
+roster here: a deadline in working hours counts those given for its role, else it is as long as on the wall;
+a step tells a role, not a person.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from services.contracts.events import SOURCE, LeadEvent, Score, rfc3339
+from services.contracts.team import Person
 from services.stage_service import clocks, funnel
 from services.stage_service.clocks import Ticking, Wanted
 from services.stage_service.funnel import Journey, Lead, Move, active_at
@@ -31,10 +33,16 @@ class Ringing(NamedTuple):
 
 
 class Rehearsal:
-    """One lead's story. Events are told in the order of their times."""
+    """One lead's story. Events are told in the order of their times.
 
-    def __init__(self, playbooks: Mapping[str, Playbook]) -> None:
+    `hours` has, by role, somebody in whose working hours its deadlines run.
+    """
+
+    def __init__(
+        self, playbooks: Mapping[str, Playbook], hours: Mapping[str, Person] | None = None
+    ) -> None:
         self.playbooks = playbooks
+        self._hours = hours or {}
         self.lead: Lead | None = None
         self.moves: list[Move] = []
         self.handed: list[Handed] = []
@@ -97,9 +105,12 @@ class Rehearsal:
     def _wind(self, name: str, journey: Journey, now: datetime) -> None:
         """Let the clocks run that the journey has now, and no other."""
         assert self.lead is not None  # noqa: S101  it has just been folded
+        playbook = self.playbooks.get(journey.playbook)
+        if playbook is None:
+            return  # begun by a late event, which was recorded when there was another playbook
         offer = journey.offer
         wanted = clocks.wanted(
-            self.playbooks[journey.playbook], journey.stage, journey.entered_at,
+            playbook, journey.stage, journey.entered_at,
             active_at(self.lead, journey), offer, offer.name if offer is not None else None,
         )  # fmt: skip
         for place in [p for p in self._running if p[0] == name and p[1] not in wanted]:
@@ -107,7 +118,8 @@ class Rehearsal:
         for key, want in wanted.items():
             known = self._running.get((name, key))
             if known is None or known[0] != want:
-                self._running[name, key] = (want, clocks.wound(name, want, None, now))
+                person = self._hours.get(want.role)
+                self._running[name, key] = (want, clocks.wound(name, want, person, now))
 
     def _next_due(self, until: datetime) -> tuple[str, str, datetime] | None:
         due = [
@@ -127,7 +139,8 @@ class Rehearsal:
         steps = clocks.steps_of(want.plan)
         step = steps[ticking.step]
         self.rings.append(Ringing(key, step.kind, step.to, moment))
-        after = clocks.struck(ticking, want.plan, ticking.step, ticking.since, None)
+        person = self._hours.get(want.role)
+        after = clocks.struck(ticking, want.plan, ticking.step, ticking.since, person)
         self._running[name, key] = (want, after)
         data = {
             "clock": key, "kind": want.kind, "playbook": journey.playbook, "stage": want.stage,

@@ -7,13 +7,13 @@ whose rules ask for clocks has its own fire. Tallies of many leads add up in any
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from services.contracts.events import LeadEvent
+from services.contracts.events import SOURCE, LeadEvent
 from services.contracts.team import Person
 from services.stage_service import clocks, funnel, offers
 from services.stage_service.funnel import Journey, Move
@@ -170,8 +170,9 @@ class Simulation:
         events: Sequence[tuple[LeadEvent, int]],
         past: Mapping[str, Past],
     ) -> None:
+        answered = {h[2] for p in past.values() for h in p.handoffs if h[2] is not None}
         folded = sorted(
-            (pair for pair in events if not offers.is_clock(pair[0])),
+            ((_for_any(e, answered), epoch) for e, epoch in events if not offers.is_clock(e)),
             key=lambda pair: pair[0].place,
         )
         journeys, moves, handed = self._folded(folded)
@@ -204,7 +205,7 @@ class Simulation:
             whole = funnel.refold((e, self._playbooks[epoch]) for e, epoch in events)
             return whole.lead.journeys if whole.lead else {}, whole.moves, whole.handed
         newest = self._playbooks[max(self._playbooks)]
-        story = Rehearsal(newest)
+        story = Rehearsal(newest, self._hours)
         for event, epoch in events:
             story.playbooks = self._playbooks[epoch]
             story.tell(event)
@@ -224,18 +225,20 @@ class Simulation:
         before = past.moves if past is not None else []
         after = [_step(m) for m in moves]
         if past is not None:
-            self._count(tally.today, past.stage, past.furthest, before)
+            self._count(tally.today, self._present, past.stage, past.furthest, before)
             for handoff in past.handoffs:
                 self._offered(tally.today, self._present, *handoff)
         if journey is not None:
-            self._count(tally.candidate, journey.stage, journey.furthest, after)
+            self._count(tally.candidate, self._candidate, journey.stage, journey.furthest, after)
         if [_same(m) for m in before] == [_same(m) for m in after]:
             return
         tally.differing += 1
         if len(tally.differences) < DIFFERENCES_MAX:
             tally.differences.append(_difference(lead_id, name, before, after, moves))
 
-    def _count(self, side: Side, stage: str, furthest: str, moves: Sequence[Step]) -> None:
+    def _count(
+        self, side: Side, playbook: Playbook, stage: str, furthest: str, moves: Sequence[Step]
+    ) -> None:
         path = self._candidate.path
         side.stage(stage).current += 1
         reached = {m.to_stage for m in moves} | {path[0], stage}
@@ -247,9 +250,8 @@ class Simulation:
             if self._since is not None and move.occurred_at < self._since:
                 continue
             side.stage(move.to_stage).entered += 1
-            to = self._candidate.stages.get(move.to_stage)
             day = move.occurred_at.date().isoformat()
-            for role in to.alerts if to is not None else ():
+            for role in _alerted(playbook, move):
                 days = side.alerts.setdefault(role, {})
                 days[day] = days.get(day, 0) + 1
 
@@ -273,6 +275,28 @@ class Simulation:
             _bump(side.missed, role)
 
 
+def _for_any(event: LeadEvent, answered: Collection[datetime]) -> LeadEvent:
+    """Let an answer that met a handoff meet the candidate's, too, though that was offered at another time.
+
+    One that met none names a handoff that was over: it stays as it is. `answered`: when handoffs were.
+    """
+    if event.type not in offers.ANSWERS or event.time not in answered:
+        return event
+    data = {k: v for k, v in event.data.items() if k not in ("offered_at", "round")}
+    return msgspec.structs.replace(event, data=data)
+
+
+def _alerted(playbook: Playbook, move: Step) -> Sequence[str]:
+    """Give the roles that a move alerts under `playbook`: as its stage says, and who has to answer."""
+    came_from, to = playbook.stages.get(move.from_stage), playbook.stages.get(move.to_stage)
+    if to is None:
+        return ()
+    role = to.responsible[0]
+    if role in to.alerts or came_from is None or not offers.is_offered(playbook, came_from, to):
+        return to.alerts
+    return (*to.alerts, role)
+
+
 def _bump(counts: dict[str, int], key: str) -> None:
     counts[key] = counts.get(key, 0) + 1
 
@@ -285,10 +309,20 @@ def _step(move: Move) -> Step:
 
 
 def _same(step: Step) -> tuple[Any, ...]:
-    """Give what makes two moves the same to people: when, where to, by which event. Not the rule's name."""
+    """Give what makes two moves the same to people: when, where to, by which event. Not the rule's name.
+
+    Of a clock's move not when either: that hangs on whose hours it ran in, and on when it was learned of.
+    """
+    if step.event_source == SOURCE and step.event_type in offers.CLOCK_EVENTS:
+        return (step.from_stage, step.to_stage, step.event_type)
     return (
         step.occurred_at, step.from_stage, step.to_stage, step.event_source, step.event_id,
     )  # fmt: skip
+
+
+def _event_of(step: Step) -> tuple[datetime, str, str]:
+    """Give the place of the event that made the move."""
+    return step.occurred_at, step.event_source, step.event_id
 
 
 def _difference(
@@ -300,9 +334,11 @@ def _difference(
     )
     was = before[index] if index < len(before) else None
     would = after[index] if index < len(after) else None
-    # The earlier of the two is where the ways part: the other side did not move at that event.
-    first = min((s for s in (was, would) if s is not None), key=lambda s: s.occurred_at)
-    if would is not None and first is would:
+    # The earlier of the two is where the ways part: the other side did not move at that event, or elsewhere.
+    first = min((s for s in (was, would) if s is not None), key=_event_of)
+    moved = would is not None and _event_of(would) == _event_of(first)
+    moved_today = was is not None and _event_of(was) == _event_of(first)
+    if moved:
         why = moves[index].explanation
     elif would is None:
         why = f"No rule moves it from {first.from_stage} to {first.to_stage} at {first.event_type}."
@@ -314,6 +350,6 @@ def _difference(
     return Difference(
         lead_id, name, [s.to_stage for s in before], [s.to_stage for s in after], first.occurred_at,
         first.event_type, first.event_source, first.event_id,
-        would.rule if would is not None and first is would else None,
-        was.rule if was is not None and first is was else None, why,
+        would.rule if would is not None and moved else None,
+        was.rule if was is not None and moved_today else None, why,
     )  # fmt: skip

@@ -159,6 +159,29 @@ async def test_a_look_up_planned_for_few_leads_finds_one_of_many_by_its_key(it: 
     assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 100
 
 
+async def test_a_lead_whose_lock_was_waited_for_is_given_as_it_is_then(it: Wired) -> None:
+    """Not as the look-up's own snapshot has it, and not left out: the batch would begin it anew."""
+    await it.lane.submit([event("lead.created", 0)])
+    writer = await asyncpg.connect(it.url)
+    looker = await asyncpg.connect(it.url, server_settings=STEADY_PLANS)
+    try:
+        writing = writer.transaction()
+        await writing.start()
+        await writer.execute("UPDATE stage.leads SET state = '\\x01'")
+        looking = asyncio.create_task(
+            looker.fetch(_LOOK_UP, [], [], ["email"], ["a@b.example"], [])
+        )
+        async with asyncio.timeout(10):
+            while not await it.pool.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+        await writing.commit()
+        [lead] = [row for row in await looking if row["what"] == "lead"]
+        assert lead["state"] == b"\x01"
+    finally:
+        await looker.close()
+        await writer.close()
+
+
 async def test_the_walk_is_five_numbered_transitions(it: Wired) -> None:
     outcomes = await it.lane.submit(walk())
     assert [o.status for o in outcomes] == ["applied"] * 6

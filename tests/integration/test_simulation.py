@@ -215,6 +215,23 @@ async def test_alerts_by_role_and_day_and_deadlines(database_url: str) -> None:
     assert (tally.today.missed, tally.candidate.missed) == ({"lead_agent": 1}, {})
 
 
+async def test_a_handoff_by_assignment_counts_on_both_sides(database_url: str) -> None:
+    """It stays within its role, and no transition offers it."""
+    lead = "ada@example.com"
+    given = event(
+        "baton.lead.assigned", 90, lead, playbook="sales", role="ae", person="jonas", actor="mara",
+        reason="knows the company",
+    )  # fmt: skip
+    await run_under(database_url, SALES, [
+        event("lead.created", 0, lead), event("meeting.booked", 10, lead),
+        event("meeting.held", 20, lead), event("proposal.sent", 60, lead),
+        msgspec.structs.replace(given, source="baton"),
+    ])  # fmt: skip
+    tally = await simulated_on(database_url, SALES + "\n# the same\n")
+    assert tally.candidate.handoffs == {"ae": 2}
+    assert tally.today == tally.candidate
+
+
 async def test_since_counts_what_came_after(database_url: str) -> None:
     old = [
         event("lead.created", 0, "old@example.com"),

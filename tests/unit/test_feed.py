@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from services.contracts.events import TRANSITIONS_TOPIC
+from services.stage_service.api import following
 from services.stage_service.feed import WINDOW_BYTES_MAX, WINDOW_ROWS_MAX, Feed, Selection
+from services.stage_service.pulse import Pulse
 
 HEADERS = '{"ce_id": "m", "ce_type": "baton.stage.transitioned.v1"}'
 
@@ -140,3 +142,42 @@ async def test_a_page_says_whether_it_is_the_last() -> None:
     assert (page.position, page.at_end) == (5, True)
     page = await feed.page(0, Selection(facts={"stage": "sql"}), 3)
     assert (page.entries, page.position, page.at_end) == ([], 5, True)
+
+
+async def test_what_one_read_brought_may_be_more_than_one_gives() -> None:
+    """Items are longer than the values that the database counts: the rest must not wait for other news."""
+    log = Log()
+    log.sizes = [10]
+    feed = Feed(log, TRANSITIONS_TOPIC)
+    await feed.last()
+    log.sizes += [640] * 400
+    found, more = await feed.read(1)
+    assert 0 < len(found) < 400
+    assert more
+    other = Feed(log, TRANSITIONS_TOPIC)
+    other._end = other._before_window = 1
+    page = await other.page(1, Selection(facts={"stage": "sql"}), 1000)
+    assert (page.position, page.at_end) == (401, True)
+
+
+class NoKey:
+    """Stands for the gatekeeper: the key was revoked."""
+
+    async def authenticate(self, token: str | None) -> None:
+        """Know nobody."""
+
+
+async def test_who_is_far_behind_loses_the_stream_with_the_key_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(following, "LOOK_S", 0.0)
+    log = Log()
+    log.sizes = [1000] * 5000
+    streams = following.Following(
+        log, Pulse(""), NoKey(), asyncio.Event(),  # type: ignore[arg-type]
+        streams_max=1, streams_per_key_max=1, stall_s=1.0,
+    )  # fmt: skip
+    feed = streams.feeds[TRANSITIONS_TOPIC]
+    told = [piece async for piece in streams.events(feed, 0, Selection(), "key")]
+    assert b"id: 1\n" in told[1]
+    assert sum(map(len, told)) < 2_000_000

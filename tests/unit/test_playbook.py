@@ -10,6 +10,7 @@ import pytest
 from services.baton.playbooks import deadline_of, mermaid, plans_of, problems_of, steps_told, svg
 from services.contracts.team import parse_team
 from services.contracts.yaml_source import SourceError
+from services.stage_service.conditions import Conditions
 from services.stage_service.playbook import Playbook, coerce, parse_playbook
 
 ROOT = Path(__file__).parents[2]
@@ -223,6 +224,14 @@ def test_a_small_file_that_holds_billions_is_refused() -> None:
 )  # fmt: skip
 def test_values_are_read_as_their_declared_type(raw: object, kind: str, value: object) -> None:
     assert coerce(raw, kind) == value  # type: ignore[arg-type]
+
+
+def test_a_condition_knows_its_variables_however_they_are_spaced() -> None:
+    """What it does not know of it is not given: a rule would never fire."""
+    condition = Conditions({"lead.country": "string"}).compile("lead\n  . country.startsWith('D')")
+    assert condition.variables == ("lead.country",)
+    told = [condition.evaluate({"lead.country": where}).result for where in ("DE", "AT", "DE")]
+    assert told == [True, False, True]
 
 
 def test_the_graph_can_be_drawn() -> None:

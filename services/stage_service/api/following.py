@@ -169,6 +169,7 @@ class Following:
         # In the first event: some clients take a block of its own for an event without data.
         retry = b"retry: %d\n" % RETRY_MS
         told, told_at = after, time.monotonic()
+        checked_at = told_at
         while not self.stopping.is_set():
             news = self._pulse.next()
             try:
@@ -190,14 +191,16 @@ class Following:
                 yield retry + _PASSED % (after, after)
                 retry = b""
                 told, told_at = after, time.monotonic()
-            if more:
+            if not more:
+                await self._rest(PACE_S)
+                await _first(news, None, LOOK_S)
+            elif time.monotonic() - checked_at < LOOK_S:
                 continue
-            await self._rest(PACE_S)
-            await _first(news, None, LOOK_S)
             try:
                 await self._check(token)
             except (NotAuthenticatedError, NotAllowedError):
                 return
+            checked_at = time.monotonic()
 
     async def lines(
         self, feed: Feed, after: int, through: int, wanted: Selection
