@@ -331,6 +331,7 @@ async def test_one_that_cannot_be_opened_holds_up_nobody(database_url: str, log:
     async with receiving() as receiver, delivering(database_url):
         await subscribe(log.connection, None, connector="no-such-crm")
         await subscribe(log.connection, receiver.url, filter="this is no filter", name="bad")
+        await subscribe(log.connection, "http://[::1", name="stored by no version that checks")
         await subscribe(log.connection, receiver.url)
         await log.publish("a")
         await receiver.until(lambda: receiver.taken, "the good one's")
