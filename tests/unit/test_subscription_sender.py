@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from services.contracts.events import Message
-from services.stage_service.subscriptions.pace import Pace
+from services.stage_service.subscriptions.pace import DOWN_AFTER, Pace
 from services.stage_service.subscriptions.schedule import RETRY_AFTER_MAX_S, tries_within
 from services.stage_service.subscriptions.sender import Course, Sender
 from services.stage_service.subscriptions.store_session import Record
 from services.stage_service.subscriptions.subscription import Outcome, Subscription
-from services.stage_service.subscriptions.tail import Entry, Page
+from services.stage_service.subscriptions.tail import Entry, Matches, Page
 from services.stage_service.subscriptions.window import MESSAGES_MAX, Delivery, Window
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -71,7 +70,12 @@ def message(position: int) -> Message:
     return Message("t", f"lead-{position}", {"ce_id": f"e{position}"}, b"{}", position)
 
 
-def sender(outcome: Outcome, matches: Callable[[Message], bool], count: int) -> tuple[Sender, Any]:
+def everything(message: Message) -> bool:
+    """A filter that lets all through."""
+    return True
+
+
+def sender(outcome: Outcome, matches: Matches, count: int) -> tuple[Sender, Any]:
     """A sender before a log of `count` messages, and its records."""
     wanted = Subscription(
         id="s", name="crm", connector=None, url="https://crm.example.com", types=(), filter=None,
@@ -97,7 +101,7 @@ async def settled(it: Sender) -> None:
 @pytest.mark.parametrize("asked", [1e18, float("inf"), float("nan"), -5.0, 1.7e12])
 async def test_whatever_is_asked_for_the_next_try_is_within_the_hour(asked: float) -> None:
     """A connector reads it from a header of the CRM's: a moment in milliseconds is no number of seconds."""
-    it, notes = sender(Outcome(False, 503, retry_after_s=asked, down=True), lambda _: True, 1)
+    it, notes = sender(Outcome(False, 503, retry_after_s=asked, down=True), everything, 1)
     it.pump()
     await settled(it)
     assert not it.is_broken
@@ -118,7 +122,7 @@ async def test_an_endpoint_that_comes_and_goes_uses_up_no_days_in_minutes(
     age: timedelta, down: bool, state: str
 ) -> None:
     """Each time it comes back what waits is due at once; what it refuses itself is given up all the same."""
-    it, notes = sender(Outcome(False, 503 if down else 400, down=down), lambda _: True, 0)
+    it, notes = sender(Outcome(False, 503 if down else 400, down=down), everything, 0)
     row = Delivery("d", message(1), 1, "a", 0, exists=True, tries=9, created_at=NOW - age)
     it.window.take_row(row)
     it.pump()
@@ -142,20 +146,24 @@ def test_the_schedule_left_alone_is_not_shortened() -> None:
 async def test_a_changed_filter_holds_for_all_that_was_not_read_yet() -> None:
     """Also for what the old filter had left out of the page."""
     last = MESSAGES_MAX + 50
-    it, notes = sender(Outcome(True, 200), lambda m: m.position != last, last)
-    it.pace.failed("e0", Outcome(False, 429, retry_after_s=60.0, down=True), NOW.timestamp())
-    it.pump()  # it rests: the window fills
+
+    def but_the_last(message: Message) -> bool:
+        return message.position != last
+
+    it, notes = sender(Outcome(True, 200), but_the_last, last)
+    for number in range(DOWN_AFTER):
+        it.pace.failed(f"e{number}", Outcome(False, 503, down=True), NOW.timestamp())
+    it.pump()  # it is down: the window fills
     assert it.window.head == MESSAGES_MAX
-    it.reconfigure(Course(it.course.subscription, it.course.target, lambda _: True))
+    it.reconfigure(Course(it.course.subscription, it.course.target, everything))
     it.pace.went_through()
-    it.pace._rests_until = 0.0
     it.pump()
     await settled(it)
     assert sorted(r.delivery.position for r in notes.records) == list(range(1, last + 1))
 
 
 async def test_a_mistake_of_ours_is_one_subscriptions() -> None:
-    def fails(_: Message) -> bool:
+    def fails(message: Message) -> bool:
         raise RuntimeError
 
     it, _ = sender(Outcome(True, 200), fails, 1)
@@ -165,7 +173,7 @@ async def test_a_mistake_of_ours_is_one_subscriptions() -> None:
 
 async def test_targets_of_before_are_closed_too_when_it_is_cut_off() -> None:
     """At once after a change, before what closes them has begun."""
-    it, _ = sender(Outcome(True, 200), lambda _: True, 0)
+    it, _ = sender(Outcome(True, 200), everything, 0)
     before: Any = it.course.target
     after = Answering(Outcome(True, 200))
     it.reconfigure(Course(it.course.subscription, after, it.course.matches))
