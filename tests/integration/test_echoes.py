@@ -272,11 +272,28 @@ async def test_hubspots_own_mark_is_enough(loop: Loop) -> None:
 
 
 async def test_without_a_connector_every_delivery_is_news(loop: Loop) -> None:
+    await loop.say("demo.requested", "1", email="ada@example.com")
+    await loop.to_hubspot()
     await loop.stage.connection.execute(
         "UPDATE stage.subscriptions SET deleted_at = now() - interval '2 days'"
     )
     await loop.stage.app.state.intake._echoes.refresh(loop.stage.house.lane.submit)
-    loop.crm.by_hand(None, email="ada@example.com")
+    count = len(loop.crm.outbox)
     answer = await loop.to_baton()
-    assert "echo" not in answer
-    assert answer["applied"] == 3
+    assert (answer["applied"], answer.get("echo", 0)) == (count, 0)
+
+
+async def test_somebody_elses_contact_is_news_while_an_answer_is_lost(loop: Loop) -> None:
+    """What is being made is known by its address: an event that does not tell it may be anybody's."""
+    await loop.say("demo.requested", "1", email="ada@example.com")
+    (message, *_) = await loop.published()
+    loop.crm.faults.append(Fault("POST", "/crm/v3/objects/contacts/batch", lost=True))
+    assert not (await loop.house.deliver(message)).ok
+    ours = loop.crm.sent()
+    loop.crm.by_hand(
+        None, email="grace@example.com", firstname="Ada", lifecyclestage="marketingqualifiedlead"
+    )
+    for event in loop.crm.sent():
+        news = await loop.post([event])
+        assert (news["applied"], news.get("echo", 0)) == (1, 0), event
+    assert (await loop.post(ours))["echo"] == len(ours)

@@ -331,6 +331,7 @@ async def test_one_that_cannot_be_opened_holds_up_nobody(database_url: str, log:
     async with receiving() as receiver, delivering(database_url):
         await subscribe(log.connection, None, connector="no-such-crm")
         await subscribe(log.connection, receiver.url, filter="this is no filter", name="bad")
+        await subscribe(log.connection, "http://[::1", name="stored by no version that checks")
         await subscribe(log.connection, receiver.url)
         await log.publish("a")
         await receiver.until(lambda: receiver.taken, "the good one's")
@@ -374,3 +375,70 @@ async def test_what_was_done_long_ago_is_forgotten_and_what_is_open_is_not(
     assert await store_session.prune(log.connection, id, str(late)) == 2
     (row,) = await rows_of(log.connection, id)
     assert row["event_id"] == bad.id
+
+
+async def test_when_it_is_ordered_no_more_nothing_waits(database_url: str, log: Log) -> None:
+    async with receiving() as receiver, delivering(database_url):
+        id = await subscribe(log.connection, receiver.url)
+        bad, *others = [transition("a", n) for n in range(1, 5)]
+        receiver.react = failing(bad.id)
+        await log.put(bad, *others)
+        await until_in(log.connection, "SELECT count(*) = 4 FROM stage.deliveries")
+        await change(log.connection, id, ordered=False)
+        await until_in(log.connection, DELIVERED, id, 3, within_s=5)
+        assert sorted(ids_of(receiver.taken)) == sorted(each.id for each in others)
+
+
+async def put_row(log: Log, id: str, position: int, state: str, lead: str = "a") -> str:
+    """Make a delivery's row; gives its id."""
+    moment = datetime.now(UTC) - timedelta(seconds=1)
+    made = str(uuid.UUID(int=position))
+    await log.connection.execute(
+        """INSERT INTO stage.deliveries (id, subscription_id, run, position, event_id, event_type, lead_id,
+             state, next_at, created_at)
+           VALUES ($1, $2, 0, $3, 'e', 't', $4, $5, CASE WHEN $5 = 'due' THEN $6::timestamptz END, $6)""",
+        made, id, position, lead, state, moment,
+    )  # fmt: skip
+    return made
+
+
+async def test_nothing_comes_along_past_one_that_is_due_itself(database_url: str, log: Log) -> None:
+    """As when two of a lead were resent while a third waits."""
+    id = await subscribe(log.connection, "http://127.0.0.1:1/")
+    await log.publish("a", "a", "a", "b", "b")
+    for position, state in enumerate(("due", "due", "waiting"), 1):
+        await put_row(log, id, position, state)
+    for position, state in enumerate(("due", "waiting"), 4):
+        await put_row(log, id, position, state, "b")
+    found = await store_session.due(log.connection, [(id, 10, True, False)], [], datetime.now(UTC))
+    assert [delivery.position for _, delivery, _ in found] == [1, 4, 5]
+
+
+async def test_what_was_skipped_at_that_moment_is_not_made_due(database_url: str, log: Log) -> None:
+    id = await subscribe(log.connection, "http://127.0.0.1:1/")
+    made = await put_row(log, id, 1, "waiting")
+    other = await asyncpg.connect(database_url)
+    async with log.connection.transaction():
+        await log.connection.execute("UPDATE stage.deliveries SET state = 'skipped'")
+        opening = asyncio.create_task(store_session.open_leads(other, id, datetime.now(UTC)))
+        waits = """SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+        await until_in(log.connection, waits)
+    await opening
+    await other.close()
+    state = await log.connection.fetchval("SELECT state FROM stage.deliveries WHERE id = $1", made)
+    assert state == "skipped"
+
+
+async def test_nothing_is_kept_for_ever_of_what_nobody_delivers_for(
+    database_url: str, log: Log
+) -> None:
+    ids = [await subscribe(log.connection, "http://127.0.0.1:1/", name=f"s{n}") for n in range(3)]
+    await change(log.connection, ids[1], state="paused")
+    await change(log.connection, ids[2], deleted_at=datetime.now(UTC))
+    assert sorted(await store_session.at_rest(log.connection)) == sorted(ids[1:])
+    late = str(uuid.UUID(int=2**127))
+    for number, (id, deleted) in enumerate(((ids[1], 1), (ids[2], 2))):
+        await put_row(log, id, 2 * number + 1, "failed")
+        await put_row(log, id, 2 * number + 2, "waiting")
+        assert await store_session.prune(log.connection, id, late) == deleted

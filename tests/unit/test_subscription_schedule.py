@@ -194,3 +194,9 @@ def test_whatever_happens_it_goes_on_in_time(happened: list[tuple[str, float]]) 
         else:
             it.failed(f"e{n}", Outcome(False, int(what), down=True), moment)
     assert it.free(moment + 1.2 * PROBE_MAX_S, 0) >= 1
+
+
+def test_one_locked_record_lets_the_others_go_on() -> None:
+    it = pace()
+    it.failed("a", Outcome(False, 400, retry_after_s=60.0, apart=True), 100.0)
+    assert it.free(100.0, 0) == 8

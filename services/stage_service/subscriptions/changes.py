@@ -129,7 +129,7 @@ def check(
 def _wrong_place(draft: Draft, terms: Terms) -> Defect | None:
     if draft.connector is not None and draft.url is None:
         if terms.check_connector is not None:
-            return terms.check_connector(draft)
+            return terms.check_connector(draft) or _wrong_addresses(draft, terms)
         return Defect(
             "unknown-connector", "connector", "there is no such connector",
             "Send 'url' to get signed webhooks.", shown(draft.connector),
@@ -140,6 +140,16 @@ def _wrong_place(draft: Draft, terms: Terms) -> Defect | None:
         "invalid-request", "url", "a subscription has a url or a connector, and not both",
         "Send 'url' to get signed webhooks.",
     )  # fmt: skip
+
+
+def _wrong_addresses(draft: Draft, terms: Terms) -> Defect | None:
+    """Say what is wrong with the addresses that a connector is to call: credentials go there."""
+    for name, value in draft.config.items():
+        if isinstance(value, str) and "://" in value:
+            wrong = check_url(value, terms.allowed, https_only=terms.https_only)
+            if wrong is not None:
+                return msgspec.structs.replace(wrong, field=f"config.{name}")
+    return None
 
 
 def _wrong_config(draft: Draft) -> Defect | None:

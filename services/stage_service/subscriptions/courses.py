@@ -6,6 +6,10 @@ import ssl
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
+import asyncpg
+import structlog
+
+from services.contracts.database import DATABASE_AWAY
 from services.contracts.postgres_log import Executor
 from services.stage_service.encryption import Cipher, EncryptionError
 from services.stage_service.playbook import Playbook
@@ -17,6 +21,8 @@ from services.stage_service.subscriptions.secrets import signing_secrets
 from services.stage_service.subscriptions.sender import Course
 from services.stage_service.subscriptions.signing import SigningKeyError
 from services.stage_service.subscriptions.targets import TargetError, target_for
+
+_log = structlog.get_logger("baton.subscriptions")
 
 
 class CourseError(Exception):
@@ -56,3 +62,10 @@ class Courses:
             TargetError,
         ) as error:
             raise CourseError(str(error)) from None
+        except (*DATABASE_AWAY, asyncpg.PostgresError):
+            raise
+        except (
+            Exception
+        ) as error:  # a mistake of ours holds up this one, and not all of the process
+            _log.exception("subscription.unreadable", subscription=id)
+            raise CourseError(f"a mistake in Baton: {type(error).__name__}") from None

@@ -254,20 +254,22 @@ class Dispatcher:
             return
         now = self._now()
         recorded = await store_session.recorded_after(connection, id, place.run, place.position)
-        leads = await store_session.open_leads(connection, id, now)
         ordered = course.subscription.ordered
+        leads: list[str] = []
+        if ordered:
+            leads = await store_session.open_leads(connection, id, now)
+        else:
+            await store_session.end_waiting(connection, id, now)
         since = place.failing_since
         pace = Pace(
             course.subscription.concurrency, course.subscription.rate_per_s,
             None if since is None else since.timestamp(), now.timestamp(), self._random,
         )  # fmt: skip
-        window = Window(
-            place.position, ordered=ordered, recorded=recorded, leads=leads if ordered else ()
-        )
+        window = Window(place.position, ordered=ordered, recorded=recorded, leads=leads)
         sender = Sender(
             course, place.run, window, pace, self._tail, self._recorder, self._now, self._random
         )
-        sender.log_held = ordered and len(leads) > OPEN_LEADS_MAX
+        sender.log_held = len(leads) > OPEN_LEADS_MAX
         sender.due_at = datetime.min.replace(tzinfo=UTC)
         self._senders[id] = sender
         sender.pump()
@@ -345,7 +347,8 @@ class Dispatcher:
         """Delete what was done long ago, a little at a time."""
         moment = int((self._now() - self._keep).timestamp() * 1000)
         before = str(uuid.UUID(int=moment << 80))
-        deleted = [await store_session.prune(connection, id, before) for id in list(self._senders)]
+        ids = {*self._senders, *await store_session.at_rest(connection)}
+        deleted = [await store_session.prune(connection, id, before) for id in ids]
         if any(count >= store_session.PRUNE_ROWS_MAX for count in deleted):
             self._pruned_at -= PRUNE_EVERY_S - PRUNE_AGAIN_S
 

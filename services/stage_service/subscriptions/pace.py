@@ -16,6 +16,7 @@ from collections.abc import Callable
 from services.stage_service.subscriptions.schedule import (
     RETRY_AFTER_MAX_S,
     THROTTLED,
+    asked_s,
     jittered,
     probe_in_s,
     throttle_s,
@@ -95,14 +96,16 @@ class Pace:
         self.failures += 1
         if self.failing_since is None:
             self.failing_since = now
-        throttled = outcome.status in THROTTLED or outcome.retry_after_s is not None
+        asked = outcome.retry_after_s is not None and not outcome.apart
+        throttled = asked or outcome.status in THROTTLED
         if throttled:
             self._throttled += 1
             self._limit = max(1.0, self._limit / 2)
-            asked_s = outcome.retry_after_s
-            rest_s = throttle_s(self._throttled, self._random()) if asked_s is None else (
-                min(asked_s, RETRY_AFTER_MAX_S) + jittered(0.5, self._random())
-            )  # fmt: skip
+            rest_s = (
+                throttle_s(self._throttled, self._random())
+                if outcome.retry_after_s is None
+                else asked_s(outcome.retry_after_s) + jittered(0.5, self._random())
+            )
             self._rests_until = max(self._rests_until, now + rest_s)
         # 429 says that it is there and has enough.
         if outcome.status != 429:

@@ -6,6 +6,7 @@ Moments are aware datetimes, durations seconds; `random` is a number from 0 to b
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from datetime import UTC, datetime, timedelta
@@ -45,6 +46,12 @@ def retry_in_s(tries: int, random: float) -> float | None:
     return jittered(RETRY_AFTER_TRIES_S[max(tries, 1) - 1], random)
 
 
+def tries_within(seconds: float) -> int:
+    """Give how many tries the schedule has in a delivery's first `seconds`, with the shortest jitter."""
+    cumulated = itertools.accumulate(wait * (1 - JITTER) for wait in RETRY_AFTER_TRIES_S)
+    return 1 + sum(moment <= seconds for moment in cumulated)
+
+
 def last_retry_s(random: float) -> float:
     """Give the longest wait of the schedule: of what is not given up because nothing gets through."""
     return jittered(RETRY_AFTER_TRIES_S[-1], random)
@@ -67,6 +74,11 @@ def retry_after_s(text: str | None, now: datetime) -> float | None:
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
     return min(max(wait_s, 0.0), RETRY_AFTER_MAX_S)
+
+
+def asked_s(seconds: float | None) -> float:
+    """Give what an endpoint asked for, however it was read: at least 0, at most `RETRY_AFTER_MAX_S`."""
+    return min(seconds, RETRY_AFTER_MAX_S) if seconds is not None and seconds > 0 else 0.0
 
 
 def throttle_s(times: int, random: float) -> float:

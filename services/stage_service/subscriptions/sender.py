@@ -21,9 +21,11 @@ from services.contracts.events import rfc3339
 from services.stage_service.subscriptions import metrics
 from services.stage_service.subscriptions.pace import Pace
 from services.stage_service.subscriptions.schedule import (
+    asked_s,
     has_failed_for_good,
     last_retry_s,
     retry_in_s,
+    tries_within,
 )
 from services.stage_service.subscriptions.store_session import Record
 from services.stage_service.subscriptions.subscription import Outcome, Subscription, Target
@@ -93,7 +95,8 @@ class Sender:
         self._entries: list[Entry] = []
         self._place = 0
         self._page_last = window.head
-        self._closers: set[asyncio.Task[None]] = set()
+        self._closers: dict[asyncio.Task[None], Target] = {}
+        """What closes the targets of before, once nothing is under way by them."""
 
     @property
     def id(self) -> str:
@@ -169,15 +172,22 @@ class Sender:
         self.pace.configure(course.subscription.concurrency, course.subscription.rate_per_s)
         if course.matches != old.matches:
             self.window.drop(lambda d: not course.matches(d.message))
-            self._entries = [e for e in self._entries[self._place :] if course.matches(e.message)]
-            self._place = 0
+            # What of the page was not read yet is chosen anew: the old filter may have left out some of it.
+            self._entries, self._place, self._page_last = [], 0, self.window.head
         closer = asyncio.create_task(self._close_after(old.target, set(self._tasks)))
-        self._closers.add(closer)
-        closer.add_done_callback(self._closers.discard)
+        self._closers[closer] = old.target
+        closer.add_done_callback(lambda done: self._closers.pop(done, None))
 
     def pump(self) -> None:
-        """Read on, and begin the attempts that may begin now."""
-        if self.closing or self.stopped is not None or self._book.is_full:
+        """Read on, and begin the attempts that may begin now. Never raises: others wait for the caller."""
+        try:
+            self._pump()
+        except Exception:
+            self.is_broken = True
+            _log.exception("subscription.broken", subscription=self.id)
+
+    def _pump(self) -> None:
+        if self.closing or self.is_broken or self.stopped is not None or self._book.is_full:
             return
         window = self.window
         self._fill()
@@ -245,16 +255,20 @@ class Sender:
         # costs none of its tries.
         if not self.pace.down and outcome.status != 429:
             delivery.tries += 1
+        began = (delivery.created_at or now).timestamp()
+        if outcome.down:
+            # Each time it comes back what waits is due at once, ahead of the schedule: an endpoint that comes
+            # and goes must not use up an event's days in minutes.
+            delivery.tries = min(delivery.tries, tries_within(now.timestamp() - began))
         self.pace.failed(delivery.message.id, outcome, now.timestamp())
         wait_s = retry_in_s(delivery.tries, self._random())
         if wait_s is None:
             failing_since = self.pace.failing_since or 0.0
-            began = (delivery.created_at or now).timestamp()
             if failing_since > began:  # others got through since it was first tried
                 self._done(delivery, "failed", now)
                 return
             wait_s = last_retry_s(self._random())
-        self._again(delivery, now + timedelta(seconds=max(wait_s, outcome.retry_after_s or 0.0)))
+        self._again(delivery, now + timedelta(seconds=max(wait_s, asked_s(outcome.retry_after_s))))
         since = self.pace.failing_since
         if since is not None and has_failed_for_good(
             datetime.fromtimestamp(since, now.tzinfo), now, self.pace.failures
@@ -295,14 +309,16 @@ class Sender:
     async def cut_off(self) -> None:
         """Begin nothing more, and give up what is under way: somebody sends it again."""
         self.closing = True
+        targets = [self.course.target, *self._closers.values()]
         tasks: list[asyncio.Task[Any]] = [*self._tasks, *self._closers]
         if self._reading is not None:
             tasks.append(self._reading)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        with contextlib.suppress(Exception):
-            await self.course.target.close()
+        for target in targets:
+            with contextlib.suppress(Exception):
+                await target.close()
         for gauge in (metrics.DOWN, metrics.LAG_POSITIONS, metrics.LAG_SECONDS):
             with contextlib.suppress(KeyError):
                 gauge.remove(self.id)

@@ -37,7 +37,7 @@ heads AS (
       AND d.state IN ('waiting', 'due') ORDER BY d.position NULLS FIRST, d.run LIMIT 1) AS first ON true),
 promoted AS (
   UPDATE stage.deliveries d SET state = 'due', next_at = $3 FROM heads h
-  WHERE d.id = h.id AND h.state = 'waiting')
+  WHERE d.id = h.id AND h.state = 'waiting' AND d.state = 'waiting')
 SELECT subscription_id::text, lead_id, id IS NOT NULL AS is_open, state = 'waiting' AS promoted FROM heads
 """
 """Makes the first open delivery of each lead due, if it still waits; tells which leads have one."""

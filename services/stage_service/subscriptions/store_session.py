@@ -58,7 +58,8 @@ WHERE c.subscription_id = $1::uuid
 
 # Rows whose lead has an earlier one that is open come later, whatever their own time says. What is here
 # already does not come again. What waits right behind comes along, so that a lead's backlog does not cost a
-# round trip each; should the first fail, it is forgotten here, and its row still waits.
+# round trip each; should the first fail, it is forgotten here, and its row still waits. Nothing comes along
+# past one that is due itself, as of several that were resent.
 _DUE = """
 WITH heads AS (
   SELECT d.*, w.ordered FROM unnest($1::uuid[], $2::int[], $3::boolean[], $4::boolean[])
@@ -78,6 +79,10 @@ found AS (
     SELECT f.id FROM stage.deliveries f
     WHERE f.subscription_id = h.subscription_id AND f.lead_id = h.lead_id AND f.state = 'waiting'
       AND f.position > h.position AND f.id <> ALL($6::uuid[])
+      AND NOT EXISTS (
+        SELECT FROM stage.deliveries e WHERE e.subscription_id = h.subscription_id
+          AND e.lead_id = h.lead_id AND e.state = 'due' AND e.position > h.position
+          AND e.position < f.position)
     ORDER BY f.position LIMIT $7) AS f
   WHERE h.ordered AND h.position IS NOT NULL)
 SELECT d.subscription_id::text, d.id::text, d.run, d.position, d.lead_id, d.tries, d.created_at, d.body,
@@ -139,7 +144,9 @@ RETURNING name, contact, failing_since
 _PRUNE = f"""
 DELETE FROM stage.deliveries WHERE id IN (
   SELECT id FROM stage.deliveries WHERE subscription_id = $1::uuid AND id < $2::uuid
-    AND state IN ('delivered', 'skipped', 'failed') LIMIT {PRUNE_ROWS_MAX})
+    AND (state IN ('delivered', 'skipped', 'failed') OR EXISTS (
+      SELECT FROM stage.subscriptions s WHERE s.id = $1::uuid AND s.deleted_at IS NOT NULL))
+    LIMIT {PRUNE_ROWS_MAX})
 """  # noqa: S608
 
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
@@ -276,6 +283,15 @@ async def open_leads(connection: Connection, subscription_id: str, now: datetime
     return leads
 
 
+async def end_waiting(connection: Connection, subscription_id: str, now: datetime) -> None:
+    """Make due what waits for earlier ones of its lead, of a subscription that is not ordered any more."""
+    await connection.execute(
+        """UPDATE stage.deliveries SET state = 'due', next_at = $2
+           WHERE subscription_id = $1::uuid AND state = 'waiting'""",
+        subscription_id, now,
+    )  # fmt: skip
+
+
 async def due(
     connection: Connection,
     wanted: Sequence[tuple[str, int, bool, bool]],
@@ -383,7 +399,19 @@ async def stop(
     return await connection.fetchrow(_STOP, subscription_id, version, state, reason, now)
 
 
+async def at_rest(connection: Connection) -> list[str]:
+    """Give the subscriptions that nobody delivers for: paused, stopped, removed."""
+    rows = await connection.fetch(
+        """SELECT id::text FROM stage.subscriptions
+           WHERE state <> 'active' OR deleted_at IS NOT NULL"""
+    )
+    return [row["id"] for row in rows]
+
+
 async def prune(connection: Connection, subscription_id: str, before_id: str) -> int:
-    """Delete up to `PRUNE_ROWS_MAX` deliveries that are done, with ids before `before_id`; gives how many."""
+    """Delete up to `PRUNE_ROWS_MAX` deliveries with ids before `before_id`; gives how many.
+
+    Those that are done; of a subscription that was removed the others too.
+    """
     done = await connection.execute(_PRUNE, subscription_id, before_id)
     return int(done.rpartition(" ")[2])

@@ -81,6 +81,8 @@ class Outcome(msgspec.Struct, frozen=True):
     duration_ms: float = 0.0
     request: str | None = None
     """What was asked, for people: method and address without query, and the body's size."""
+    apart: bool = False
+    """`retry_after_s` is about this event: one record is locked, and the others can go on."""
 
 
 class Target(Protocol):

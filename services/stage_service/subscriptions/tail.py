@@ -179,6 +179,11 @@ class Tail:
                     told = True
                     _log.warning("tail.waiting_for_database", reason=type(error).__name__)
                 await asyncio.sleep(AGAIN_S)
+            except Exception:  # whatever it is, all subscriptions of the process wait for it
+                if not told:
+                    told = True
+                    _log.exception("tail.failed")
+                await asyncio.sleep(AGAIN_S)
 
     def _forget_live(self) -> None:
         self.head = -1

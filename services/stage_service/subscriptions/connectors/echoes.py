@@ -266,6 +266,10 @@ class _Comparing:
 
     def __init__(self, writes: Sequence[dict[str, Any]], source: str) -> None:
         self._writes = [w for w in writes if source not in w["echoed_by"]]
+        self._whole: dict[Any, list[dict[str, Any]]] = {}
+        """All that each write wrote, by its id."""
+        for write in writes:
+            self._whole.setdefault(write["id"], []).append(write)
         self.matched: list[tuple[Any, str]] = []
         self.bound: dict[Any, dict[str, Any]] = {}
         """Writes without an answer, by id, of which the record's id turned out."""
@@ -319,7 +323,7 @@ class _Comparing:
                     for w in self._writes
                     if w["record"] == record
                     and (w["record_id"] == record_id
-                         or (w["record_id"] is None and claim.record in strangers))
+                         or (claim.record in strangers and self._is_of_no_other(w, claim)))
                     and w["field"] == field
                     and w["value_hash"] == value
                     and _at_that_time(w, event.time)
@@ -333,6 +337,19 @@ class _Comparing:
                 return None
             found.append(row)
         return found if found else None
+
+    def _is_of_no_other(self, write: Mapping[str, Any], claim: Claim) -> bool:
+        """Tell whether a write without an answer made the claimed record, which nobody knows.
+
+        Where records have a key, `_bind` has found that out by it: a record that says less may be anybody's,
+        made at the same time. Without a key it has to say all that was written.
+        """
+        whole = self._whole[write["id"]]
+        return (
+            write["record_id"] is None
+            and not any(w["is_key"] for w in whole)
+            and all(claim.fields.get(w["field"]) == w["value_hash"] for w in whole)
+        )
 
 
 def _at_that_time(write: Mapping[str, Any], time: datetime) -> bool:

@@ -238,4 +238,5 @@ def _outcome(finished: Finished) -> Outcome:
         ok=finished.verdict in ("ok", "skip"), status=finished.status, reason=reason,
         response=finished.response, retry_after_s=finished.retry_after_s,
         final=finished.verdict == "refused", down=finished.verdict == "wait",
+        apart=finished.verdict == "busy",
     )  # fmt: skip
