@@ -30,9 +30,9 @@ help: ## list the targets
 up: .venv/.synced-runtime ## start Baton with the demo playbook on http://127.0.0.1:8080 (PostgreSQL included)
 	@exec $(BIN)/baton up --demo $(ARGS)
 
-# Tests wait for processes about as long as they compute: two workers a core.
+# Tests wait for processes, too: one worker more than there are cores.
 test: .venv/.synced ## run the quick tests (Kafka's too, once `make kafka` has fetched it)
-	@$(BIN)/pytest -q -n $$(( 2 * $$(getconf _NPROCESSORS_ONLN) )) --maxprocesses 8 --dist loadgroup -m "not long and not browser" $(ARGS)
+	@$(BIN)/pytest -q -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --maxprocesses 8 --dist loadgroup -m "not long and not browser" $(ARGS)
 
 test-full: .venv/.synced ## run the tests `make test` leaves out: kill runs, real data, browser, more examples
 	@BATON_EXAMPLES=full $(BIN)/pytest -q -m "long or browser or property" $(ARGS)
