@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,7 +53,7 @@ class RefusedError(Exception):
         self.headers = headers or {}
 
 
-class FakeCrm:
+class FakeCrm(ABC):
     """A CRM; `async with` runs it on a port of its own."""
 
     def __init__(self) -> None:
@@ -133,13 +134,13 @@ class FakeCrm:
                 return fault
         return self.chance(seen)
 
+    @abstractmethod
     def answer(self, seen: Seen) -> tuple[int, Any]:
         """Answer a request; raises RefusedError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def version(self) -> int:
         """A number that grows with each change of a record."""
-        raise NotImplementedError
 
     def only(self, found: dict[str, Any], known: set[str], what: str) -> None:
         """Complain of names that the vendor does not document."""
