@@ -77,10 +77,20 @@ def allow(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
     async def check(request: Request) -> Principal:
         who = await admitted(request)
         required(who, scope)
+        _refuse_nul(request)
         return who
 
     check.scope = scope  # type: ignore[attr-defined]  for the OpenAPI document
     return check
+
+
+def _refuse_nul(request: Request) -> None:
+    """Refuse a parameter of the query or the path that holds NUL: PostgreSQL has no text with it."""
+    if "%00" not in request.url.query and "\x00" not in request.scope["path"]:
+        return
+    for name, value in (*request.query_params.multi_items(), *request.path_params.items()):
+        if "\x00" in str(value):
+            raise InvalidRequestError("contains NUL", field=name, value=value, remedy="Remove it.")
 
 
 def attempt_of(request: Request) -> Attempt | None:
