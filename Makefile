@@ -35,7 +35,7 @@ test: .venv/.synced ## run the quick tests (Kafka's too, once `make kafka` has f
 	@$(BIN)/pytest -q -n $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )) --maxprocesses 8 --dist loadgroup -m "not long and not browser" $(ARGS)
 
 test-full: .venv/.synced ## run the tests `make test` leaves out: kill runs, real data, browser, more examples
-	@BATON_EXAMPLES=full $(BIN)/pytest -q -m "long or browser or property" $(ARGS)
+	@BATON_EXAMPLES=full $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadgroup -m "long or browser or property" $(ARGS)
 
 check: .venv/.synced ## lint, format, types, import layers
 	@failed=0; \
