@@ -42,7 +42,7 @@ from tests.system.quarter.process import SharedClock
 from tests.system.running import ROOT, free_port
 
 WITHIN_S = 180.0
-"""Longer than all the patience within: a publisher's 20 s, a reader's 30 s, a broker's start on a busy machine."""
+"""More than all the patience within: a publisher's 20 s, a reader's 30 s, a broker's slow start."""
 CLAIMS_STUCK_S = 1.0
 """How long nothing may move before a claim is taken for one that a killed process left."""
 T = TypeVar("T")
