@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any, cast
 
+import asyncpg
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -77,20 +78,10 @@ def allow(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
     async def check(request: Request) -> Principal:
         who = await admitted(request)
         required(who, scope)
-        _refuse_nul(request)
         return who
 
     check.scope = scope  # type: ignore[attr-defined]  for the OpenAPI document
     return check
-
-
-def _refuse_nul(request: Request) -> None:
-    """Refuse a parameter of the query or the path that holds NUL: PostgreSQL has no text with it."""
-    if "%00" not in request.url.query and "\x00" not in request.scope["path"]:
-        return
-    for name, value in (*request.query_params.multi_items(), *request.path_params.items()):
-        if "\x00" in str(value):
-            raise InvalidRequestError("contains NUL", field=name, value=value, remedy="Remove it.")
 
 
 def attempt_of(request: Request) -> Attempt | None:
@@ -262,6 +253,17 @@ def answer_problems(
         body = problem(500, "internal", "Baton made a mistake", "The error is in Baton's log.")
         return JSONResponse(body, 500, None, PROBLEM_CONTENT_TYPE)
 
+    async def nul(request: Request, error: Exception) -> JSONResponse:
+        """Name the parameter that holds NUL, which PostgreSQL has no text with."""
+        asked = (*request.query_params.multi_items(), *request.path_params.items())
+        for name, value in asked:
+            if "\x00" in str(value):
+                wrong = InvalidRequestError(
+                    "contains NUL", field=name, value=value, remedy="Remove it."
+                )
+                return problem_response(wrong, statuses)
+        return await bug(request, error)
+
     async def unavailable(_: Request, error: Exception) -> JSONResponse:
         _log.warning("http.database_unavailable", reason=type(error).__name__)
         return problem_response(database_away(), statuses)
@@ -269,6 +271,7 @@ def answer_problems(
     app.add_exception_handler(BatonError, baton_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(asyncpg.CharacterNotInRepertoireError, nul)
     for kind in (*DATABASE_AWAY, *away):
         app.add_exception_handler(cast("type[Exception]", kind), unavailable)
     app.add_exception_handler(Exception, bug)
