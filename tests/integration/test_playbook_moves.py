@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +16,6 @@ import pytest
 
 from services.contracts.events import PLAYBOOK_PUBLISHED, LeadEvent
 from services.contracts.roster import Roster
-from services.stage_service import sweeping
 from services.stage_service.batch import Batch, RacedError
 from services.stage_service.lane import Lane, new_id
 from services.stage_service.playbook import parse_playbook
@@ -43,13 +42,13 @@ async def publish(it: Timed, text: str, **more: Any) -> int:
     return done.version
 
 
-def sweeper(it: Timed, lane: Lane | None = None) -> Sweeper:
-    return Sweeper(it.pool, lane or it.lane, lambda: it.now, again_s=0)
+def sweeper(it: Timed, **sizes: int) -> Sweeper:
+    return Sweeper(it.pool, it.lane, lambda: it.now, again_s=0, **sizes)
 
 
-async def sweep(it: Timed) -> None:
+async def sweep(it: Timed, **sizes: int) -> None:
     """All passes of what is to be swept."""
-    while await sweeper(it).run_some():
+    while await sweeper(it, **sizes).run_some():
         pass
 
 
@@ -96,6 +95,7 @@ async def test_quiet_leads_move_and_nobody_is_told(it: Timed) -> None:
     assert {m["playbook_version"] for m in moved} == {2}
     assert len(await it.told()) == told, "the open handoffs wait on"
     row = await it.pool.fetchrow("SELECT moved, pass, done_at FROM stage.playbook_sweeps")
+    assert row is not None
     assert (row["moved"], row["done_at"] is not None) == (7, True)
     assert not await sweeper(it).run_some()
     await clean(it.url)
@@ -166,23 +166,19 @@ async def test_rolling_back_moves_them_back(it: Timed) -> None:
     await clean(it.url)
 
 
-async def test_two_sweep_at_once_and_one_dies(
-    it: Timed, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_two_sweep_at_once_and_one_dies(it: Timed, database_url: str) -> None:
     """Each lead hears once, whoever tells it and whenever a process ends (I2, I12)."""
-    monkeypatch.setattr(sweeping, "LEADS_A_TIME", 10)
-    monkeypatch.setattr(sweeping, "EVENTS_A_BATCH", 3)
     await it.tell(*crowd(45))
     await publish(it, DISCOVERY)
     async with timed(database_url, playbook=SALES) as other:
-        dying = asyncio.create_task(sweeper(it).run_some())
+        dying = asyncio.create_task(sweeper(it, leads_a_time=10, events_a_batch=3).run_some())
         async with asyncio.timeout(10):
             while await heard(it) == 0:
                 await asyncio.sleep(0)
         dying.cancel()
         await asyncio.gather(dying, return_exceptions=True)
         assert 0 < await heard(it) < 45
-        await asyncio.gather(sweep(it), sweep(other), sweep(it))
+        await asyncio.gather(*(sweep(w, leads_a_time=10) for w in (it, other, it)))
         await sweep(it)
     assert await stages(it) == {"discovery": 45}
     assert await it.pool.fetchval(
@@ -253,7 +249,7 @@ async def test_an_entry_that_a_late_event_takes_back(it: Timed) -> None:
 
 
 async def test_who_waited_for_a_lead_folds_under_the_newest_version(it: Timed) -> None:
-    """A batch read the epoch and waited for the lead's lock; meanwhile another published and told the lead."""
+    """A batch read the epoch and waited for the lead's lock; meanwhile another published and told it."""
     await it.tell(event("meeting.booked", 0))
     behind = Shelf()  # of another process
     await behind.load(it.pool)
@@ -301,7 +297,7 @@ async def test_a_late_event_of_before_the_rename_and_the_sweep(it: Timed) -> Non
 
 
 @asynccontextmanager
-async def at_0017(url: str) -> AsyncIterator[asyncpg.Connection[Any]]:
+async def at_0017(url: str) -> AsyncGenerator[asyncpg.Connection[Any]]:
     from tests.integration.test_migrations import migrate
 
     migrate(url, "0017")
