@@ -96,6 +96,9 @@ async def test_quiet_leads_move_and_nobody_is_told(it: Timed) -> None:
     ] * 7
     assert {m["playbook_version"] for m in moved} == {2}
     assert len(await it.told()) == told, "the open handoffs wait on"
+    assert {r["stage"] for r in await it.pool.fetch("SELECT stage FROM stage.visits")} == {
+        "lead", "mql", "discovery", "proposal",
+    }  # fmt: skip
     row = await it.pool.fetchrow("SELECT moved, pass, done_at FROM stage.playbook_sweeps")
     assert row is not None
     assert (row["moved"], row["done_at"] is not None) == (7, True)
