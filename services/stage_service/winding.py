@@ -70,6 +70,8 @@ class Winding:
         assert lead is not None  # noqa: S101
         journey, id = lead.journeys[name], journey_id(record.id, name)
         offer = journey.offer
+        if playbook is not None and _waits_for_its_name(playbook, journey.stage):
+            return  # it goes on with the lead's next event, and so do its clocks
         wants: dict[str, Wanted] = {}
         if playbook is not None:
             waiting = handoff_id(id, offer) if offer is not None and offer.is_open else None
@@ -83,7 +85,11 @@ class Winding:
             )
         for key, ticking in list(facts.clocks.items()):
             want = wants.get(key)
-            if want is None or _is_another(ticking, want, journey, key, void):
+            if (
+                want is None
+                or playbook is None
+                or _is_another(playbook, ticking, want, journey, key, void)
+            ):
                 self._end(record, journey, ticking)
                 del facts.clocks[key]
         for key, want in wants.items():
@@ -153,7 +159,7 @@ class Winding:
         wishes = [AlertWish(role, PersonRef(p.id, p.name)) for p, _ in told]
         if not wishes and nobody and owner is None:
             wishes = [AlertWish(role, None)]
-        stage = playbook.stages.get(str(data["stage"]))
+        stage = playbook.stages.get(playbook.named(str(data["stage"])))
         rungs = ", ".join(dict.fromkeys(rung for _, rung in told))
         self._journal.publish(HANDOFFS_TOPIC, CLOCK_RANG, record.id, ClockRang(
             clock_id=ticking.id,
@@ -210,19 +216,34 @@ class Winding:
         self._closings[ticking.id] = Closing(ticking.id, at, void, row.missed_at if row else None)
 
 
+def _waits_for_its_name(playbook: Playbook, stage: str) -> bool:
+    """Tell whether a journey in `stage` has not heard yet that it is called otherwise."""
+    return stage not in playbook.stages and playbook.named(stage) in playbook.stages
+
+
 def _is_another(
-    ticking: Ticking, want: Wanted, journey: Journey, key: str, void: Sequence[LeadEvent]
+    playbook: Playbook,
+    ticking: Ticking,
+    want: Wanted,
+    journey: Journey,
+    key: str,
+    void: Sequence[LeadEvent],
 ) -> bool:
-    """Tell whether the clock wanted is not the one that runs, but has another start."""
+    """Tell whether the clock wanted is not the one that runs, but has another start.
+
+    One that was wound when its stage had another name runs on, and keeps that name: so what it fires stands
+    under the version of then and of now.
+    """
+    same_stage = playbook.named(ticking.stage) == playbook.named(want.stage)
     if want.kind != "activity":
-        return (ticking.stage, ticking.since, ticking.handoff_id) != (
-            want.stage, want.since, want.handoff_id
+        return not same_stage or (ticking.since, ticking.handoff_id) != (
+            want.since, want.handoff_id
         )  # fmt: skip
     # One that has not fired yet is moved when it comes due: not at each event.
     fired = ticking.step > 0 or any(e.data.get("clock") == key for e in void)
     # An earlier start is another history, told late: what runs would meet nothing when it comes due.
     return (
-        ticking.stage != want.stage
+        not same_stage
         or ticking.since < journey.entered_at
         or want.since < ticking.since
         or (fired and want.since > ticking.since)
