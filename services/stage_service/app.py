@@ -264,7 +264,7 @@ async def _house(
     shelf = Shelf()
     await shelf.load(pool)
     for playbook in playbooks:
-        await shelf.publish(pool, playbook)
+        await shelf.publish_file(pool, playbook)
     engine = create_async_engine(
         settings.database_url.replace("postgresql://", "postgresql+asyncpg://", 1),
         pool_size=5, pool_pre_ping=True,

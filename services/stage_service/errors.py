@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from services.contracts.problems import (
     BatonError,
+    ChangedMeanwhileError,
     ConflictError,
     Defect,
     InvalidRequestError,
@@ -18,8 +19,9 @@ from services.contracts.problems import (
 
 __all__ = [
     "ConflictError", "CursorAheadError", "GateUnmetError", "GoneError", "InvalidRequestError",
-    "NotAllowedError", "NotAuthenticatedError", "NotFoundError", "OverloadedError", "TooLargeError",
-    "TooManyStreamsError", "UnavailableError", "refusal",
+    "NotAllowedError", "NotAuthenticatedError", "NotFoundError", "OverloadedError",
+    "PlaybookChangedError", "PlaybookUnchangedError", "TooLargeError", "TooManyStreamsError",
+    "UnavailableError", "refusal",
 ]  # fmt: skip
 
 
@@ -66,3 +68,15 @@ class TooManyStreamsError(BatonError):
     """The key holds as many streams as it may; close one, or try again later."""
 
     code = "too-many-streams"
+
+
+class PlaybookChangedError(ChangedMeanwhileError):
+    """Another version of the playbook is active than was expected; look at it first."""
+
+    code = "playbook-changed"
+
+
+class PlaybookUnchangedError(ConflictError):
+    """The active version of the playbook has this very text."""
+
+    code = "playbook-unchanged"

@@ -1,19 +1,27 @@
 """The playbook versions on record, and which of them an event is folded under.
 
 Publishing a version makes a new epoch. An event keeps the epoch it was recorded in; `at` gives the
-newest version of each playbook then, for ever the same.
+newest version of each playbook then, for ever the same. Who publishes, rolls back or schedules does it here:
+each is a new version, and none ever changes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import structlog
+import uuid_utils
 
 from services.contracts.postgres_log import Executor
+from services.stage_service import versions
+from services.stage_service.errors import PlaybookChangedError, PlaybookUnchangedError
 from services.stage_service.playbook import Playbook, parse_playbook
+from services.stage_service.store import Connection
+from services.stage_service.versions import Publication, Scheduled, Version
 
 _log = structlog.get_logger("baton.playbook")
 
@@ -63,28 +71,118 @@ class Shelf:
             self._versions[row["name"], row["version"]] = versioned
             self.epoch = row["epoch"]
 
-    async def publish(self, pool: asyncpg.Pool[Any], playbook: Playbook) -> int:
-        """Record `playbook` as the active version of its name, unless it was published before.
+    async def publish_file(self, pool: asyncpg.Pool[Any], playbook: Playbook) -> int:
+        """Publish a file at the start of a process, unless its text was published before.
 
         Gives its version number. A file that was published once does not come back by itself: a
-        replica that starts with an older file leaves the newer version active.
+        replica that starts with an older file leaves the newer version active. Raises SourceError when it
+        cannot follow the active version.
         """
         async with pool.acquire() as connection, connection.transaction():
-            # Two processes that start at once publish once.
-            await connection.execute(
-                "LOCK TABLE stage.playbook_versions IN SHARE ROW EXCLUSIVE MODE"
-            )
-            version = await connection.fetchval(
-                "SELECT max(version) FROM stage.playbook_versions WHERE name = $1 AND digest = $2",
-                playbook.name, playbook.digest,
-            )  # fmt: skip
-            if version is None:
-                version = await connection.fetchval(
-                    """INSERT INTO stage.playbook_versions (name, version, digest, source)
-                       SELECT $1, coalesce(max(version), 0) + 1, $2, $3
-                       FROM stage.playbook_versions WHERE name = $1 RETURNING version""",
-                    playbook.name, playbook.digest, playbook.source,
-                )  # fmt: skip
-                _log.info("playbook.published", playbook=playbook.name, version=version)
+            await versions.lock(connection)  # two processes that start at once publish once
+            known = await versions.with_digest(connection, playbook.name, playbook.digest)
+            if known is None:
+                known = (await self._add(connection, Publication(playbook))).version
+        await self.load(pool)
+        return known
+
+    async def publish(
+        self,
+        pool: asyncpg.Pool[Any],
+        playbook: Playbook,
+        *,
+        author: str,
+        message: str,
+        expected: int | None,
+        restores: int | None = None,
+        diff: object | None = None,
+        migrate: Mapping[str, str] | None = None,
+    ) -> Version:
+        """Make `playbook` the active version of its name, and give it; it holds when this returns.
+
+        `expected` is the version that must be the active one (0: none; None: whatever is), `restores` the
+        version whose text it is, `migrate` adds to the file's own where journeys go on. Raises
+        PlaybookChangedError when another version is active than `expected`, PlaybookUnchangedError when
+        the active one has this text, SourceError when it cannot follow it.
+        """
+        what = Publication(playbook, author, message, restores, diff, migrate)
+        async with pool.acquire() as connection, connection.transaction():
+            await versions.lock(connection)
+            await _expect(connection, playbook, expected)
+            version = await self._add(connection, what)
         await self.load(pool)
         return version
+
+    async def versions(self, pool: Executor, name: str) -> list[Version]:
+        """Give the versions of the playbook `name`, the newest first: the first is the active one."""
+        return await versions.versions(pool, name)
+
+    async def version_row(self, pool: Executor, name: str, version: int) -> Version:
+        """Give one version of the playbook `name` as it was published; NotFoundError when there is none."""
+        return await versions.version_row(pool, name, version)
+
+    async def schedule(
+        self,
+        pool: asyncpg.Pool[Any],
+        playbook: Playbook,
+        *,
+        author: str,
+        message: str,
+        activate_at: datetime,
+        expected: int | None,
+        restores: int | None = None,
+        diff: object | None = None,
+        migrate: Mapping[str, str] | None = None,
+    ) -> Scheduled:
+        """Have `playbook` published at the moment `activate_at` (at once when that is past).
+
+        It is judged now as `publish` does, and again when it is due. `expected` is the version that must be
+        the active one now and then; None: whatever is then. Raises what `publish` raises.
+        """
+        what = Publication(playbook, author, message, restores, diff, migrate)
+        async with pool.acquire() as connection, connection.transaction():
+            await versions.lock(connection)
+            await _expect(connection, playbook, expected)
+            return await versions.schedule(
+                connection, str(uuid_utils.uuid7()), what, expected, activate_at
+            )
+
+    async def scheduled(self, pool: Executor, name: str | None = None) -> list[Scheduled]:
+        """Give what was scheduled (of the playbook `name`): what waits, the next first, then what ended."""
+        return await versions.scheduled(pool, name)
+
+    async def cancel(
+        self, pool: asyncpg.Pool[Any], id: str, *, author: str, now: datetime | None = None
+    ) -> Scheduled:
+        """Call a scheduled publication off, for `author`.
+
+        Raises NotFoundError for an unknown `id`, ConflictError when it does not wait any more.
+        """
+        async with pool.acquire() as connection, connection.transaction():
+            return await versions.cancel(connection, id, author, now or datetime.now(UTC))
+
+    async def _add(self, connection: Connection, what: Publication) -> Version:
+        """Write the next version of a playbook; the caller holds the lock."""
+        version = await versions.insert(connection, what)
+        _log.info(
+            "playbook.published", playbook=version.name, version=version.version,
+            restores=version.restores,
+        )  # fmt: skip
+        return version
+
+
+async def _expect(connection: Connection, playbook: Playbook, expected: int | None) -> None:
+    """Hold that the active version is the `expected` one, and another text than the `playbook`."""
+    active = await versions.newest(connection, playbook.name)
+    number = active.version if active is not None else 0
+    if expected is not None and number != expected:
+        raise PlaybookChangedError(
+            f"version {number} of the playbook {playbook.name!r} is active, not {expected}",
+            field="expected", value=expected,
+            remedy="Look at what changed since, and publish on top of it.", extra={"active": number},
+        )  # fmt: skip
+    if active is not None and active.digest == playbook.digest:
+        raise PlaybookUnchangedError(
+            f"version {number} of the playbook {playbook.name!r} has this very text",
+            remedy="There is nothing to publish.", extra={"active": number},
+        )  # fmt: skip

@@ -89,7 +89,7 @@ async def timed(url: str, team: str = TEAM, playbook: str = SALES) -> AsyncItera
         await w.lane.stop()
         it = Timed(w.url, w.pool, w.lane, w.shelf)
         it.now = START
-        await it.shelf.publish(it.pool, parse_playbook(playbook, "sales.yaml"))
+        await it.shelf.publish_file(it.pool, parse_playbook(playbook, "sales.yaml"))
         roster = Roster(parse_team(team, "team.yaml"))
         it.lane = Lane(it.pool, it.shelf, roster, now=lambda: it.now)
         it.ticker = Ticker(it.pool, it.lane, lambda: it.now)
@@ -420,7 +420,7 @@ async def test_a_new_version_with_other_steps_still_tells_the_deadline_first(it:
     await it.tell(event("meeting.booked", 0), event("meeting.booked", 0, "b@b.example"))
     assert await it.tick(START + 3 * HOUR) == 2
     bare = SALES.replace("    within: 4h\n    remind: 1h\n", "    within: 4h\n")
-    await it.shelf.publish(it.pool, parse_playbook(bare, "sales.yaml"))
+    await it.shelf.publish_file(it.pool, parse_playbook(bare, "sales.yaml"))
     await it.tick(START + 4 * HOUR)
     assert [t for t, _ in await it.told()].count("handoff.overdue.v1") == 2
     assert (
@@ -428,7 +428,7 @@ async def test_a_new_version_with_other_steps_still_tells_the_deadline_first(it:
         == 2
     )
     start, end = SALES.index("\nhandoffs:\n"), SALES.index("\nclocks:\n")
-    await it.shelf.publish(it.pool, parse_playbook(SALES[:start] + SALES[end:], "sales.yaml"))
+    await it.shelf.publish_file(it.pool, parse_playbook(SALES[:start] + SALES[end:], "sales.yaml"))
     await it.tick(START + 9 * HOUR)
     assert [t for t, _ in await it.told()].count("clock.rang.v1") == 2  # the reminders
     assert (await it.clocks())["handoff-ae"] == "missed"
@@ -442,7 +442,7 @@ async def test_a_process_with_an_old_playbook_loses_no_clock(database_url: str) 
     async with timed(database_url, playbook=before) as it:
         shelf = Shelf()
         await shelf.load(it.pool)
-        await shelf.publish(it.pool, parse_playbook(SALES + "\n", "sales.yaml"))
+        await shelf.publish_file(it.pool, parse_playbook(SALES + "\n", "sales.yaml"))
         roster = Roster(parse_team(TEAM, "team.yaml"))
         other = Lane(it.pool, shelf, roster, now=lambda: it.now)
         other.start()

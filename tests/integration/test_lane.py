@@ -89,7 +89,7 @@ async def wired(url: str) -> AsyncIterator[Wired]:
     shelf = Shelf()
     await shelf.load(pool)
     sales = ROOT / "playbooks/sales.yaml"
-    await shelf.publish(pool, parse_playbook(sales.read_text(), "sales.yaml"))
+    await shelf.publish_file(pool, parse_playbook(sales.read_text(), "sales.yaml"))
     lane = Lane(pool, shelf, Roster(load_team(ROOT / "playbooks/team.yaml")))
     lane.start()
     try:
@@ -532,7 +532,7 @@ async def test_a_playbook_published_while_events_come(database_url: str) -> None
             for n in range(12):
                 threshold = 61 + n
                 changed = text.replace("score.total >= 60", f"score.total >= {threshold}")
-                await one.shelf.publish(one.pool, parse_playbook(changed, "sales.yaml"))
+                await one.shelf.publish_file(one.pool, parse_playbook(changed, "sales.yaml"))
                 await asyncio.sleep(0.01)
 
         async def send(lane: Lane, who: str) -> None:
@@ -576,7 +576,7 @@ async def test_an_urgent_stage_says_so_in_its_alerts_and_others_say_nothing(it: 
         "    alerts: [lead_agent]\n", "    alerts: [lead_agent]\n    urgent: true\n", 1
     )
     assert changed != text
-    await it.shelf.publish(it.pool, parse_playbook(changed, "sales.yaml"))
+    await it.shelf.publish_file(it.pool, parse_playbook(changed, "sales.yaml"))
     await it.lane.submit(walk())
     wishes = {w["role"]: w for m in await it.messages() for w in m["alerts"]}
     assert wishes["lead_agent"]["urgent"] is True

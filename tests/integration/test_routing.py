@@ -34,7 +34,7 @@ routing:
 
 
 async def route_by(it: Wired, playbook: str) -> None:
-    await it.shelf.publish(it.pool, parse_playbook(playbook, "sales.yaml"))
+    await it.shelf.publish_file(it.pool, parse_playbook(playbook, "sales.yaml"))
 
 
 async def owners(it: Wired) -> Counter[str]:

@@ -70,7 +70,7 @@ async def run_under(url: str, text: str, events: list[LeadEvent]) -> None:
     try:
         shelf = Shelf()
         await shelf.load(pool)
-        await shelf.publish(pool, playbook(text))
+        await shelf.publish_file(pool, playbook(text))
         lane = Lane(pool, shelf, Roster(TEAM))
         lane.start()
         for start in range(0, len(events), 200):

@@ -245,7 +245,7 @@ async def test_a_playbook_published_while_a_merge_waited(it: Wired) -> None:
             while not await it.pool.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
                 assert not merging.done()
         text = (ROOT / "playbooks/sales.yaml").read_text() + "\n# another version\n"
-        assert await it.shelf.publish(it.pool, parse_playbook(text, "sales.yaml")) == 2
+        assert await it.shelf.publish_file(it.pool, parse_playbook(text, "sales.yaml")) == 2
         moved = said("demo.requested", 5, external_ids={"crm": "7"})
         await Batch(here, it.shelf, Roster(it.lane.team), START, new_id, it.lane.policy).apply(
             [moved]

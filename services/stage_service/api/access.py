@@ -29,6 +29,8 @@ from services.stage_service.errors import (
     GateUnmetError,
     GoneError,
     OverloadedError,
+    PlaybookChangedError,
+    PlaybookUnchangedError,
     TooLargeError,
     TooManyStreamsError,
 )
@@ -45,7 +47,9 @@ __all__ = [
 STATUS: dict[type[BatonError], int] = problems.STATUS | {
     CursorAheadError: 409,
     GateUnmetError: 409,
+    PlaybookUnchangedError: 409,
     GoneError: 410,
+    PlaybookChangedError: 412,
     TooLargeError: 413,
     TooManyStreamsError: 429,
     OverloadedError: 503,

@@ -170,7 +170,7 @@ async def desk(
         pool = await parts.enter_async_context(asyncpg.create_pool(url, min_size=4, max_size=10))
         shelf = Shelf()
         await shelf.load(pool)
-        await shelf.publish(pool, parse_playbook(playbook, "sales.yaml"))
+        await shelf.publish_file(pool, parse_playbook(playbook, "sales.yaml"))
         await people.take_file(pool, documents, wins=False)
         stage_roster, shared = SharedRoster(team_of(())), SharedRoster(team_of(()))
         await stage_roster.load(pool)
