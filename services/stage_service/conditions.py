@@ -107,7 +107,7 @@ class Condition:
 
 
 def _fields(message: bytes) -> dict[int, bytes]:
-    """Give the length-delimited fields of a protobuf `message` by number, the last of each; it has no others."""
+    """Give the fields of a protobuf `message` by number, the last of each; all are length-delimited."""
     found: dict[int, bytes] = {}
     at = 0
 

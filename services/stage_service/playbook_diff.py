@@ -14,17 +14,18 @@ import msgspec
 
 from services.contracts.yaml_source import read_yaml
 from services.stage_service.playbook import BAND_TITLES, Gate, Playbook, Stage
+from services.stage_service.playbook_diff_routing import routing_changes
 from services.stage_service.playbook_diff_rules import rule_changes, score_changes
 from services.stage_service.playbook_diff_times import clock_changes, handoff_changes
 from services.stage_service.playbook_diff_words import (
     Change,
     Pair,
     attribute_named,
+    entry_told,
     listed,
     out_of_order,
     stage_named,
 )
-from services.stage_service.playbook_diff_routing import routing_changes
 
 __all__ = ["Change", "Diff", "diff"]
 
@@ -77,15 +78,13 @@ def diff(before: Playbook | None, after: Playbook) -> Diff:
     if before.digest != after.digest:
         pair = Pair(before, after)
         for compare in (
-            _stages, _path, _gates, _responsible, rule_changes, score_changes, handoff_changes,
+            _stages, _path, _entry, _gates, _responsible, rule_changes, score_changes, handoff_changes,
             clock_changes, _alerts, routing_changes, _roles, _attributes, _texts,
         ):  # fmt: skip
             changes += compare(pair)
         lines = lines_of(after.source)
         changes = [msgspec.structs.replace(c, line=_line(lines, c.where)) for c in changes]
-    return Diff(
-        after.name, before.version, after.version, before.digest == after.digest, changes
-    )
+    return Diff(after.name, before.version, after.version, before.digest == after.digest, changes)
 
 
 def lines_of(source: str) -> dict[str, int]:
@@ -120,7 +119,7 @@ def _line(lines: Mapping[str, int], where: str) -> int | None:
 
 def _stages(pair: Pair) -> Iterable[Change]:
     before, after = pair.before, pair.after
-    for key, stage in after.stages.items():
+    for key in after.stages:
         if key not in before.stages:
             old = next((o for o, n in pair.renamed.items() if n == key), None)
             if old is not None:
@@ -138,7 +137,7 @@ def _stages(pair: Pair) -> Iterable[Change]:
     for key in before.stages:
         if key in after.stages or key in pair.renamed:
             continue
-        to = after.migrate.get(key)
+        to = pair.migrate.get(key)
         then = f"its journeys go to {stage_named(after, to)}" if to in after.stages else (
             "'migrate' does not say where its journeys go"
         )  # fmt: skip
@@ -201,6 +200,12 @@ def _path(pair: Pair) -> Iterable[Change]:
                 "path-left", "path", f"{stage_named(pair.after, key)} is no longer on the path.",
                 was, now, moves=False,
             )  # fmt: skip
+
+
+def _entry(pair: Pair) -> Iterable[Change]:
+    was, now = (entry_told(p) for p in (pair.before, pair.after))
+    if was != now:
+        yield Change("entry", "enters", f"A journey begins {now} now.", was, now, moves=True)
 
 
 def _gates(pair: Pair) -> Iterable[Change]:
@@ -283,7 +288,11 @@ def _attributes(pair: Pair) -> Iterable[Change]:
             if before.get(name) == kind:
                 continue
             where, was = f"attributes.{room}.{name}", before.get(name)
-            said = f"is declared now, as {kind}" if was is None else f"is read as {kind} now, not {was}"
+            said = (
+                f"is declared now, as {kind}"
+                if was is None
+                else f"is read as {kind} now, not {was}"
+            )
             yield Change(
                 "attribute-added" if was is None else "attribute-type", where,
                 f"The attribute {room}.{name} {said}.", was, kind,
@@ -312,13 +321,10 @@ def _texts(pair: Pair) -> Iterable[Change]:
         )
         if was != now
     ]
-    for name, of in (
-        ("focus", lambda s: s.focus), ("goal", lambda s: s.goal),
-        ("guidance", lambda s: s.guidance), ("next steps", lambda s: s.next_steps),
-    ):  # fmt: skip
-        stages = [new.key for old, new in pair.stages() if of(old) != of(new)]
+    for name in ("focus", "goal", "guidance", "next_steps"):
+        stages = [new.key for old, new in pair.stages() if getattr(old, name) != getattr(new, name)]
         if stages:
-            told.append(f"{name} of {listed(stages)}")
+            told.append(f"{name.replace('_', ' ')} of {listed(stages)}")
     reasons = [new.key for old, new in pair.rules() if old.because != new.because]
     if reasons:
         told.append(f"the reasons that {listed(reasons)} give{'s' if len(reasons) == 1 else ''}")

@@ -52,7 +52,7 @@ def rule_changes(pair: Pair) -> Iterable[Change]:
 
 def _same_rule(pair: Pair, old: Rule, new: Rule) -> bool:
     return (
-        pair.now((old.to,)) == {new.to}
+        pair.now((old.to,)) == frozenset((new.to,))
         and pair.now(old.from_stages) == new.from_stages
         and old.on == new.on
         and same_condition(old.when, new.when)
@@ -75,7 +75,7 @@ def _text(rule: Rule) -> str:
 
 def _rule(pair: Pair, old: Rule, new: Rule) -> Iterable[Change]:
     where, key = f"rules.{new.key}", new.key
-    if pair.now((old.to,)) != {new.to}:
+    if pair.now((old.to,)) != frozenset((new.to,)):
         yield Change(
             "rule-to", f"{where}.to", f"{key} moves to {stage_named(pair.after, new.to)} now.",
             old.to, new.to, moves=True,

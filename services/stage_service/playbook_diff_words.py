@@ -1,9 +1,9 @@
-"""What every part of a playbook's diff is made of: a change, the pair of playbooks, and how things are named."""
+"""What every part of a playbook's diff is made of: a change, two playbooks, how things are named. Pure."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 
 import msgspec
@@ -39,9 +39,10 @@ class Pair:
     def __init__(self, before: Playbook, after: Playbook) -> None:
         self.before = before
         self.after = after
+        self.migrate: Mapping[str, str] = getattr(after, "migrate", {})
         self.renamed = {
             old: new
-            for old, new in after.migrate.items()
+            for old, new in self.migrate.items()
             if old in before.stages and old not in after.stages
             and new in after.stages and new not in before.stages
         }  # fmt: skip
@@ -81,7 +82,7 @@ class Pair:
 
     @cached_property
     def asked_for(self) -> frozenset[str]:
-        """The variables that decide where journeys go: by rules, gates, and the score where rules ask for it."""
+        """The variables that decide where journeys go: in rules, gates, and the score if rules ask for it."""
         asked: set[str] = set()
         for playbook in (self.before, self.after):
             for rule in playbook.rules:
@@ -104,6 +105,14 @@ def stage_named(playbook: Playbook, key: str | None) -> str:
     """Name a stage by title and key: ``Lead Qualification (mql)``."""
     stage = playbook.stages.get(key or "")
     return f"{stage.title} ({stage.key})" if stage is not None else repr(key)
+
+
+def entry_told(playbook: Playbook) -> str:
+    """Say what a journey through `playbook` begins with."""
+    entry = getattr(playbook, "enters", None)
+    if entry is None:
+        return "with a lead's first event"
+    return f"when a journey of {entry.playbook} comes to {entry.stage}"
 
 
 def attribute_named(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A playbook drawn: its stages, the rules between them and its deadlines, as Mermaid or SVG, and in words. Pure."""
+"""A playbook drawn: stages, the rules between them, deadlines in words; as Mermaid or SVG. Pure."""
 
 from __future__ import annotations
 
