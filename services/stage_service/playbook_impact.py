@@ -31,7 +31,7 @@ _THRESHOLD = re.compile(r"\bscore\s*\.\s*(fit|intent|total)\s*(>=|>)\s*(-?\d+)\b
 
 
 class StageImpact(msgspec.Struct):
-    """Of a stage (by its new name) with another gate: its open journeys, and how many of them do not meet what it demands.
+    """Of a stage (by its new name) with another gate: its open journeys, and how many do not meet it.
 
     `missing` is what the new gate misses, by attribute (a journey counts at each that it lacks).
     """

@@ -23,12 +23,12 @@ def impact_lines(impact: Impact) -> list[str]:
             f"{_count(held.journeys, 'waits', 'wait')} at a gate: at its next event "
             f"{held.released_after:,} would move on ({held.released_before:,} today)."
         )
-    for move in impact.next_moves:
-        if move.before != move.after:
-            lines.append(
-                f"{_count(move.after, 'goes', 'go')} from {move.from_stage} to {move.to_stage} at the "
-                f"next event, whatever that is ({move.before:,} today)."
-            )
+    lines += [
+        f"{_count(move.after, 'goes', 'go')} from {move.from_stage} to {move.to_stage} at the next event, "
+        f"whatever that is ({move.before:,} today)."
+        for move in impact.next_moves
+        if move.before != move.after
+    ]
     if lines:
         return lines
     return [f"None of {impact.open:,} open journeys goes another way at its next event."]
