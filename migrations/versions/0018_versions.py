@@ -62,9 +62,9 @@ def upgrade() -> None:
           epoch int PRIMARY KEY,
           name text NOT NULL,
           version int NOT NULL,
-          after text NOT NULL DEFAULT '',
+          after uuid,
           due_at timestamptz NOT NULL DEFAULT now(),
-          is_last boolean NOT NULL DEFAULT false,
+          pass int NOT NULL DEFAULT 1,
           moved bigint NOT NULL DEFAULT 0,
           begun_at timestamptz NOT NULL DEFAULT now(),
           done_at timestamptz)

@@ -123,7 +123,7 @@ async def _leads(connection: Connection, shelf: Shelf, ids: list[str], report: R
         report.events += len(stored[lead_id])
         check_identities(lead_id, owned[lead_id], (e for e, _ in stored[lead_id]), report.found)
         record = states[lead_id]
-        whole = funnel.refold((e, shelf.at(epoch)) for e, epoch in stored[lead_id])
+        whole = funnel.refold(stored[lead_id], shelf.at)
         lead, moves = whole.lead, whole.moves
         if lead is None or record.lead is None:
             report.found(f"lead {lead_id} has no events")

@@ -42,6 +42,8 @@ SUBSCRIPTION_STOPPED = "baton.subscription.stopped.v1"
 
 ASSIGNED_BY_HAND = "baton.lead.assigned"
 """The lead event that gives a journey to somebody else; only Baton's own API makes it."""
+PLAYBOOK_PUBLISHED = "baton.playbook.published"
+"""The lead event by which a lead hears of a playbook version that concerns where its journeys stand."""
 
 EMAIL_CHARACTERS_MAX = 254
 IDENTITY_CHARACTERS_MAX = 256

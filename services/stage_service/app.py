@@ -30,6 +30,7 @@ from services.contracts.rates import RateLimits
 from services.contracts.roster import Roster, RosterWatch
 from services.contracts.team import Team, documents_of, load_team
 from services.stage_service import metrics, people
+from services.stage_service.activation import Activation
 from services.stage_service.api import (
     assign,
     deliveries,
@@ -64,6 +65,7 @@ from services.stage_service.lane import Lane
 from services.stage_service.pages import pages_router
 from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.playbook_people import names_strangers, strangers
+from services.stage_service.playbook_succession import in_order
 from services.stage_service.pulse import Pulse
 from services.stage_service.relay import Relay
 from services.stage_service.settings import StageSettings
@@ -76,6 +78,7 @@ from services.stage_service.subscriptions.changes import Terms
 from services.stage_service.subscriptions.connectors.book import ConnectorBook
 from services.stage_service.subscriptions.connectors.checks import first_defect
 from services.stage_service.subscriptions.connectors.echoes import Echoes
+from services.stage_service.sweeping import Sweeper
 from services.stage_service.ticker import Ticker
 
 CONNECT_AGAIN_S = 0.1
@@ -265,7 +268,7 @@ async def _house(
     parts.callback(pool.terminate)
     shelf = Shelf()
     await shelf.load(pool)
-    for playbook in playbooks:
+    for playbook in in_order({p.name: p for p in playbooks}).values():
         await shelf.publish_file(pool, playbook)
     engine = create_async_engine(
         settings.database_url.replace("postgresql://", "postgresql+asyncpg://", 1),
@@ -312,6 +315,9 @@ async def _house(
     ticker = Ticker(pool, lane, now)
     ticker.start()
     parts.push_async_callback(ticker.stop)
+    for work in (Activation(pool, shelf, now).round, Sweeper(pool, lane, now).round):
+        work.start()
+        parts.push_async_callback(work.stop)
     following.start()
     parts.push_async_callback(following.stop)
     parts.callback(house.stopping.set)
@@ -382,6 +388,7 @@ async def _connected(settings: StageSettings) -> asyncpg.Pool[Any]:
         await pool.fetchval("SELECT count(*) FROM stage.clocks WHERE false")
         await pool.fetchval("SELECT count(*) FROM stage.snapshot_feed WHERE false")
         await pool.fetchval("SELECT count(*) FROM stage.deliveries WHERE false")
+        await pool.fetchval("SELECT count(*) FROM stage.playbook_sweeps WHERE false")
     except BaseException:
         pool.terminate()
         raise

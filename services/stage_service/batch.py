@@ -36,7 +36,7 @@ HELD_KINDS = ("open", "won")
 
 
 class RacedError(Exception):
-    """Another process recorded the same event or identity first: apply the batch again."""
+    """Another process recorded the same event or identity first, or published: apply the batch again."""
 
 
 class Brief(msgspec.Struct, frozen=True, rename={"from_": "from"}):
@@ -247,9 +247,7 @@ class Batch:
         histories: dict[str, Any] = {}
         for lead_id in ids:
             record = self._records[lead_id]
-            whole = funnel.refold(
-                (event, self._shelf.at(epoch)) for event, epoch in stored[lead_id]
-            )
+            whole = funnel.refold(stored[lead_id], self._shelf.at)
             record.lead = whole.lead
             self.unevaluated += whole.unevaluated
             self._handed[lead_id], self._rings[lead_id] = whole.handed, whole.rings

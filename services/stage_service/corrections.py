@@ -69,7 +69,7 @@ class Corrections:
             if revision.replaced or revision.corrections:
                 self._correct(record, name, revision, change, told)
             appended += revision.appended
-        if change.held_by is not None and before is not None:
+        if before is not None:  # parted from its lead, or never entered from the other playbook
             for name in before.journeys.keys() - record.lead.journeys.keys():
                 past = past_by_journey.get(journey_id(record.id, name), [])
                 self._end(record, name, before.journeys[name], past, change, told)
@@ -139,6 +139,7 @@ class Corrections:
         key = revision.appended[0].from_stage if revision.appended else journey.stage
         versions = [journey.version, *(m.version for m in revision.appended[:1]),
                     *(r.playbook_version for r in reversed(replaced))]  # fmt: skip
+        versions += range(journey.version, 0, -1)  # where the stage went by its name
         playbook = next(
             p for v in versions if key in (p := self._shelf.version(journey.playbook, v)).stages
         )

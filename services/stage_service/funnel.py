@@ -8,7 +8,7 @@ for anything an event may contain: a rule that cannot be evaluated is false and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -22,7 +22,9 @@ from services.stage_service.journeys import (
     Lead,
     Move,
     active_at,
+    begun,
     journey_name,
+    may_begin,
     score_of,
 )
 from services.stage_service.judging import Case, by_hand, judge
@@ -30,11 +32,12 @@ from services.stage_service.lead_facts import facts_in, merged, named
 from services.stage_service.offers import Handed, Ring
 from services.stage_service.own_events import fold_own
 from services.stage_service.playbook import Playbook
+from services.stage_service.renaming import Renamed, renamed
 from services.stage_service.scoring import scored
 
 __all__ = [
-    "Folded", "Held", "Journey", "Lead", "Move", "Refolded", "active_at", "fold", "journey_name",
-    "refold", "score_of",
+    "Folded", "Held", "Journey", "Lead", "Move", "Refolded", "active_at", "fold", "in_place",
+    "journey_name", "refold", "score_of",
 ]  # fmt: skip
 """The fold, with the values that it takes and gives."""
 
@@ -47,16 +50,17 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
     The event's place must not be before `lead.last`.
     """
     lead = lead or Lead(None, {}, {}, {}, [], {}, event.time, event.place)
+    found = renamed(playbooks, lead, event)
+    lead = found.lead
     own = fold_own(playbooks, lead, event) if event.source == SOURCE else None
     if own is not None:
-        return own
+        return _after(found, own) if found.moves else own
     moved_by_hand = event.type == MOVED_BY_HAND and event.source == SOURCE
     answers = event.type in offers.ANSWERS
     data = event.data
     facts = {} if moved_by_hand or answers else facts_in(data)
     email, external_ids = named(lead.email, lead.external_ids, event)
-    moves: list[Move] = []
-    handed: list[Handed] = []
+    moves, handed = found.moves, found.handed
     unevaluated: list[tuple[str, str]] = []
     scorings = lead.scoring
     journeys = lead.journeys
@@ -65,21 +69,21 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
     if lead_facts:
         attributes = merged(attributes, lead_facts)
     for name, playbook in playbooks.items():
+        addressed = journey_name(name, event.deal)
+        journey = journeys.get(addressed)
+        if journey is None and not may_begin(playbook, playbooks, journeys, event.deal):
+            continue
         fit_changed = email != lead.email or not playbook.fit_attributes.isdisjoint(lead_facts)
         scoring = scored(playbook, scorings.get(name), event, email, attributes, fit_changed)
         if scoring is not scorings.get(name):
             scorings = {**scorings, name: scoring}
         case = Case(playbook, event, email, attributes, scoring, unevaluated, handed)
-        addressed = journey_name(name, event.deal)
         if (moved_by_hand or answers) and data.get("playbook", name) != name:
+            if journey is None and playbook.enters is not None:
+                journeys = {**journeys, addressed: begun(playbook, event.deal, event.time)}
             continue
-        journey = journeys.get(addressed)
         if journey is None:
-            first = playbook.first_stage
-            journey = Journey(
-                name, event.deal, first, first, event.time, event.time, 0, playbook.version,
-                {}, [], None,
-            )  # fmt: skip
+            journey = begun(playbook, event.deal, event.time)
         changed = {addressed: journey}
         if deal_facts:
             changed[addressed] = msgspec.structs.replace(
@@ -110,14 +114,42 @@ class Refolded(msgspec.Struct, gc=False):
     rings: list[Ring]
 
 
-def refold(events: Iterable[tuple[LeadEvent, Mapping[str, Playbook]]]) -> Refolded:
-    """Fold a lead's `events`, each with the playbooks active when it was recorded, from nothing.
+def _after(found: Renamed, own: Folded) -> Folded:
+    """Give what an event of our own did, after what new names did."""
+    return msgspec.structs.replace(
+        own, moves=[*found.moves, *own.moves], handed=[*found.handed, *own.handed]
+    )
 
-    Sorts them by place.
+
+def in_place(events: Iterable[tuple[LeadEvent, int]]) -> list[tuple[LeadEvent, int]]:
+    """Give a lead's `events` in the order of their places, each with the epoch it is folded under.
+
+    That is the epoch it was recorded in, but never one after that of an event with a later place: a late
+    event comes into the past as it was, before what a newer playbook version changed.
+    """
+    ordered = sorted(events, key=lambda pair: pair[0].place)
+    if not ordered:
+        return ordered
+    newest = ordered[-1][1]
+    for index in range(len(ordered) - 1, -1, -1):
+        event, epoch = ordered[index]
+        if epoch > newest:
+            ordered[index] = (event, newest)
+        else:
+            newest = epoch
+    return ordered
+
+
+def refold(
+    events: Iterable[tuple[LeadEvent, int]], at: Callable[[int], Mapping[str, Playbook]]
+) -> Refolded:
+    """Fold a lead's `events`, each with the epoch it was recorded in, from nothing.
+
+    `at` gives the playbooks that were active at an epoch. Sorts the events by place (`in_place`).
     """
     whole = Refolded(None, [], [], [], [])
-    for event, playbooks in sorted(events, key=lambda pair: pair[0].place):
-        folded = fold(playbooks, whole.lead, event)
+    for event, epoch in in_place(events):
+        folded = fold(at(epoch), whole.lead, event)
         whole.lead = folded.lead
         whole.moves += folded.moves
         whole.unevaluated += folded.unevaluated

@@ -225,7 +225,7 @@ class Handing:
         lead, offer = record.lead, change.offer
         assert lead is not None  # noqa: S101
         facts = record.facts[change.journey]
-        stage = playbook.stages.get(offer.stage)
+        stage = playbook.stages.get(playbook.named(offer.stage))
         plan = playbook.handoffs.get(offer.role)
         due_at = row.due_at
         if due_at is None and plan is not None:
@@ -268,7 +268,7 @@ class Handing:
         lead = record.lead
         if playbook is None or lead is None:
             return
-        stage = playbook.stages.get(row["stage"])
+        stage = playbook.stages.get(playbook.named(row["stage"]))
         title = stage.title if stage is not None else row["stage"]
         owner = PersonRef(row["person_id"], row["person_name"]) if row["person_id"] else None
         self._journal.publish(HANDOFFS_TOPIC, WITHDRAWN, record.id, HandoffTold(
@@ -291,7 +291,7 @@ def _explained(
     type: str | None,
 ) -> str:
     who = owner.name if owner is not None else "nobody"
-    stage = playbook.stages.get(offer.stage)
+    stage = playbook.stages.get(playbook.named(offer.stage))
     title = stage.title if stage is not None else offer.stage
     if type == OVERDUE:
         return f"{title}: {who} has not answered in time."

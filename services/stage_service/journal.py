@@ -43,6 +43,7 @@ from services.stage_service.ids import ids_of_names
 from services.stage_service.lead_facts import company_name, display_name
 from services.stage_service.offers import Offer
 from services.stage_service.playbook import HandoffPlan, Playbook, Stage
+from services.stage_service.renaming import is_quiet
 from services.stage_service.routing import Decision
 from services.stage_service.store import Facts, Owner, Past, Record, TransitionRow, as_json
 
@@ -159,9 +160,9 @@ class Journal:
         """Record an ordinary move: owners are chosen, alerts asked for."""
         facts = record.facts[move.journey]
         stage = playbook.stages[move.to_stage]
-        for role in (move.role, *stage.alerts):
+        told = () if is_quiet(move) else stage.alerts
+        for role in (move.role, *told):
             self._own(record, facts, role, playbook, move)
-        told = stage.alerts
         if move.offer is not None and move.role not in told:
             told = (*told, move.role)  # who has to answer hears of it
         wishes = [AlertWish(role, person_of(facts, role), stage.urgent) for role in told]

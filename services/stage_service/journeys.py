@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -110,6 +111,34 @@ class Folded(msgspec.Struct, frozen=True, gc=False):
 def journey_name(playbook: str, key: str) -> str:
     """Name a lead's journey: ``playbook/key``."""
     return f"{playbook}/{key}"
+
+
+def begun(playbook: Playbook, key: str, at: datetime) -> Journey:
+    """Give a journey that begins at the moment `at`, in the playbook's first stage."""
+    first = playbook.first_stage
+    return Journey(playbook.name, key, first, first, at, at, 0, playbook.version, {}, [], None)
+
+
+def may_begin(
+    playbook: Playbook,
+    playbooks: Mapping[str, Playbook],
+    journeys: Mapping[str, Journey],
+    key: str,
+) -> bool:
+    """Tell whether a lead with these `journeys` may begin one of `playbook` with `key`.
+
+    Always, unless it is entered from another playbook: then its journey there stands in that stage.
+    """
+    enters = playbook.enters
+    if enters is None:
+        return True
+    other = journeys.get(journey_name(enters.playbook, key))
+    if other is None:
+        return False
+    if other.stage == enters.stage:
+        return True
+    theirs = playbooks.get(enters.playbook)
+    return theirs is not None and other.stage == theirs.named(enters.stage)
 
 
 def active_at(lead: Lead, journey: Journey) -> datetime:

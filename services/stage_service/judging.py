@@ -116,7 +116,7 @@ def judge(
 def by_hand(case: Case, name: str, journey: Journey, moves: list[Move]) -> Journey:
     """Make the move a person asked for; a gate holds it unless it was forced."""
     data = case.event.data
-    to = case.playbook.stages.get(str(data.get("to")))
+    to = case.playbook.stages.get(case.playbook.named(str(data.get("to"))))
     reason = reason_in(case.event)
     if to is None or to.key == journey.stage:
         return journey
@@ -251,7 +251,7 @@ def _moved(
 ) -> Journey:
     playbook, event = case.playbook, case.event
     stages = playbook.stages
-    came_from = stages.get(journey.stage, to)
+    came_from = stages.get(journey.stage) or playbook.former.get(journey.stage, to)
     furthest = stages.get(journey.furthest)
     reached = furthest.path_index if furthest and furthest.path_index is not None else -1
     skipped: list[str] = []

@@ -107,6 +107,13 @@ def left(offer: Offer, came_from: Stage, to: Stage, event: LeadEvent) -> Offer:
     )  # fmt: skip
 
 
+def withdrawn(offer: Offer, event: LeadEvent, reason: str) -> Offer:
+    """Close an open offer that nobody can answer any more."""
+    return msgspec.structs.replace(
+        offer, state="withdrawn", implied=True, answered_at=event.time, reason=reason
+    )
+
+
 def answered(offer: Offer | None, playbook: Playbook, event: LeadEvent) -> Offer | None:
     """Give `offer` as `event` answers it; None when it does not."""
     if offer is None or not offer.is_open:
@@ -149,7 +156,7 @@ def assigned(
         return []
     if stage.kind not in WAITING_KINDS:
         return []
-    if offer is None or offer.role != role or offer.stage != stage.key:
+    if offer is None or offer.role != role or playbook.named(offer.stage) != stage.key:
         return [Offer(role, role, stage.key, 1, event.time, event.source, event.id)]
     changes: list[Offer] = []
     if offer.is_open:
@@ -171,11 +178,17 @@ def is_assignment(event: LeadEvent) -> bool:
 
 
 def stands(
-    event: LeadEvent, offer: Offer | None, stage: str, entered_at: datetime, active_at: datetime
+    event: LeadEvent,
+    said: str,
+    offer: Offer | None,
+    stage: str,
+    entered_at: datetime,
+    active_at: datetime,
 ) -> bool:
     """Tell whether what a clock's `event` is about still stands in the journey at that moment.
 
-    `active_at` is when the lead last did anything.
+    `said` is the stage that the event names, as it is called now; `active_at` when the lead last did
+    anything.
     """
     data = event.data
     since = _moment(data.get("since"))
@@ -188,9 +201,9 @@ def stands(
                 and data.get("round") == offer.round
             )
         case "stage":
-            return stage == data.get("stage") and since == entered_at
+            return stage == said and since == entered_at
         case "activity":
-            return stage == data.get("stage") and since == max(entered_at, active_at)
+            return stage == said and since == max(entered_at, active_at)
         case _:
             return False
 

@@ -6,10 +6,24 @@ from collections.abc import Mapping
 
 import msgspec
 
-from services.contracts.events import ASSIGNED_BY_HAND, MERGED_BY_HAND, UNMERGED_BY_HAND, LeadEvent
+from services.contracts.events import (
+    ASSIGNED_BY_HAND,
+    MERGED_BY_HAND,
+    PLAYBOOK_PUBLISHED,
+    UNMERGED_BY_HAND,
+    LeadEvent,
+)
 from services.contracts.handoffs import CLOCK_FIRED
 from services.stage_service import offers
-from services.stage_service.journeys import Folded, Lead, Move, active_at, journey_name
+from services.stage_service.journeys import (
+    Folded,
+    Lead,
+    Move,
+    active_at,
+    begun,
+    journey_name,
+    may_begin,
+)
 from services.stage_service.judging import Case, advanced
 from services.stage_service.offers import Handed, Ring
 from services.stage_service.playbook import Playbook
@@ -25,9 +39,27 @@ def fold_own(playbooks: Mapping[str, Playbook], lead: Lead, event: LeadEvent) ->
         return _assigned(playbooks, lead, event)
     if event.type in offers.CLOCK_EVENTS:
         return _rung(playbooks, lead, event)
+    if event.type == PLAYBOOK_PUBLISHED:
+        return _published(playbooks, lead, event)
     if event.type in _SILENT:
         return Folded(msgspec.structs.replace(lead, last=event.place), [], [], [], [])
     return None
+
+
+def _published(playbooks: Mapping[str, Playbook], lead: Lead, event: LeadEvent) -> Folded:
+    """Begin the journeys that may begin where the lead stands; those of gone stages have moved already."""
+    journeys = lead.journeys
+    for name, playbook in playbooks.items():
+        key = journey_name(name, event.deal)
+        if (
+            playbook.enters is not None
+            and key not in journeys
+            and may_begin(playbook, playbooks, journeys, event.deal)
+        ):
+            journeys = {**journeys, key: begun(playbook, event.deal, event.time)}
+    return Folded(
+        msgspec.structs.replace(lead, last=event.place, journeys=journeys), [], [], [], []
+    )
 
 
 def _assigned(playbooks: Mapping[str, Playbook], lead: Lead, event: LeadEvent) -> Folded:
@@ -55,8 +87,9 @@ def _rung(playbooks: Mapping[str, Playbook], lead: Lead, event: LeadEvent) -> Fo
     told = msgspec.structs.replace(lead, last=event.place)
     if playbook is None or journey is None:
         return Folded(told, [], [], [], [])
+    said = playbook.named(str(data.get("stage")))
     if not offers.stands(
-        event, journey.offer, journey.stage, journey.entered_at, active_at(lead, journey)
+        event, said, journey.offer, journey.stage, journey.entered_at, active_at(lead, journey)
     ):
         return Folded(told, [], [], [], [])
     handed: list[Handed] = []

@@ -174,6 +174,14 @@ class Signal:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """From where a playbook's journeys begin: a lead's journey that stands in `stage` of `playbook`."""
+
+    playbook: str
+    stage: str
+
+
+@dataclass(frozen=True)
 class Playbook:
     """One version of a playbook. Equal digests mean equal rules."""
 
@@ -209,6 +217,15 @@ class Playbook:
         default_factory=dict[str, dict[str, tuple[Rule, ...]]]
     )
     of_any_type: dict[str, tuple[Rule, ...]] = field(default_factory=dict[str, tuple[Rule, ...]])
+    migrate: dict[str, str] = field(default_factory=dict[str, str])
+    """Where the journeys of stages that are gone go on, as the file says."""
+    enters: Entry | None = None
+    """None: a journey begins with a lead's first event."""
+    file: str = field(default="", compare=False)
+    renames: tuple[tuple[int, dict[str, str]], ...] = ()
+    """The versions since which stages are gone, each with where their journeys went on."""
+    former: dict[str, Stage] = field(default_factory=dict[str, Stage])
+    """The stages of earlier versions that are gone, each as it was last."""
 
     @property
     def first_stage(self) -> str:
@@ -219,6 +236,20 @@ class Playbook:
     def won_stage(self) -> str:
         """Give the last stage of the path."""
         return self.path[-1]
+
+    def current(self, stage: str, since: int = 0) -> str:
+        """Give where a journey stands now that stood in `stage` under the version `since`."""
+        for version, moved in self.renames:
+            if version > since:
+                stage = moved.get(stage, stage)
+        return stage
+
+    def named(self, stage: str) -> str:
+        """Give the stage that is meant by the key `stage`, perhaps its name in an earlier version."""
+        if stage in self.stages:
+            return stage
+        now = self.current(stage)
+        return self.migrate.get(now, now)
 
     def candidates(self, event_type: str, stage: str) -> tuple[Rule, ...]:
         """Give the rules that an event of `event_type` may fire in `stage`, in the file's order."""

@@ -29,10 +29,11 @@ from services.stage_service.playbook import (
 from services.stage_service.playbook_checks import check_graph
 from services.stage_service.playbook_clocks import read_clocks, read_handoffs
 from services.stage_service.playbook_routing import read_routing
+from services.stage_service.playbook_succession import read_enters, read_migrate
 
 TOP_KEYS = (
     "name", "title", "philosophy", "competencies", "roles", "stages", "path", "attributes", "score",
-    "rules", "labels", "routing", "handoffs", "clocks", "asks_for_contact",
+    "rules", "labels", "routing", "handoffs", "clocks", "asks_for_contact", "migrate", "enters",
 )  # fmt: skip
 BUILT_IN: dict[str, TypeName] = {
     "event.type": "string",
@@ -85,6 +86,8 @@ class PlaybookFile:
         handoffs = read_handoffs(self._top.get("handoffs"), self._roles, self._event_types, taken)
         clocks = read_clocks(self._top.get("clocks"), self._roles, self._stages, taken)
         asks = self._top.get("asks_for_contact")
+        migrate = read_migrate(self._top.get("migrate"), self._stages)
+        enters = read_enters(self._top.get("enters"))
         if not self._root.problems:
             # Names hold together, so the graph can be judged.
             check_graph(rules, self._stages, self._path, places)
@@ -121,6 +124,9 @@ class PlaybookFile:
             asks_for_contact=self._event_types(asks) if asks is not None else frozenset(),
             by_type=by_type,
             of_any_type=of_any_type,
+            migrate=migrate,
+            enters=enters,
+            file=self._root.file,
         )
 
     def _mapping(self, key: str, known: tuple[str, ...] | None = None) -> dict[str, Node]:

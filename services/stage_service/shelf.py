@@ -13,13 +13,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
+import msgspec
 import structlog
 import uuid_utils
 
 from services.contracts.postgres_log import Executor
+from services.contracts.problems import BatonError
+from services.contracts.yaml_source import SourceError
 from services.stage_service import versions
 from services.stage_service.errors import PlaybookChangedError, PlaybookUnchangedError
 from services.stage_service.playbook import Playbook, parse_playbook
+from services.stage_service.playbook_succession import following, in_order, succession
 from services.stage_service.store import Connection
 from services.stage_service.versions import Publication, Scheduled, Version
 
@@ -41,11 +45,14 @@ class Shelf:
         return self.at(self.epoch)
 
     def at(self, epoch: int) -> dict[str, Playbook]:
-        """Give the playbooks that were active at `epoch`, by name, in the order they first came."""
+        """Give the playbooks that were active at `epoch`, by name, in the order they first came.
+
+        One that is entered from another comes after it.
+        """
         if epoch > self.epoch:
             raise LookupError(f"epoch {epoch} is not loaded yet")
         if epoch not in self._at:
-            self._at[epoch] = {p.name: p for e, p in self._published if e <= epoch}
+            self._at[epoch] = in_order({p.name: p for e, p in self._published if e <= epoch})
         return self._at[epoch]
 
     def version(self, name: str, version: int) -> Playbook:
@@ -59,17 +66,19 @@ class Shelf:
     async def load(self, pool: Executor) -> None:
         """Read the versions published since the last call."""
         rows = await pool.fetch(
-            "SELECT epoch, name, version, source FROM stage.playbook_versions WHERE epoch > $1 "
+            "SELECT epoch, name, version, source, migrate FROM stage.playbook_versions WHERE epoch > $1 "
             "ORDER BY epoch",
             self.epoch,
         )
-        for row in rows:
-            file = f"{row['name']} version {row['version']}"
-            playbook = parse_playbook(row["source"], file)
-            versioned = replace(playbook, version=row["version"])
-            self._published.append((row["epoch"], versioned))
-            self._versions[row["name"], row["version"]] = versioned
-            self.epoch = row["epoch"]
+        for epoch, name, version, source, migrate in rows:
+            if epoch <= self.epoch:
+                continue  # another task was faster
+            playbook = parse_playbook(source, f"{name} version {version}")
+            before = self._versions.get((name, version - 1))
+            versioned = following(playbook, before, version, msgspec.json.decode(migrate))
+            self._published.append((epoch, versioned))
+            self._versions[name, version] = versioned
+            self.epoch = epoch
 
     async def publish_file(self, pool: asyncpg.Pool[Any], playbook: Playbook) -> int:
         """Publish a file at the start of a process, unless its text was published before.
@@ -143,6 +152,7 @@ class Shelf:
         async with pool.acquire() as connection, connection.transaction():
             await versions.lock(connection)
             await _expect(connection, playbook, expected)
+            await self._moves(connection, what)
             return await versions.schedule(
                 connection, str(uuid_utils.uuid7()), what, expected, activate_at
             )
@@ -161,9 +171,47 @@ class Shelf:
         async with pool.acquire() as connection, connection.transaction():
             return await versions.cancel(connection, id, author, now or datetime.now(UTC))
 
+    async def activate_due(self, pool: asyncpg.Pool[Any], now: datetime) -> Scheduled | None:
+        """Publish the first of what is due at the moment `now`; None: nothing is, or others have it in hand.
+
+        It is judged again. What cannot be published any more is refused, and says why; so is what was
+        scheduled on top of a version that is not the active one any more. All in one transaction: whenever
+        a process dies, it is published once.
+        """
+        async with pool.acquire() as connection, connection.transaction():
+            due = await versions.claim_due(connection, now)
+            if due is None:
+                return None
+            await versions.lock(connection)
+            try:
+                playbook = parse_playbook(due.source, due.name)
+                what = Publication(
+                    playbook, due.author, due.message, due.restores, due.diff, due.migrate,
+                    due.created_at,
+                )  # fmt: skip
+                await _expect(connection, playbook, due.base_version)
+                version = await self._add(connection, what)
+            except (SourceError, BatonError) as error:  # raised before anything was written
+                reason = error.reason if isinstance(error, BatonError) else str(error)
+                await versions.end(connection, due.id, "refused", now, reason=reason)
+                _log.warning("playbook.schedule_refused", playbook=due.name, id=due.id)
+            else:
+                await versions.end(connection, due.id, "activated", now, version=version.version)
+        await self.load(pool)
+        return due
+
+    async def _moves(self, connection: Connection, what: Publication) -> dict[str, str]:
+        """Give where the journeys of stages go on that `what` takes away; raises SourceError."""
+        await self.load(connection)
+        return succession(what.playbook, self.playbooks, given=what.migrate, restored=what.restores)
+
     async def _add(self, connection: Connection, what: Publication) -> Version:
         """Write the next version of a playbook; the caller holds the lock."""
-        version = await versions.insert(connection, what)
+        moved = await self._moves(connection, what)
+        before = self.playbooks.get(what.playbook.name)
+        version = await versions.insert(connection, replace(what, migrate=moved))
+        if moved or (before.enters if before is not None else None) != what.playbook.enters:
+            await versions.begin_sweep(connection, version)
         _log.info(
             "playbook.published", playbook=version.name, version=version.version,
             restores=version.restores,

@@ -202,11 +202,11 @@ class Simulation:
         self, events: Sequence[tuple[LeadEvent, int]]
     ) -> tuple[Mapping[str, Journey], list[Move], list[offers.Handed]]:
         if not self._rings:
-            whole = funnel.refold((e, self._playbooks[epoch]) for e, epoch in events)
+            whole = funnel.refold(events, self._playbooks.__getitem__)
             return whole.lead.journeys if whole.lead else {}, whole.moves, whole.handed
         newest = self._playbooks[max(self._playbooks)]
         story = Rehearsal(newest, self._hours)
-        for event, epoch in events:
+        for event, epoch in funnel.in_place(events):
             story.playbooks = self._playbooks[epoch]
             story.tell(event)
         story.wait_until(max(self._now, events[-1][0].time) if events else self._now)

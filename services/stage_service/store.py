@@ -297,7 +297,9 @@ noted AS (
   SELECT array_agg(id) FROM (SELECT id FROM led UNION SELECT key::uuid FROM written) AS changed
   WHERE EXISTS (SELECT FROM stage.snapshot_feed) HAVING count(*) > 0)
 """  # noqa: S608
-_COUNT = "SELECT (SELECT count(*) FROM claimed), (SELECT count(*) FROM inserted)"
+_COUNT = """SELECT (SELECT count(*) FROM claimed), (SELECT count(*) FROM inserted),
+  (SELECT max(epoch) FROM stage.playbook_versions)
+"""
 
 
 class Written(msgspec.Struct):
@@ -330,8 +332,9 @@ class Beside(NamedTuple):
 async def write(connection: Connection, w: Written, beside: Beside | None) -> bool:
     """Write `w`, and what is `beside` it, in one statement.
 
-    False when another transaction recorded one of the events or identities meanwhile; the caller rolls
-    back.
+    False when another transaction recorded one of the events or identities meanwhile, or published a
+    playbook: who waited for a lead's lock must not fold its next event under an older one than the event
+    before (docs/decisions/0025). The caller rolls back.
     """
     names = sorted(w.claims)
     leads = [(r, r.lead) for r in w.records if r.lead is not None]
@@ -356,7 +359,9 @@ async def write(connection: Connection, w: Written, beside: Beside | None) -> bo
         [as_json(t.fairness) for t in w.turns.values()],
         *(beside.values if beside else ()),
     )
-    return done is not None and (done[0], done[1]) == (len(w.claims), len(w.events))
+    return done is not None and (done[0], done[1], done[2] or 0) == (
+        len(w.claims), len(w.events), w.epoch
+    )  # fmt: skip
 
 
 def _event_key(pair: tuple[LeadEvent, str | None]) -> tuple[str, str]:

@@ -238,6 +238,53 @@ async def cancel(connection: Connection, id: str, by: str, now: datetime) -> Sch
     return _scheduled(rows[0])
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """A publication of which the leads after the id `after` still have to hear, in pass `number`."""
+
+    epoch: int
+    name: str
+    version: int
+    after: str | None
+    number: int
+
+
+async def begin_sweep(connection: Connection, version: Version) -> None:
+    """Note that leads have to hear of `version`."""
+    await connection.execute(
+        "INSERT INTO stage.playbook_sweeps (epoch, name, version) VALUES ($1, $2, $3)",
+        version.epoch, version.name, version.version,
+    )  # fmt: skip
+
+
+async def claim_sweep(connection: Connection) -> Sweep | None:
+    """Give the oldest sweep that is due and that nobody else has in hand, locked; None: there is none."""
+    row = await connection.fetchrow(
+        """SELECT epoch, name, version, after::text, pass FROM stage.playbook_sweeps
+           WHERE done_at IS NULL AND due_at <= clock_timestamp()
+           ORDER BY epoch LIMIT 1 FOR UPDATE SKIP LOCKED"""
+    )
+    return Sweep(*row) if row else None
+
+
+async def note_swept(connection: Connection, sweep: Sweep, after: str, leads: int) -> None:
+    """Write down that `leads` more heard, up to the id `after`."""
+    await connection.execute(
+        "UPDATE stage.playbook_sweeps SET after = $2, moved = moved + $3 WHERE epoch = $1",
+        sweep.epoch, after, leads,
+    )  # fmt: skip
+
+
+async def end_pass(connection: Connection, sweep: Sweep, again_in_s: float | None) -> None:
+    """End a pass: the next begins in `again_in_s` seconds; None: that was the last."""
+    await connection.execute(
+        """UPDATE stage.playbook_sweeps SET after = NULL, pass = pass + 1,
+             due_at = clock_timestamp() + make_interval(secs => coalesce($2, 0)),
+             done_at = CASE WHEN $2::float8 IS NULL THEN clock_timestamp() END WHERE epoch = $1""",
+        sweep.epoch, again_in_s,
+    )  # fmt: skip
+
+
 def _decoded(row: Mapping[str, Any]) -> dict[str, Any]:
     fields = dict(row)
     fields["diff"] = msgspec.json.decode(row["diff"]) if row["diff"] is not None else None

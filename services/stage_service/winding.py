@@ -70,6 +70,8 @@ class Winding:
         assert lead is not None  # noqa: S101
         journey, id = lead.journeys[name], journey_id(record.id, name)
         offer = journey.offer
+        if playbook is not None and _waits_for_its_name(playbook, journey.stage):
+            return  # it goes on with the lead's next event, and so do its clocks
         wants: dict[str, Wanted] = {}
         if playbook is not None:
             waiting = handoff_id(id, offer) if offer is not None and offer.is_open else None
@@ -81,8 +83,10 @@ class Winding:
                 offer,
                 waiting,
             )
-        for key, ticking in list(facts.clocks.items()):
-            want = wants.get(key)
+        for key, running in list(facts.clocks.items()):
+            want, ticking = wants.get(key), running
+            if want is not None and playbook is not None:
+                ticking = self._renamed(record, name, playbook, want, running)
             if want is None or _is_another(ticking, want, journey, key, void):
                 self._end(record, journey, ticking)
                 del facts.clocks[key]
@@ -153,7 +157,7 @@ class Winding:
         wishes = [AlertWish(role, PersonRef(p.id, p.name)) for p, _ in told]
         if not wishes and nobody and owner is None:
             wishes = [AlertWish(role, None)]
-        stage = playbook.stages.get(str(data["stage"]))
+        stage = playbook.stages.get(playbook.named(str(data["stage"])))
         rungs = ", ".join(dict.fromkeys(rung for _, rung in told))
         self._journal.publish(HANDOFFS_TOPIC, CLOCK_RANG, record.id, ClockRang(
             clock_id=ticking.id,
@@ -177,6 +181,17 @@ class Winding:
             alerts=wishes,
             offer=self._journal.offer_ref(record, playbook, ring.journey, ring.offer),
         ))  # fmt: skip
+
+    def _renamed(
+        self, record: Record, name: str, playbook: Playbook, want: Wanted, ticking: Ticking
+    ) -> Ticking:
+        """Give a clock that runs on where its stage has another name now."""
+        if ticking.stage == want.stage or playbook.named(ticking.stage) != want.stage:
+            return ticking
+        ticking = msgspec.structs.replace(ticking, stage=want.stage)
+        record.facts[name].clocks[want.plan.key] = ticking
+        self._run(record, name, want, ticking, None)
+        return ticking
 
     def _run(
         self,
@@ -208,6 +223,11 @@ class Winding:
             at = journey.entered_at
         row = self._clocks.pop(ticking.id, None)  # a row is written once a statement
         self._closings[ticking.id] = Closing(ticking.id, at, void, row.missed_at if row else None)
+
+
+def _waits_for_its_name(playbook: Playbook, stage: str) -> bool:
+    """Tell whether a journey in `stage` has not heard yet that it is called otherwise."""
+    return stage not in playbook.stages and playbook.named(stage) in playbook.stages
 
 
 def _is_another(

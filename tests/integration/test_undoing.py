@@ -9,7 +9,7 @@ import pytest
 
 from services.contracts.events import MERGED_BY_HAND, UNMERGED_BY_HAND
 from services.contracts.roster import Roster
-from services.stage_service.batch import Batch
+from services.stage_service.batch import Batch, RacedError
 from services.stage_service.errors import UnavailableError
 from services.stage_service.lane import new_id
 from services.stage_service.playbook import parse_playbook
@@ -227,7 +227,7 @@ async def test_owners_stick_through_a_chain_of_one_batch(it: Wired) -> None:
 
 
 async def test_a_playbook_published_while_a_merge_waited(it: Wired) -> None:
-    """What the other moved under a version that was not out yet when the merge was begun: it is known."""
+    """The other moved under a version that was not out when the merge was begun: it is begun again."""
     await it.lane.submit([said("lead.created", 0, email="a@b.example")])
     await it.lane.submit([said("lead.created", 1, external_ids={"crm": "7"})])
     behind = Shelf()  # of another process
@@ -251,8 +251,13 @@ async def test_a_playbook_published_while_a_merge_waited(it: Wired) -> None:
             [moved]
         )
         await faster.commit()
-        await merging
-        await slower.commit()
+        with pytest.raises(RacedError):
+            await merging
+        await slower.rollback()
+    async with it.pool.acquire() as there, there.transaction():
+        await Batch(there, behind, Roster(it.lane.team), START, new_id, it.lane.policy).apply(
+            [link]
+        )
     assert len(await live(it)) == 1
     assert await it.pool.fetchval("SELECT stage FROM stage.journeys") == "mql"
     await clean(it.url)
