@@ -70,13 +70,16 @@ class Diff(msgspec.Struct, frozen=True):
         }  # fmt: skip
 
 
-def diff(before: Playbook | None, after: Playbook) -> Diff:
-    """Compare two playbooks; without one `before`, `after` is new, and there is nothing to compare."""
+def diff(before: Playbook | None, after: Playbook, moved: Mapping[str, str] | None = None) -> Diff:
+    """Compare two playbooks; without one `before`, `after` is new, and there is nothing to compare.
+
+    `moved` says where the journeys of stages that are gone go on; None: as the file says.
+    """
     if before is None:
         return Diff(after.name, None, after.version, False, [])
     changes: list[Change] = []
     if before.digest != after.digest:
-        pair = Pair(before, after)
+        pair = Pair(before, after, moved)
         for compare in (
             _stages, _path, _entry, _gates, _responsible, rule_changes, score_changes, handoff_changes,
             clock_changes, _alerts, routing_changes, _roles, _attributes, _texts,

@@ -36,10 +36,12 @@ class Change(msgspec.Struct, frozen=True):
 class Pair:
     """Two playbooks beside each other; what is renamed by ``migrate:`` is known by its new name."""
 
-    def __init__(self, before: Playbook, after: Playbook) -> None:
+    def __init__(
+        self, before: Playbook, after: Playbook, moved: Mapping[str, str] | None = None
+    ) -> None:
         self.before = before
         self.after = after
-        self.migrate: Mapping[str, str] = getattr(after, "migrate", {})
+        self.migrate = after.migrate if moved is None else moved
         self.renamed = {
             old: new
             for old, new in self.migrate.items()
@@ -109,7 +111,7 @@ def stage_named(playbook: Playbook, key: str | None) -> str:
 
 def entry_told(playbook: Playbook) -> str:
     """Say what a journey through `playbook` begins with."""
-    entry = getattr(playbook, "enters", None)
+    entry = playbook.enters
     if entry is None:
         return "with a lead's first event"
     return f"when a journey of {entry.playbook} comes to {entry.stage}"

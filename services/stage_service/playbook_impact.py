@@ -24,6 +24,7 @@ from services.stage_service.journeys import Journey, Lead
 from services.stage_service.judging import Case, unmet
 from services.stage_service.playbook import Playbook, Rule, Stage
 from services.stage_service.playbook_diff_words import Pair, same_condition
+from services.stage_service.playbook_succession import following
 from services.stage_service.scoring import Scoring, scored
 
 _STRING = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"")
@@ -118,9 +119,17 @@ class Impact(msgspec.Struct):
 class ImpactTally:
     """Judges leads one by one and adds up. Holds numbers only: as much for a million leads as for one."""
 
-    def __init__(self, before: Playbook, after: Playbook, now: datetime) -> None:
+    def __init__(
+        self,
+        before: Playbook,
+        after: Playbook,
+        now: datetime,
+        moved: Mapping[str, str] | None = None,
+    ) -> None:
+        """Judge under `before`, a published version, and `after`; `moved` as in `diff`."""
+        self._pair = Pair(before, after, moved)
+        after = following(after, before, before.version + 1, self._pair.migrate)
         self._before, self._after, self._now = before, after, now
-        self._pair = Pair(before, after)
         self._found = Impact(now)
         self._gates = {
             old.key: (old, new, StageImpact(new.key))
@@ -149,19 +158,19 @@ class ImpactTally:
         mine = [(n, j) for n, j in lead.journeys.items() if j.playbook == self._before.name]
         for name, journey in mine:
             found.journeys += 1
-            if journey.stage not in self._after.stages:
-                to = self._pair.migrate.get(journey.stage)
-                gone = self._gone.setdefault(journey.stage, Gone(journey.stage, to))
-                gone.journeys += 1
-            stage = self._before.stages.get(journey.stage)
+            was, now = (_taken_over(p, journey) for p in (self._before, self._after))
+            if was.stage not in self._after.stages:
+                to = now.stage if now.stage in self._after.stages else None
+                self._gone.setdefault(was.stage, Gone(was.stage, to)).journeys += 1
+            stage = self._before.stages.get(was.stage)
             if stage is None or stage.kind != "open":
                 continue
             found.open += 1
-            self._gate(lead, journey)
-            self._next(lead, name, journey)
+            self._gate(lead, was)
+            self._next(lead, name, was, now)
             self._scores(lead)
             if (rule := brought_by.get(name)) in self._rules:
-                self._brought(lead, journey, str(rule))
+                self._brought(lead, was, now, str(rule))
 
     def result(self) -> Impact:
         """Give what was found, in the order of the file."""
@@ -198,31 +207,23 @@ class ImpactTally:
         for name in now:
             tally.missing[name] = tally.missing.get(name, 0) + 1
 
-    def _next(self, lead: Lead, name: str, journey: Journey) -> None:
-        carried = self._carried(journey)
-        was = _stage_after(self._before, lead, name, journey, self._now)
-        now = _stage_after(self._after, lead, name, carried, self._now)
-        if was != journey.stage:
-            self._move(journey.stage, was).before += 1
-        if now != carried.stage:
-            self._move(carried.stage, now).after += 1
-        if journey.held:
+    def _next(self, lead: Lead, name: str, was: Journey, now: Journey) -> None:
+        then, other = (
+            _stage_after(p, lead, name, j, self._now)
+            for p, j in ((self._before, was), (self._after, now))
+        )
+        if then != was.stage:
+            self._move(was.stage, then).before += 1
+        if other != now.stage:
+            self._move(now.stage, other).after += 1
+        if was.held:
             held = self._found.held
             held.journeys += 1
-            held.released_before += _lets_go(self._before, lead, journey)
-            held.released_after += _lets_go(self._after, lead, carried)
+            held.released_before += _lets_go(self._before, lead, was)
+            held.released_after += _lets_go(self._after, lead, now)
 
     def _move(self, from_: str, to: str) -> NextMove:
         return self._moves.setdefault((from_, to), NextMove(from_, to))
-
-    def _carried(self, journey: Journey) -> Journey:
-        """Give the journey as the new playbook takes it over: by ``migrate:`` where its stage is gone."""
-        stage = self._go_on(journey.stage)
-        held = [msgspec.structs.replace(h, to=self._go_on(h.to)) for h in journey.held]
-        return msgspec.structs.replace(journey, stage=stage, held=held)
-
-    def _go_on(self, stage: str) -> str:
-        return stage if stage in self._after.stages else self._pair.migrate.get(stage, stage)
 
     def _scores(self, lead: Lead) -> None:
         if not self._thresholds:
@@ -236,15 +237,15 @@ class ImpactTally:
             tally.gained += reached_after and not reached_before
             tally.lost += reached_before and not reached_after
 
-    def _brought(self, lead: Lead, journey: Journey, rule: str) -> None:
+    def _brought(self, lead: Lead, before: Journey, after: Journey, rule: str) -> None:
         old, new, tally = self._rules[rule]
-        if old.to != journey.stage:
+        if old.to != before.stage:
             return
         tally.brought += 1
         if tally.met_before is None or tally.met_after is None or tally.no_longer is None:
             return
-        was = self._case(self._before, lead).fires(old, journey) is not None
-        now = self._case(self._after, lead).fires(new, self._carried(journey)) is not None
+        was = self._case(self._before, lead).fires(old, before) is not None
+        now = self._case(self._after, lead).fires(new, after) is not None
         tally.met_before += was
         tally.met_after += now
         tally.no_longer += was and not now
@@ -261,6 +262,17 @@ class ImpactTally:
 def _event(at: datetime, deal: str = "main") -> LeadEvent:
     """Give an event that tells nothing, of a type that no rule names."""
     return LeadEvent("", "", "", at, at, None, (), deal, {}, {})
+
+
+def _taken_over(playbook: Playbook, journey: Journey) -> Journey:
+    """Give `journey` as `playbook` knows it: where its stage is gone or renamed, where it goes on."""
+    since = journey.version
+    return msgspec.structs.replace(
+        journey,
+        stage=playbook.current(journey.stage, since),
+        held=[msgspec.structs.replace(h, to=playbook.current(h.to, since)) for h in journey.held],
+        version=playbook.version,
+    )
 
 
 def _missing(stage: Stage, lead: Lead, journey: Journey) -> list[str]:

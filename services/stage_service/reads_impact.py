@@ -7,7 +7,7 @@ judging runs beside the event loop, in short pieces: requests go on meanwhile.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -35,10 +35,17 @@ WHERE j.lead_id = ANY($1::uuid[]) AND j.playbook = $2 AND j.stage = ANY($3) AND 
 
 
 async def impact_of(
-    pool: asyncpg.Pool[Any], before: Playbook, after: Playbook, now: datetime
+    pool: asyncpg.Pool[Any],
+    before: Playbook,
+    after: Playbook,
+    now: datetime,
+    moved: Mapping[str, str] | None = None,
 ) -> Impact:
-    """Give what `after` in the place of `before` means for the leads that are here now."""
-    tally = ImpactTally(before, after, now)
+    """Give what `after` in the place of `before`, a published version, means for the leads of now.
+
+    `moved` says where the journeys of stages that are gone go on; None: as the file says.
+    """
+    tally = ImpactTally(before, after, now, moved)
     async with (
         pool.acquire() as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def parsed(text: str) -> Playbook:
 async def impact_on(url: str, text: str, before: str = SALES) -> Impact:
     pool = await asyncpg.create_pool(url, min_size=1, max_size=2)
     try:
-        return await impact_of(pool, parsed(before), parsed(text), NOW)
+        return await impact_of(pool, replace(parsed(before), version=1), parsed(text), NOW)
     finally:
         await pool.close()
 
@@ -53,6 +54,7 @@ class Plain:
         self.signals = signals
 
     def of(self, stage: str) -> list[dict[str, Any]]:
+        """Those that stand in `stage`."""
         return [r for r in self.rows if r["stage"] == stage]
 
 
@@ -201,6 +203,30 @@ async def test_held_moves_that_a_weaker_gate_lets_go(database_url: str) -> None:
     assert stage.now_met == 0 or stage.journeys >= stage.now_met
 
 
+async def test_a_stage_that_is_gone(database_url: str) -> None:
+    """All that stand in it are counted, and a renamed stage keeps its gate and its next moves."""
+    await run_under(database_url, SALES, stories(100))
+    there = await plain(database_url)
+    renamed = (
+        SALES.replace("proposal]", "offer]")
+        .replace("proposal,", "offer,")
+        .replace("  proposal:\n", "  offer:\n")
+        .replace("to: proposal\n", "to: offer\n")
+        + "\nmigrate: {proposal: offer}\n"
+    )
+    found = await impact_on(database_url, renamed)
+    [gone] = found.gone
+    assert (gone.stage, gone.to, gone.journeys) == ("proposal", "offer", len(there.of("proposal")))
+    assert gone.journeys > 3
+    told = with_impact(diff(parsed(SALES), parsed(renamed)), found)
+    [change] = [c for c in told.changes if c.kind == "stage-renamed"]
+    assert change.impact == f"{gone.journeys} journeys stand in it."
+    # The name alone is another: no rule is told as changed.
+    assert len(told.changes) == 1
+    homeless = await impact_on(database_url, renamed.partition("\nmigrate")[0])
+    assert homeless.gone[0].to is None
+
+
 async def test_nothing_is_written_and_a_comment_changes_nothing(database_url: str) -> None:
     await run_under(database_url, SALES, stories(40))
     found = await impact_on(database_url, SALES + "\n# a word\n")
@@ -213,7 +239,7 @@ LEADS = int(os.environ.get("BATON_IMPACT_LEADS", "20000"))
 
 
 @pytest.mark.long
-async def test_a_million_leads_take_no_more_memory(database_url: str) -> None:
+async def test_a_million_leads_take_no_more_memory(database_url: str, record_property: Any) -> None:
     """BATON_IMPACT_LEADS=1000000 is its full size."""
     import resource
 
@@ -236,6 +262,6 @@ async def test_a_million_leads_take_no_more_memory(database_url: str) -> None:
     found = await impact_on(database_url, after)
     took_s = (datetime.now(UTC) - started).total_seconds()
     grown_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb) / 1024
-    print(f"{found.leads} leads in {took_s:.1f} s, {grown_mb:.0f} MB more")
+    record_property("measured", f"{found.leads} leads in {took_s:.1f} s, {grown_mb:.0f} MB more")
     assert found.leads == LEADS // 100 * 100 + 100
     assert grown_mb < 64

@@ -86,7 +86,8 @@ async def create_playbook(
     if active is not None:
         if attempt_of(request) is not None and active.digest == playbook.digest:
             # The attempt before published it and could not say so.
-    XX
+            version, _playbook = await publishing.version_of(it, active.name, active.version)
+            return _published(version)
         raise ConflictError(
             f"the playbook {playbook.name!r} is published already, as version {active.version}",
             field="name", value=playbook.name,
@@ -250,6 +251,6 @@ async def diff_versions(
     """Say what changed from one version of a playbook to another."""
     it = house(request)
     active = await publishing.known(it, name)
-    _, before = await publishing.version_of(it, name, version)
-    _, after = await publishing.version_of(it, name, to or active.version)
+    _row, before = await publishing.version_of(it, name, version)
+    _row, after = await publishing.version_of(it, name, to or active.version)
     return _json(diff_shown(diff(before, after), None))

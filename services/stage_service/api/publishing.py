@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from services.contracts.yaml_source import SourceError, nearest
+from services.contracts.yaml_source import Problem, SourceError, nearest
 from services.stage_service.api.access import House
 from services.stage_service.api.playbook_answers import problems_shown
 from services.stage_service.errors import (
@@ -26,6 +26,7 @@ from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.playbook_diff import Diff, diff
 from services.stage_service.playbook_impact import Impact
 from services.stage_service.playbook_people import strangers
+from services.stage_service.playbook_succession import succession
 from services.stage_service.reads_impact import impact_of
 from services.stage_service.versions import Scheduled, Version
 
@@ -110,9 +111,11 @@ async def checked(it: House, text: str) -> dict[str, Any]:
         own = {"level": "error", "line": 1, "column": 1, "message": error.reason,
                "remedy": error.remedy or ""}  # fmt: skip
         return {"valid": False, "name": None, "problems": error.extra.get("problems", [own])}
-    found = strangers(text, playbook.name, it.team)
+    await it.lane.look_at_playbooks()
+    wrong = unplaced(it, playbook)
+    found = problems_shown(strangers(text, playbook.name, it.team), "warning")
     return {
-        "valid": True, "name": playbook.name, "problems": problems_shown(found, "warning"),
+        "valid": not wrong, "name": playbook.name, "problems": [*problems_shown(wrong), *found],
     }  # fmt: skip
 
 
@@ -144,6 +147,15 @@ async def version_of(it: House, name: str, number: int) -> tuple[Version, Playbo
 async def compared(it: House, playbook: Playbook) -> Diff:
     """Give what publishing `playbook` would change."""
     return diff(await active_of(it, playbook.name), playbook)
+
+
+def unplaced(it: House, playbook: Playbook) -> list[Problem]:
+    """Give why `playbook` cannot follow the active version: homeless stages, an entry that leads nowhere."""
+    try:
+        succession(playbook, it.playbooks)
+    except SourceError as error:
+        return error.problems
+    return []
 
 
 async def impact_on(it: House, playbook: Playbook) -> Impact | None:
@@ -194,9 +206,10 @@ async def _publish(
     active: Playbook | None,
     restores: int | None,
 ) -> Version | Scheduled:
-    changes = diff(active, playbook).shown()
     shelf = it.lane.shelf
     try:
+        moved = succession(playbook, it.playbooks, given=wish.migrate, restored=restores)
+        changes = diff(active, playbook, moved).shown()
         if wish.activate_at is not None:
             return await shelf.schedule(
                 it.pool, playbook, author=wish.author, message=wish.message,
