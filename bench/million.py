@@ -170,7 +170,7 @@ async def check(url: str) -> None:
         )
         stored = await store.events_of_leads(connection, [r["id"] for r in rows])
         for row in rows:
-            lead = funnel.refold((event, active) for event, _ in stored[row["id"]]).lead
+            lead = funnel.refold(stored[row["id"]], lambda _: active).lead
             if (
                 lead != store.unpack_state(row["state"])
                 or lead is None

@@ -104,7 +104,7 @@ async def _refold(url: str) -> int:
             ids = [r["id"] for r in rows]
             for told in (await store.events_of_leads(connection, ids)).values():
                 events += len(told)
-                funnel.refold((event, active) for event, _ in told)
+                funnel.refold(told, lambda _: active)
             last = ids[-1]
     finally:
         await connection.close()

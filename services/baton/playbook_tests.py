@@ -44,12 +44,21 @@ def run_file(file: Path, playbook_file: Path | None = None) -> Run:
     Raises SourceError with every mistake of either, OSError when one cannot be read.
     """
     text = file.read_text(encoding="utf-8")
+    top = read_yaml(text, str(file)).mapping()
     if playbook_file is None:
-        named = read_yaml(text, str(file)).mapping().get("playbook")
+        named = top.get("playbook")
         playbook_file = file.parent / (named.text() if named is not None else f"../{file.name}")
-    playbook = parse_playbook(playbook_file.read_text(encoding="utf-8"), str(playbook_file))
+    playbook = _read(playbook_file)
+    others = top["beside"].texts() if "beside" in top else ()
+    beside = [
+        p for p in (_read(file.parent / other) for other in others) if p.name != playbook.name
+    ]
     cases = read_cases(text, str(file), playbook)
-    return Run(file, playbook, [run_case(case, playbook) for case in cases])
+    return Run(file, playbook, [run_case(case, playbook, beside) for case in cases])
+
+
+def _read(file: Path) -> Playbook:
+    return parse_playbook(file.read_text(encoding="utf-8"), str(file))
 
 
 def coverages(runs: Sequence[Run]) -> dict[str, Coverage]:

@@ -6,7 +6,7 @@ A case is a story of one lead: events and waiting, with what is expected at any 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -17,6 +17,7 @@ from services.contracts.problems import Defect
 from services.contracts.yaml_source import Node, SourceError, read_yaml
 from services.stage_service.clocks import steps_of
 from services.stage_service.playbook import Playbook
+from services.stage_service.playbook_succession import in_order
 from services.stage_service.rehearsal import Rehearsal
 
 START = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
@@ -87,7 +88,7 @@ class Outcome:
 def read_cases(text: str, file: str, playbook: Playbook) -> list[Case]:
     """Read the cases of the file named `file` (YAML). Raises SourceError with every mistake."""
     root = read_yaml(text, file)
-    top = root.mapping(("playbook", "cases"), ("cases",))
+    top = root.mapping(("playbook", "beside", "cases"), ("cases",))
     cases: list[Case] = []
     named: set[str] = set()
     for node in top["cases"].items() if "cases" in top else ():
@@ -228,9 +229,9 @@ def _plain(value: Any) -> Any:
     return value if value is None else str(value)
 
 
-def run_case(case: Case, playbook: Playbook) -> Outcome:
-    """Play `case` under `playbook`."""
-    rehearsal = Rehearsal({playbook.name: playbook})
+def run_case(case: Case, playbook: Playbook, beside: Sequence[Playbook] = ()) -> Outcome:
+    """Play `case` under `playbook`, with those `beside` it; what is expected and touched is `playbook`'s."""
+    rehearsal = Rehearsal(in_order({p.name: p for p in (*beside, playbook)}))
     failures: list[Failure] = []
     for step in case.steps:
         if step.event is not None:
@@ -239,13 +240,15 @@ def run_case(case: Case, playbook: Playbook) -> Outcome:
             rehearsal.wait_until(step.until)
         elif step.expect is not None:
             failures += _compared(step.expect, _seen(rehearsal, playbook, case.key))
-    entered = {m.to_stage for m in rehearsal.moves}
+    moves = [m for m in rehearsal.moves if m.playbook == playbook.name]
+    journeys = rehearsal.lead.journeys.values() if rehearsal.lead is not None else ()
+    begun = any(j.playbook == playbook.name for j in journeys)
     return Outcome(
         case,
         tuple(failures),
-        frozenset({playbook.first_stage, *entered} if rehearsal.lead is not None else ()),
-        frozenset(m.rule for m in rehearsal.moves if m.rule is not None),
-        frozenset(r.clock for r in rehearsal.rings),
+        frozenset({playbook.first_stage, *(m.to_stage for m in moves)} if begun else ()),
+        frozenset(m.rule for m in moves if m.rule is not None),
+        frozenset(r.clock for r in rehearsal.rings if r.playbook == playbook.name),
     )
 
 
@@ -267,7 +270,7 @@ def _seen(rehearsal: Rehearsal, playbook: Playbook, key: str) -> dict[str, Any]:
         "handoff": {"role": offer.role, "state": offer.state, "overdue": offer.overdue_at is not None}
         if offer is not None else None,
         "clocks": sorted(rehearsal.clocks_of(name, key)),
-        "rings": [f"{r.clock} {r.step} {r.to}" for r in rehearsal.rings],
+        "rings": [f"{r.clock} {r.step} {r.to}" for r in rehearsal.rings if r.playbook == name],
         "held": {h.to: h.missing for h in journey.held} if journey is not None else {},
         "score": {"fit": score.fit, "intent": score.intent, "total": score.total},
     }  # fmt: skip

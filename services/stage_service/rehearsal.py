@@ -26,6 +26,7 @@ RINGS_MAX = 10_000
 class Ringing(NamedTuple):
     """A step that fired: of which clock, what (``remind``, ``due``, ``escalate``), for whom, and when."""
 
+    playbook: str
     clock: str
     step: str
     to: str
@@ -138,7 +139,7 @@ class Rehearsal:
         journey = self.lead.journeys[name]
         steps = clocks.steps_of(want.plan)
         step = steps[ticking.step]
-        self.rings.append(Ringing(key, step.kind, step.to, moment))
+        self.rings.append(Ringing(journey.playbook, key, step.kind, step.to, moment))
         person = self._hours.get(want.role)
         after = clocks.struck(ticking, want.plan, ticking.step, ticking.since, person)
         self._running[name, key] = (want, after)

@@ -46,7 +46,7 @@ def event(type: str, minute: float = 0, *, id: str = "", source: str = "/t", dea
 
 
 def told(*events: LeadEvent, playbook: Playbook | None = None) -> tuple[Lead, list[Move]]:
-    whole = funnel.refold((e, {"sales": playbook or sales()}) for e in events)
+    whole = funnel.refold([(e, 1) for e in events], lambda _: {"sales": playbook or sales()})
     lead, moves = whole.lead, whole.moves
     assert lead is not None
     return lead, moves
@@ -204,12 +204,14 @@ def test_a_rule_that_cannot_be_evaluated_is_false_and_counted() -> None:
     text = (ROOT / "playbooks/sales.yaml").read_text()
     assert rule in text
     playbook = parse_playbook(text.replace("score.total >= 60", "lead.budget > 100.0"), "x")
-    whole = funnel.refold([(event("lead.created", 0), {"sales": playbook})])
+    whole = funnel.refold([(event("lead.created", 0), 1)], lambda _: {"sales": playbook})
     moves, unevaluated = whole.moves, whole.unevaluated
     assert moves == []
     assert unevaluated == [("score-reached", "lead.budget")]
     for budget in ("a lot", True, [1], {"a": 1}, 10**30, "NaN"):
-        whole = funnel.refold([(event("lead.created", 0, budget=budget), {"sales": playbook})])
+        whole = funnel.refold(
+            [(event("lead.created", 0, budget=budget), 1)], lambda _: {"sales": playbook}
+        )
         assert whole.moves == [], budget
 
 
@@ -260,14 +262,16 @@ def test_arrival_order_does_not_matter(events: list[LeadEvent], chance: random.R
     shuffled = list(events)
     chance.shuffle(shuffled)
     books = {"sales": sales()}
-    assert funnel.refold((e, books) for e in events) == funnel.refold((e, books) for e in shuffled)
+    assert funnel.refold([(e, 1) for e in events], lambda _: books) == funnel.refold(
+        [(e, 1) for e in shuffled], lambda _: books
+    )
 
 
 @settings(max_examples=examples(300), deadline=None)
 @given(EVENTS)
 def test_the_history_is_a_chain(events: list[LeadEvent]) -> None:
     """I3: each move starts where the one before it ended; the state is where the last one ended."""
-    whole = funnel.refold((e, {"sales": sales()}) for e in events)
+    whole = funnel.refold([(e, 1) for e in events], lambda _: {"sales": sales()})
     lead, moves = whole.lead, whole.moves
     if lead is None:
         assert not events
@@ -290,7 +294,7 @@ def test_the_history_is_a_chain(events: list[LeadEvent]) -> None:
 @given(EVENTS)
 def test_every_move_can_say_why(events: list[LeadEvent]) -> None:
     """I9: event, rule, sentence and playbook version stand in each move."""
-    moves = funnel.refold((e, {"sales": sales()}) for e in events).moves
+    moves = funnel.refold([(e, 1) for e in events], lambda _: {"sales": sales()}).moves
     rules = {r.key for r in sales().rules}
     for move in moves:
         assert move.rule in rules
