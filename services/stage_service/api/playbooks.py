@@ -253,4 +253,5 @@ async def diff_versions(
     active = await publishing.known(it, name)
     _row, before = await publishing.version_of(it, name, version)
     _row, after = await publishing.version_of(it, name, to or active.version)
-    return _json(diff_shown(diff(before, after), None))
+    back = publishing.gone_on(it, after, after.version) if version == active.version else None
+    return _json(diff_shown(diff(before, after, back), None))

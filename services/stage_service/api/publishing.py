@@ -149,6 +149,14 @@ async def compared(it: House, playbook: Playbook) -> Diff:
     return diff(await active_of(it, playbook.name), playbook)
 
 
+def gone_on(it: House, playbook: Playbook, restored: int) -> Mapping[str, str] | None:
+    """Give where journeys of stages that are gone would go on by a roll back; None where nothing says it."""
+    try:
+        return succession(playbook, it.playbooks, restored=restored)
+    except SourceError:
+        return None
+
+
 def unplaced(it: House, playbook: Playbook) -> list[Problem]:
     """Give why `playbook` cannot follow the active version: homeless stages, an entry that leads nowhere."""
     try:
