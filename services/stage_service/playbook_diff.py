@@ -59,7 +59,8 @@ class Diff(msgspec.Struct, frozen=True):
         moving = sum(change.moves for change in self.changes)
         if not moving:
             return f"{told}; no journey goes another way, only what people see differs."
-        return f"{told}; {moving} can change where journeys go."
+        which = "it" if count == 1 else "all" if moving == count else f"{moving} of them"
+        return f"{told}; {which} can change where journeys go."
 
     def shown(self) -> dict[str, Any]:
         """Give the diff as JSON has it, with its summary."""

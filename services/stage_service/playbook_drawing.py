@@ -84,7 +84,7 @@ def svg(playbook: Playbook) -> str:
     step = width / (len(exits) + 1)
     at |= {s.key: (round(step * (i + 1) - _BOX_W / 2), _EXIT_Y) for i, s in enumerate(exits)}
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {_EXIT_Y + 100}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {_EXIT_Y + 132}" '
         f'font-family="system-ui, sans-serif" role="img" aria-label="{escape(playbook.title)}">',
         '<defs><marker id="a" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" '
         'orient="auto"><path d="M0 0L8 4L0 8z" fill="#6b7280"/></marker></defs>',
@@ -127,12 +127,13 @@ def _box(playbook: Playbook, stage: Stage, x: int, y: int) -> str:
         f"{'answer' if p.since == 'offered' else p.title} {length_told(p.within_s)}" for p in plans
     )
     waits = waits if len(waits) < 36 else waits[:34] + "…"
+    title = stage.title if len(stage.title) < 32 else f"{stage.title[:30]}…"
+    squeezed = f' textLength="{_BOX_W - 24}" lengthAdjust="spacingAndGlyphs"' if len(title) > 25 else ""
     told = [f"{p.title}: {'; '.join((deadline_of(p), *steps_told(p)))}" for p in plans]
     return (
         f'<g><rect x="{x}" y="{y}" width="{_BOX_W}" height="{_BOX_H}" rx="8" fill="#fff" '
         f'stroke="{color}" stroke-width="2"/>'
-        f'<text x="{x + 12}" y="{y + 27}" font-size="13" font-weight="600">'
-        f"{escape(stage.title if len(stage.title) < 32 else stage.title[:30] + '…')}</text>"
+        f'<text x="{x + 12}" y="{y + 27}" font-size="13" font-weight="600"{squeezed}>{escape(title)}</text>'
         f'<text x="{x + 12}" y="{y + 48}" font-size="12" fill="{color}">{escape(stage.key)} · '
         f"{escape(', '.join(stage.responsible))}</text>"
         f'<text x="{x + 12}" y="{y + 68}" font-size="11" fill="#6b7280">{escape(waits)}</text>'

@@ -35,7 +35,7 @@ async def test_a_playbook_is_compared_published_and_rolled_back(
         code, said = await baton(stage, "playbook", "diff", easier)
         assert code == 0, said
         flat = " ".join(said.split())
-        assert "1 change; 1 can change where journeys go." in flat
+        assert "1 change; it can change where journeys go." in flat
         assert (
             f"score-reached fires when score.total >= 20 now (before: score.total >= 60). line {LINE}"
             in flat

@@ -18,7 +18,10 @@ pytestmark = [pytest.mark.browser, pytest.mark.long]
 
 PICTURES = os.environ.get("BATON_PICTURES")
 """A directory for pictures of the page, to be looked at."""
-GATED = ("    responsible: [lead_agent]\n    alerts", "    responsible: [lead_agent]\n    gate: {require: [lead.phone]}\n    alerts")  # fmt: skip
+GATED = (
+    "    responsible: [lead_agent]\n    alerts",
+    "    responsible: [lead_agent]\n    gate: {require: [lead.phone]}\n    alerts",
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,7 @@ def test_a_text_is_tried_published_scheduled_and_rolled_back(running: Running, p
     expect(tried).to_contain_text("Lead Qualification (mql) now needs the lead's phone")
     expect(tried).to_contain_text("3 open journeys no longer qualify, of 3 in mql.")
     picture(page, "playbook-tried")
-    page.get_by_label("Why").first.fill("We call first")
+    page.get_by_label("Why", exact=True).first.fill("We call first")
     page.get_by_role("button", name="Publish on top of version 1").click()
     expect(page.get_by_role("heading", name="Sales playbook version 2")).to_be_visible()
     newest = page.locator(".versions > li").first
@@ -113,7 +116,7 @@ def test_a_text_is_tried_published_scheduled_and_rolled_back(running: Running, p
 
     first = page.locator(".versions > li").last
     first.get_by_text("Back to version 1").click()
-    first.get_by_label("Why").fill("Too strict")
+    first.get_by_label("Why", exact=True).fill("Too strict")
     first.get_by_role("button", name="Publish version 1 again").click()
     expect(page.get_by_role("heading", name="Sales playbook version 4")).to_be_visible()
     expect(page.locator(".versions > li").first).to_contain_text("the text of version 1")
