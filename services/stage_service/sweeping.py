@@ -61,11 +61,14 @@ class Sweeper:
         now: Callable[[], datetime],
         *,
         again_s: float = AGAIN_S,
+        leads_a_time: int = LEADS_A_TIME,
+        events_a_batch: int = EVENTS_A_BATCH,
     ) -> None:
         self._pool = pool
         self._lane = lane
         self._now = now
         self._again_s = again_s
+        self._leads_a_time, self._events_a_batch = leads_a_time, events_a_batch
         self.round = Round("sweeper", self.run_some, EVERY_S)
 
     async def run_some(self) -> bool:
@@ -88,8 +91,8 @@ class Sweeper:
                     number=sweep.number, done=is_last,
                 )  # fmt: skip
                 return True
-            for start in range(0, len(events), EVENTS_A_BATCH):
-                await self._lane.submit(events[start : start + EVENTS_A_BATCH])
+            for start in range(0, len(events), self._events_a_batch):
+                await self._lane.submit(events[start : start + self._events_a_batch])
             await versions.note_swept(connection, sweep, events[-1].identities[0][1], len(events))
         return True
 
@@ -98,14 +101,19 @@ class Sweeper:
         playbook = self._lane.playbooks[sweep.name]
         gone = [(stage, v) for v, moved in playbook.renames for stage in moved]
         rows = await connection.fetch(
-            _GONE, sweep.name, sweep.after, [s for s, _ in gone], [v for _, v in gone], LEADS_A_TIME
+            _GONE,
+            sweep.name,
+            sweep.after,
+            [s for s, _ in gone],
+            [v for _, v in gone],
+            self._leads_a_time,
         )
         rows += await self._entering(connection, sweep, playbook)
         rows.sort(key=lambda r: r["lead_id"])
         if (
-            len(rows) > LEADS_A_TIME
+            len(rows) > self._leads_a_time
         ):  # two lists: what lies past the end of the shorter comes next time
-            last = rows[LEADS_A_TIME - 1]["lead_id"]
+            last = rows[self._leads_a_time - 1]["lead_id"]
             rows = [r for r in rows if r["lead_id"] <= last]
         now = self._now()
         return [_event(sweep, r["lead_id"], r["key"], r["last"], now) for r in rows]
@@ -123,7 +131,7 @@ class Sweeper:
             other.named(enters.stage),
             sweep.after,
             sweep.name,
-            LEADS_A_TIME,
+            self._leads_a_time,
         )
 
 

@@ -83,11 +83,13 @@ class Winding:
                 offer,
                 waiting,
             )
-        for key, running in list(facts.clocks.items()):
-            want, ticking = wants.get(key), running
-            if want is not None and playbook is not None:
-                ticking = self._renamed(record, name, playbook, want, running)
-            if want is None or _is_another(ticking, want, journey, key, void):
+        for key, ticking in list(facts.clocks.items()):
+            want = wants.get(key)
+            if (
+                want is None
+                or playbook is None
+                or _is_another(playbook, ticking, want, journey, key, void)
+            ):
                 self._end(record, journey, ticking)
                 del facts.clocks[key]
         for key, want in wants.items():
@@ -182,17 +184,6 @@ class Winding:
             offer=self._journal.offer_ref(record, playbook, ring.journey, ring.offer),
         ))  # fmt: skip
 
-    def _renamed(
-        self, record: Record, name: str, playbook: Playbook, want: Wanted, ticking: Ticking
-    ) -> Ticking:
-        """Give a clock that runs on where its stage has another name now."""
-        if ticking.stage == want.stage or playbook.named(ticking.stage) != want.stage:
-            return ticking
-        ticking = msgspec.structs.replace(ticking, stage=want.stage)
-        record.facts[name].clocks[want.plan.key] = ticking
-        self._run(record, name, want, ticking, None)
-        return ticking
-
     def _run(
         self,
         record: Record,
@@ -231,18 +222,28 @@ def _waits_for_its_name(playbook: Playbook, stage: str) -> bool:
 
 
 def _is_another(
-    ticking: Ticking, want: Wanted, journey: Journey, key: str, void: Sequence[LeadEvent]
+    playbook: Playbook,
+    ticking: Ticking,
+    want: Wanted,
+    journey: Journey,
+    key: str,
+    void: Sequence[LeadEvent],
 ) -> bool:
-    """Tell whether the clock wanted is not the one that runs, but has another start."""
+    """Tell whether the clock wanted is not the one that runs, but has another start.
+
+    One that was wound when its stage had another name runs on, and keeps that name: so what it fires stands
+    under the version of then and of now.
+    """
+    same_stage = playbook.named(ticking.stage) == playbook.named(want.stage)
     if want.kind != "activity":
-        return (ticking.stage, ticking.since, ticking.handoff_id) != (
-            want.stage, want.since, want.handoff_id
+        return not same_stage or (ticking.since, ticking.handoff_id) != (
+            want.since, want.handoff_id
         )  # fmt: skip
     # One that has not fired yet is moved when it comes due: not at each event.
     fired = ticking.step > 0 or any(e.data.get("clock") == key for e in void)
     # An earlier start is another history, told late: what runs would meet nothing when it comes due.
     return (
-        ticking.stage != want.stage
+        not same_stage
         or ticking.since < journey.entered_at
         or want.since < ticking.since
         or (fired and want.since > ticking.since)

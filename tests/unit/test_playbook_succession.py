@@ -109,7 +109,7 @@ def test_it_is_told_at_migrate_where_there_is_one() -> None:
     ],
 )
 def test_mistakes_in_migrate_have_line_and_remedy(migrate: str, told: str) -> None:
-    with pytest.raises(SourceError, match="sales.yaml:") as refused:
+    with pytest.raises(SourceError, match=r"sales\.yaml:") as refused:
         parsed(text("new, calls, won", f"migrate: {migrate}\n"))
     assert told in str(refused.value)
     assert refused.value.problems[0].line == OLD.count("\n") + 1
