@@ -128,7 +128,9 @@ def _box(playbook: Playbook, stage: Stage, x: int, y: int) -> str:
     )
     waits = waits if len(waits) < 36 else waits[:34] + "…"
     title = stage.title if len(stage.title) < 32 else f"{stage.title[:30]}…"
-    squeezed = f' textLength="{_BOX_W - 24}" lengthAdjust="spacingAndGlyphs"' if len(title) > 25 else ""
+    squeezed = (
+        f' textLength="{_BOX_W - 24}" lengthAdjust="spacingAndGlyphs"' if len(title) > 25 else ""
+    )
     told = [f"{p.title}: {'; '.join((deadline_of(p), *steps_told(p)))}" for p in plans]
     return (
         f'<g><rect x="{x}" y="{y}" width="{_BOX_W}" height="{_BOX_H}" rx="8" fill="#fff" '
