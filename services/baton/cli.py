@@ -15,6 +15,7 @@ from services.baton import (
     cli_handoffs,
     cli_kafka,
     cli_people,
+    cli_playbooks,
     cli_quarantine,
     cli_sources,
     cli_subscriptions,
@@ -37,7 +38,7 @@ app = typer.Typer(
     help="Carries a sales lead from hand to hand: events in, stage transitions out, the right person told.",
 )  # fmt: skip
 keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
-playbook = typer.Typer(no_args_is_help=True, help="Playbooks: validate, test, simulate, show.")
+playbook = typer.Typer(no_args_is_help=True, help="Playbooks: check, try, publish, roll back.")
 events = typer.Typer(no_args_is_help=True, help="Lead events: send.")
 leads = typer.Typer(no_args_is_help=True, help="Leads: merge, unmerge, publish again.")
 dead_letters = typer.Typer(no_args_is_help=True, help="What could not be delivered: list, retry.")
@@ -46,6 +47,7 @@ for name, group in (
     ("dead-letters", dead_letters)
 ):  # fmt: skip
     app.add_typer(group, name=name)
+playbook.add_typer(cli_playbooks.app)
 app.add_typer(cli_sources.app, name="sources")
 app.add_typer(cli_connectors.app, name="connectors")
 app.add_typer(cli_quarantine.app, name="quarantine")

@@ -83,6 +83,7 @@ _SAID = {
     413: "The body is over a limit",
     415: "Not a type that is taken here",
     422: "The request is not valid; `field` names what, `remedy` says what to do",
+    428: "The request must say which version it changes (If-Match)",
     429: "Over the key's rate; again after Retry-After",
     503: "Send it again after Retry-After",
 }

@@ -46,6 +46,7 @@ from services.stage_service.api import (
     subscriptions,
 )
 from services.stage_service.api import people as people_api
+from services.stage_service.api import playbooks as playbooks_api
 from services.stage_service.api.access import House, answer_problems, problem_response
 from services.stage_service.api.descriptions import descriptions_router
 from services.stage_service.api.events import ONLY_POST, OPENAPI, PATH, EventsEndpoint
@@ -144,6 +145,7 @@ def create_app(settings: StageSettings, *, now: Callable[[], datetime] = utc_now
     app.include_router(assign.router)
     app.include_router(handoffs.router)
     app.include_router(people_api.router)
+    app.include_router(playbooks_api.router)
     app.include_router(subscriptions.router)
     app.include_router(subscription_secrets.router)
     app.include_router(deliveries.router)

@@ -66,6 +66,16 @@ class Condition:
         self._remembers = remembers
         self._verdicts: dict[tuple[Any, ...], Verdict] = {}
 
+    @property
+    def parsed(self) -> bytes:
+        """Give what CEL parsed: the same for texts that differ in white space, quotes, brackets or comments.
+
+        It is the expression in CEL's own form (``cel.expr.CheckedExpr``, field 4), without the places in the
+        text. Clauses in another order are another expression, though they may mean the same.
+        """
+        checked = _fields(self._expression.serialize())[2]  # of google.protobuf.Any: the value
+        return _fields(checked)[4]
+
     def evaluate(self, values: Mapping[str, Any]) -> Verdict:
         """Evaluate with `values` by variable name; None or absent means not known. Never raises.
 
@@ -94,6 +104,32 @@ class Condition:
             return Verdict(result, None)
         missing = _MISSING.search(str(result))
         return Verdict(False, missing[1] if missing else str(result)[:200])
+
+
+def _fields(message: bytes) -> dict[int, bytes]:
+    """Give the fields of a protobuf `message` by number, the last of each; all are length-delimited."""
+    found: dict[int, bytes] = {}
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        number = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            number |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return number
+            shift += 7
+
+    while at < len(message):
+        field, wire_type = divmod(varint(), 8)
+        if wire_type != 2:
+            raise ValueError(f"field {field} of a compiled condition has wire type {wire_type}")
+        size = varint()
+        found[field] = message[at : at + size]
+        at += size
+    return found
 
 
 class Conditions:

@@ -18,10 +18,23 @@ from services.contracts.problems import (
 )
 
 __all__ = [
-    "ConflictError", "CursorAheadError", "GateUnmetError", "GoneError", "InvalidRequestError",
-    "NotAllowedError", "NotAuthenticatedError", "NotFoundError", "OverloadedError",
-    "PlaybookChangedError", "PlaybookUnchangedError", "TooLargeError", "TooManyStreamsError",
-    "UnavailableError", "refusal",
+    "ConflictError",
+    "CursorAheadError",
+    "GateUnmetError",
+    "GoneError",
+    "InvalidRequestError",
+    "NotAllowedError",
+    "NotAuthenticatedError",
+    "NotFoundError",
+    "NotYamlError",
+    "OverloadedError",
+    "PlaybookChangedError",
+    "PlaybookUnchangedError",
+    "PreconditionRequiredError",
+    "TooLargeError",
+    "TooManyStreamsError",
+    "UnavailableError",
+    "refusal",
 ]  # fmt: skip
 
 
@@ -38,6 +51,18 @@ class GateUnmetError(ConflictError):
     """The stage's gate is not met."""
 
     code = "gate-unmet"
+
+
+class PreconditionRequiredError(BatonError):
+    """The request must say which version it changes."""
+
+    code = "precondition-required"
+
+
+class NotYamlError(BatonError):
+    """The body is not of a type that is taken here."""
+
+    code = "unsupported-media-type"
 
 
 class GoneError(BatonError):

@@ -7,11 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from services.baton.playbooks import deadline_of, mermaid, plans_of, problems_of, steps_told, svg
+from services.baton.playbooks import problems_of
 from services.contracts.team import parse_team
 from services.contracts.yaml_source import SourceError
 from services.stage_service.conditions import Conditions
 from services.stage_service.playbook import Playbook, coerce, parse_playbook
+from services.stage_service.playbook_drawing import (
+    deadline_of,
+    mermaid,
+    plans_of,
+    steps_told,
+    svg,
+)
 
 ROOT = Path(__file__).parents[2]
 SALES = (ROOT / "playbooks/sales.yaml").read_text()

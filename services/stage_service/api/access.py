@@ -28,9 +28,11 @@ from services.stage_service.errors import (
     CursorAheadError,
     GateUnmetError,
     GoneError,
+    NotYamlError,
     OverloadedError,
     PlaybookChangedError,
     PlaybookUnchangedError,
+    PreconditionRequiredError,
     TooLargeError,
     TooManyStreamsError,
 )
@@ -51,6 +53,8 @@ STATUS: dict[type[BatonError], int] = problems.STATUS | {
     GoneError: 410,
     PlaybookChangedError: 412,
     TooLargeError: 413,
+    NotYamlError: 415,
+    PreconditionRequiredError: 428,
     TooManyStreamsError: 429,
     OverloadedError: 503,
 }
@@ -75,6 +79,8 @@ class House:
     """Whether people are changed in the roster's file only."""
     terms: Terms = field(default_factory=lambda: Terms(Cipher(()), Allowed(), https_only=True))
     """What the operator set for subscriptions."""
+    judging: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while all leads are judged under another playbook: one after another, beside the events."""
     answer_links: Links | None = None
     """Reads the links by which handoffs are answered; None: there are none."""
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from services.contracts.leads import LeadNow, WholeLead
 from services.contracts.openapi import Answer, complete
+from services.stage_service.api import playbook_answers as answers
 from services.stage_service.api import shapes
 from services.stage_service.api.segment import CALLS
 
@@ -24,7 +25,7 @@ TAGS = {
     "subscriptions": "Published events out, as signed webhooks.",
     "funnel": "The funnel in numbers.",
     "handoffs": "Leads handed from role to role, and the answers.",
-    "playbooks": "The active playbooks.",
+    "playbooks": "Playbooks: check, compare, publish, schedule, roll back.",
     "people": "The roster, and who changed what.",
     "quarantine": "Deliveries that could not be mapped.",
     "operations": "For the platform.",
@@ -38,6 +39,9 @@ _CALL: dict[str, Any] = {
     "context": {"traits": {"email": "ada@example.com"}}, "timestamp": "2026-11-24T07:04:05Z",
 }  # fmt: skip
 _PERSON_PROBLEMS = (404, 409, 412)
+
+_SCHEDULED = ((202, "It is to be published then", answers.ScheduledShown),)
+_AS_IT_WAS = ((304, "It has the ETag of If-None-Match", None),)
 
 ANSWERS: dict[str, Answer] = {
     "livez": Answer(shapes.Status),
@@ -98,6 +102,24 @@ ANSWERS: dict[str, Answer] = {
     ),
     "leave_person": Answer(shapes.Left, problems=(409,), sent={"to": "elena"}),
     "list_audit": Answer(shapes.AuditEntry, many=True),
+    "create_playbook": Answer(
+        answers.VersionShown, status=201, problems=(409, 412, 415), also=_SCHEDULED
+    ),
+    "get_playbook": Answer(answers.WholePlaybook, also=_AS_IT_WAS),
+    "publish_playbook": Answer(
+        answers.VersionShown, problems=(409, 412, 415, 428), also=_SCHEDULED
+    ),
+    "roll_playbook_back": Answer(
+        answers.VersionShown, problems=(409, 412, 428), also=_SCHEDULED,
+        sent={"version": 1, "message": "The new threshold brought too many"},
+    ),
+    "validate_playbook": Answer(answers.Checked, problems=(415,)),
+    "diff_playbook": Answer(answers.DiffWithImpact, problems=(415,)),
+    "list_playbook_versions": Answer(answers.VersionShown, many=True),
+    "get_playbook_version": Answer(answers.WholePlaybook, also=_AS_IT_WAS),
+    "diff_playbook_versions": Answer(answers.DiffWithImpact),
+    "list_scheduled_playbooks": Answer(answers.ScheduledShown, many=True),
+    "cancel_scheduled_playbook": Answer(answers.ScheduledShown, problems=(409,)),
     "list_quarantine": Answer(shapes.Quarantined, many=True),
     "get_quarantined": Answer(shapes.WholeQuarantined),
     "replay_quarantine": Answer(

@@ -326,23 +326,3 @@ async def get_durations(
             until=moment_in_utc(until, "to"),
         )
     )
-
-
-@router.get("/v1/playbooks", tags=["playbooks"], operation_id="list_playbooks")
-async def list_playbooks(request: Request) -> Response:
-    """List the active playbooks with their stages."""
-    items = [
-        {
-            "name": p.name, "title": p.title, "version": p.version, "digest": p.digest,
-            "path": p.path,
-            "stages": [
-                {"key": s.key, "title": s.title, "band": s.band, "kind": s.kind, "focus": s.focus,
-                 "goal": s.goal, "responsible": s.responsible, "alerts": s.alerts,
-                 "guidance": s.guidance, "next_steps": s.next_steps,
-                 "gate": {"require": s.gate.require, "reason": s.gate.reason}}
-                for s in p.stages.values()
-            ],
-        }
-        for p in house(request).playbooks.values()
-    ]  # fmt: skip
-    return _json({"items": items, "next_cursor": None})

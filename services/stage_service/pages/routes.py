@@ -34,6 +34,7 @@ from services.stage_service.pages import (
     answer_pages,
     handoff_pages,
     people_view,
+    playbook_pages,
     quarantine_pages,
     session,
     subscription_pages,
@@ -77,7 +78,7 @@ def pages_router() -> APIRouter:
     whole.include_router(session.router)
     counted = [Depends(handoff_pages.count_for_menu)]
     for each in (
-        router, handoff_pages.router, quarantine_pages.router, people_view.router,
+        router, handoff_pages.router, quarantine_pages.router, people_view.router, playbook_pages.router,
         subscription_pages.router,
     ):  # fmt: skip
         whole.include_router(each, dependencies=counted)

@@ -1,0 +1,179 @@
+"""What the routes of playbooks answer: shapes for the OpenAPI document, and how they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from services.contracts.leads import Id, Moment
+from services.contracts.yaml_source import Problem
+from services.stage_service.api.shapes import PlaybookStage, Stage
+from services.stage_service.playbook import Playbook
+from services.stage_service.playbook_diff import Change, Diff
+from services.stage_service.playbook_diff_words import condition_told
+from services.stage_service.playbook_impact import Impact
+from services.stage_service.playbook_impact_words import impact_lines, with_impact
+from services.stage_service.versions import Scheduled, Version
+
+Name = Annotated[str, msgspec.Meta(examples=["sales"])]
+Number = Annotated[int, msgspec.Meta(ge=1, examples=[3])]
+
+
+class DiffShown(msgspec.Struct):
+    """What differs: `summary` in a sentence, each change in one of its own."""
+
+    playbook: Name
+    before_version: int | None
+    after_version: int
+    summary: str
+    moves: Annotated[
+        bool, msgspec.Meta(description="whether a change can change where journeys go")
+    ]
+    same_text: bool
+    changes: list[Change]
+
+
+class DiffWithImpact(DiffShown):
+    """What differs, and what it means for the journeys of now, where that was asked for."""
+
+    impact: Impact | None
+    impact_lines: list[str]
+    simulate: Annotated[str, msgspec.Meta(description="the command that folds history under it")]
+
+
+class RuleShown(msgspec.Struct, rename={"from_": "from"}):
+    """A rule as the playbook has it."""
+
+    key: str
+    from_: list[Stage]
+    to: Stage
+    on: list[str] | None
+    when: str | None
+    because: str
+    back: bool
+
+
+class VersionShown(msgspec.Struct):
+    """A published version; it never changes. `author` null: a file at the start of a process."""
+
+    name: Name
+    version: Number
+    digest: str
+    author: str | None
+    message: str | None
+    diff: DiffShown | None
+    published_at: Moment
+    activated_at: Moment
+    restores: Annotated[
+        int | None, msgspec.Meta(description="the older version whose text it brings back")
+    ]
+    migrate: dict[str, str]
+    active: bool
+
+
+class WholePlaybook(VersionShown):
+    """A version with what it says. `source` is the file, `stages` and `rules` what Baton reads in it."""
+
+    title: str
+    path: list[Stage]
+    stages: list[PlaybookStage]
+    rules: list[RuleShown]
+    source: str
+
+
+class ScheduledShown(msgspec.Struct):
+    """A publication that is to happen, or what became of it."""
+
+    id: Id
+    name: Name
+    digest: str
+    author: str
+    message: str
+    diff: DiffShown | None
+    migrate: dict[str, str]
+    restores: int | None
+    base_version: Annotated[
+        int | None, msgspec.Meta(description="the version that must be active then; null: any")
+    ]
+    activate_at: Moment
+    state: Literal["waiting", "activated", "cancelled", "refused"]
+    reason: str | None
+    version: int | None
+    created_at: Moment
+    ended_at: Moment | None
+    ended_by: str | None
+    source: str
+
+
+class ProblemShown(msgspec.Struct):
+    """A mistake, or a warning, with its place in the file (from 1) and what to do."""
+
+    level: Literal["error", "warning"]
+    line: int
+    column: int
+    message: str
+    remedy: str
+
+
+class Checked(msgspec.Struct):
+    """Whether the text is a playbook that can be published; warnings do not hinder."""
+
+    valid: bool
+    name: str | None
+    problems: list[ProblemShown]
+
+
+def problems_shown(problems: list[Problem], level: Literal["error", "warning"] = "error") -> Any:
+    """Give problems of a file as they are answered."""
+    shown = [ProblemShown(level, p.line, p.column, p.message, p.remedy) for p in problems]
+    return msgspec.to_builtins(shown)
+
+
+def version_shown(version: Version, *, active: bool) -> dict[str, Any]:
+    """Give a version without its text."""
+    names = VersionShown.__struct_fields__
+    return {n: getattr(version, n) for n in names if n != "active"} | {"active": active}
+
+
+def whole_shown(version: Version, playbook: Playbook, *, active: bool) -> dict[str, Any]:
+    """Give a version with what it says."""
+    return version_shown(version, active=active) | {
+        "title": playbook.title,
+        "path": playbook.path,
+        "stages": stages_shown(playbook),
+        "rules": [
+            {"key": r.key, "from": [s for s in playbook.stages if s in r.from_stages], "to": r.to,
+             "on": sorted(r.on) if r.on is not None else None, "when": condition_told(r.when),
+             "because": r.because, "back": r.back}
+            for r in playbook.rules
+        ],
+        "source": version.source,
+    }  # fmt: skip
+
+
+def stages_shown(playbook: Playbook) -> list[dict[str, Any]]:
+    """Give the stages as the playbook has them."""
+    return [
+        {"key": s.key, "title": s.title, "band": s.band, "kind": s.kind, "focus": s.focus,
+         "goal": s.goal, "responsible": s.responsible, "alerts": s.alerts, "guidance": s.guidance,
+         "next_steps": s.next_steps, "gate": {"require": s.gate.require, "reason": s.gate.reason}}
+        for s in playbook.stages.values()
+    ]  # fmt: skip
+
+
+def scheduled_shown(scheduled: Scheduled) -> dict[str, Any]:
+    """Give a scheduled publication, its text with it."""
+    return {name: getattr(scheduled, name) for name in ScheduledShown.__struct_fields__}
+
+
+def diff_shown(diff: Diff, impact: Impact | None) -> dict[str, Any]:
+    """Give a diff, with what it means for the journeys of now where that is known."""
+    told = with_impact(diff, impact) if impact is not None else diff
+    more: Mapping[str, Any] = {
+        "impact": impact,
+        "impact_lines": impact_lines(impact) if impact is not None else [],
+        "simulate": f"baton playbook simulate {diff.playbook}.yaml",
+    }
+    return {**told.shown(), **more}

@@ -1,0 +1,232 @@
+"""Publishing playbooks for people: read, compared with what is active, published, scheduled, rolled back.
+
+The routes and the page do it here, so that both refuse the same. Who has looked at another version than the
+active one is refused: nobody overwrites what they have not seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from services.contracts.yaml_source import Problem, SourceError, nearest
+from services.stage_service.api.access import House
+from services.stage_service.api.playbook_answers import problems_shown
+from services.stage_service.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    PlaybookChangedError,
+    PreconditionRequiredError,
+)
+from services.stage_service.playbook import Playbook, parse_playbook
+from services.stage_service.playbook_diff import Diff, diff
+from services.stage_service.playbook_impact import Impact
+from services.stage_service.playbook_people import strangers
+from services.stage_service.playbook_succession import succession
+from services.stage_service.reads_impact import impact_of
+from services.stage_service.versions import Scheduled, Version
+
+PROBLEMS_MAX = 100
+RESERVED = ("scheduled", "validate", "diff", "simulate", "simulations")
+"""Names that addresses under ``/v1/playbooks/`` have already."""
+_ETAG = re.compile(r'(W/)?"([^"]*)"')
+_VERSION = re.compile(r"([1-9][0-9]{0,8})(\.yaml)?")
+
+
+class Wish(NamedTuple):
+    """How something is to be published: by whom, why, on which versions (None: any), when (None: now)."""
+
+    author: str
+    message: str
+    expected: Collection[int] | None
+    activate_at: datetime | None = None
+    migrate: Mapping[str, str] | None = None
+
+
+def expected_in(if_match: str | None) -> Collection[int] | None:
+    """Give the versions that an ``If-Match`` header names (RFC 9110, 13.1.1); None for ``*``: any.
+
+    Weak tags match nothing, nor do such that are not ours. Raises PreconditionRequiredError without one.
+    """
+    if if_match is None:
+        raise PreconditionRequiredError(
+            "without If-Match nobody knows which version this changes", field="if-match",
+            remedy="Send If-Match with the ETag of GET /v1/playbooks/{name}.",
+        )  # fmt: skip
+    if if_match.strip() == "*":
+        return None
+    tags = (m[2] for m in _ETAG.finditer(if_match) if not m[1])
+    return {int(m[1]) for tag in tags if (m := _VERSION.fullmatch(tag))}
+
+
+def scheduled_id(text: str) -> str:
+    """Give the id of a scheduled publication in its canonical form. Raises NotFoundError."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise NotFoundError(
+            f"there is no scheduled publication {text!r}", field="id", value=text,
+            remedy="See GET /v1/playbooks/scheduled.",
+        ) from None  # fmt: skip
+
+
+async def read_playbook(text: str, name: str | None = None) -> Playbook:
+    """Read a playbook, of the `name` if one is given. Raises InvalidRequestError with every mistake."""
+    try:
+        # A large file takes the YAML parser a second: others are served meanwhile.
+        playbook = await asyncio.to_thread(parse_playbook, text, f"{name or 'playbook'}.yaml")
+    except SourceError as error:
+        raise refused(error) from None
+    if name is not None and playbook.name != name:
+        raise InvalidRequestError(
+            f"the text is of the playbook {playbook.name!r}, the address of {name!r}", field="name",
+            value=playbook.name, remedy="Send it to its own address.",
+        )  # fmt: skip
+    if playbook.name in RESERVED:
+        raise InvalidRequestError(
+            f"a playbook cannot be named {playbook.name!r}", field="name", value=playbook.name,
+            remedy=f"Choose another name than {', '.join(RESERVED)}.",
+        )  # fmt: skip
+    return playbook
+
+
+def refused(error: SourceError) -> InvalidRequestError:
+    """Give what is answered to a text with mistakes: the first, and all in ``problems``."""
+    first = error.problems[0]
+    return InvalidRequestError(
+        f"line {first.line}, column {first.column}: {first.message}", field="body",
+        remedy=first.remedy, extra={"problems": problems_shown(error.problems[:PROBLEMS_MAX])},
+    )  # fmt: skip
+
+
+async def checked(it: House, text: str) -> dict[str, Any]:
+    """Say whether `text` could be published, with every mistake and warning."""
+    try:
+        playbook = await read_playbook(text)
+    except InvalidRequestError as error:
+        own = {"level": "error", "line": 1, "column": 1, "message": error.reason,
+               "remedy": error.remedy or ""}  # fmt: skip
+        return {"valid": False, "name": None, "problems": error.extra.get("problems", [own])}
+    await it.lane.look_at_playbooks()
+    wrong = unplaced(it, playbook)
+    found = problems_shown(strangers(text, playbook.name, it.team), "warning")
+    return {
+        "valid": not wrong, "name": playbook.name, "problems": [*problems_shown(wrong), *found],
+    }  # fmt: skip
+
+
+async def active_of(it: House, name: str) -> Playbook | None:
+    """Give the active version of the playbook `name`, which another process may have published just now."""
+    await it.lane.look_at_playbooks()
+    return it.playbooks.get(name)
+
+
+async def known(it: House, name: str) -> Playbook:
+    """Give the active version of the playbook `name`. Raises NotFoundError."""
+    found = await active_of(it, name)
+    if found is None:
+        raise NotFoundError(
+            f"there is no playbook {name!r}", field="name", value=name,
+            remedy=nearest(name, it.playbooks) or "POST /v1/playbooks publishes a new one.",
+        )  # fmt: skip
+    return found
+
+
+async def version_of(it: House, name: str, number: int) -> tuple[Version, Playbook]:
+    """Give a version of the playbook `name`, as published and as read. Raises NotFoundError."""
+    await known(it, name)
+    shelf = it.lane.shelf
+    row = await shelf.version_row(it.pool, name, number)
+    return row, shelf.version(name, number)
+
+
+async def compared(it: House, playbook: Playbook) -> Diff:
+    """Give what publishing `playbook` would change."""
+    return diff(await active_of(it, playbook.name), playbook)
+
+
+def gone_on(it: House, playbook: Playbook, restored: int) -> Mapping[str, str] | None:
+    """Give where journeys of stages that are gone would go on by a roll back; None where nothing says it."""
+    try:
+        return succession(playbook, it.playbooks, restored=restored)
+    except SourceError:
+        return None
+
+
+def unplaced(it: House, playbook: Playbook) -> list[Problem]:
+    """Give why `playbook` cannot follow the active version: homeless stages, an entry that leads nowhere."""
+    try:
+        succession(playbook, it.playbooks)
+    except SourceError as error:
+        return error.problems
+    return []
+
+
+async def impact_on(it: House, playbook: Playbook) -> Impact | None:
+    """Give what publishing `playbook` means for the leads of now; None where it is a new one."""
+    active = await active_of(it, playbook.name)
+    if active is None:
+        return None
+    async with it.judging:
+        return await impact_of(it.pool, active, playbook, it.now())
+
+
+async def publish(it: House, playbook: Playbook, wish: Wish) -> Version | Scheduled:
+    """Publish `playbook` now, or have it published at a time.
+
+    Raises PlaybookChangedError when another version is active than was expected, PlaybookUnchangedError
+    when the active one has this text, InvalidRequestError when it cannot follow that one.
+    """
+    active = await active_of(it, playbook.name)
+    number = active.version if active is not None else 0
+    return await _publish(it, playbook, wish, _expected(playbook.name, number, wish), active, None)
+
+
+async def roll_back(it: House, name: str, number: int, wish: Wish) -> Version | Scheduled:
+    """Publish the text of an older version again, as a new one. Raises as `publish`, and NotFoundError."""
+    active = await known(it, name)
+    _, playbook = await version_of(it, name, number)
+    expected = _expected(name, active.version, wish)
+    return await _publish(it, playbook, wish, expected, active, number)
+
+
+def _expected(name: str, active: int, wish: Wish) -> int | None:
+    if wish.expected is None:
+        return None
+    if active in wish.expected:
+        return active
+    raise PlaybookChangedError(
+        f"version {active} of the playbook {name!r} is active, and not the one that the request expects",
+        field="if-match", value=", ".join(f'"{v}"' for v in sorted(wish.expected)) or "none of ours",
+        remedy="Look at what changed since, and publish on top of it.", extra={"active": active},
+    )  # fmt: skip
+
+
+async def _publish(
+    it: House,
+    playbook: Playbook,
+    wish: Wish,
+    expected: int | None,
+    active: Playbook | None,
+    restores: int | None,
+) -> Version | Scheduled:
+    shelf = it.lane.shelf
+    try:
+        moved = succession(playbook, it.playbooks, given=wish.migrate, restored=restores)
+        changes = diff(active, playbook, moved).shown()
+        if wish.activate_at is not None:
+            return await shelf.schedule(
+                it.pool, playbook, author=wish.author, message=wish.message,
+                activate_at=wish.activate_at, expected=expected, restores=restores, diff=changes,
+                migrate=wish.migrate,
+            )  # fmt: skip
+        return await shelf.publish(
+            it.pool, playbook, author=wish.author, message=wish.message, expected=expected,
+            restores=restores, diff=changes, migrate=wish.migrate,
+        )  # fmt: skip
+    except SourceError as error:
+        raise refused(error) from None
