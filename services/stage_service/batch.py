@@ -109,6 +109,8 @@ class Batch:
         self._changed: dict[tuple[str, str], Record] = {}
         self._handed: dict[str, list[Handed]] = {}
         self._rings: dict[str, list[Ring]] = {}
+        self._given: dict[str, set[tuple[str, str]]] = {}
+        """(journey name, role) of all assignments by hand of the leads folded anew."""
         self._outcomes: dict[tuple[str, str], Outcome] = {}
         self.moved: list[TransitionRow] = []
         self.unevaluated: list[tuple[str, str]] = []
@@ -244,6 +246,7 @@ class Batch:
         if any(epoch > self._shelf.epoch for events in stored.values() for _, epoch in events):
             await self._shelf.load(self._connection)  # published while we waited for the lock
         past = await store.history(self._connection, ids)
+        self._journal.told_before = await store.told_before(self._connection, ids)
         histories: dict[str, Any] = {}
         for lead_id in ids:
             record = self._records[lead_id]
@@ -252,6 +255,11 @@ class Batch:
             )
             record.lead = whole.lead
             self.unevaluated += whole.unevaluated
+            self._given[lead_id] = {
+                (funnel.journey_name(str(e.data["playbook"]), e.deal), str(e.data["role"]))
+                for e, _ in stored[lead_id]
+                if offers.is_assignment(e)
+            }
             self._handed[lead_id], self._rings[lead_id] = whole.handed, whole.rings
             histories[lead_id] = (whole.moves, past.get(lead_id, {}), late[lead_id])
         return histories
@@ -412,6 +420,7 @@ class Batch:
             record, before, moves, past_by_journey, is_new, change, self._tell
         ):
             self._transition(record, move, causes, change.cause)
+        self._corrections.set_aside(record, moves, self._given[record.id])
 
     def _outcome(self, event: LeadEvent) -> Outcome:
         return self._outcomes[event.source, event.id]

@@ -188,7 +188,9 @@ def inherit(survivor: Record, merged: Record) -> None:
     """Let owners stick: those of the merged lead hold where the survivor has none for the role."""
     for name, facts in merged.facts.items():
         mine = survivor.facts.get(name) or Facts(0, {})
-        survivor.facts[name] = Facts(mine.sequence, {**facts.owners, **mine.owners}, mine.clocks)
+        survivor.facts[name] = Facts(
+            mine.sequence, {**facts.owners, **mine.owners}, mine.clocks, {**facts.aside, **mine.aside}
+        )
 
 
 def told_of(

@@ -56,6 +56,8 @@ class Facts(msgspec.Struct, array_like=True, gc=False):
     owners: dict[str, Owner]
     clocks: dict[str, Ticking] = {}
     """The clocks that run, by key."""
+    aside: dict[str, Owner] = {}
+    """Owners for roles that the history, corrected, does not ask for: theirs again when it does."""
 
 
 class Record(msgspec.Struct, array_like=True):
@@ -215,6 +217,28 @@ async def history(
     found: dict[str, dict[str, list[Past]]] = {}
     for lead_id, journey_id, *rest in rows:
         found.setdefault(lead_id, {}).setdefault(journey_id, []).append(Past(*rest))
+    return found
+
+
+Told: TypeAlias = "tuple[str, tuple[str, str, datetime, str, str, str | None]]"
+"""What somebody was alerted of: the journey's id, and what makes two moves the same."""
+
+
+async def told_before(
+    connection: Connection, lead_ids: Sequence[str]
+) -> dict[Told, set[str]]:
+    """Give whom records of the leads that hold no more alerted, by what they told of."""
+    rows = await connection.fetch(
+        """SELECT t.journey_id::text, t.from_stage, t.to_stage, t.occurred_at, t.event_source,
+             t.event_id, t.rule, t.why -> 'told' AS told
+           FROM stage.transitions t JOIN stage.journeys j ON j.id = t.journey_id
+           WHERE j.lead_id = ANY($1::uuid[]) AND t.replaced_by IS NOT NULL AND t.why ? 'told'""",
+        lead_ids,
+    )
+    found: dict[Told, set[str]] = {}
+    for journey, *identity, told in rows:
+        who = found.setdefault((journey, tuple(identity)), set())  # pyright: ignore[reportArgumentType]
+        who.update(msgspec.json.decode(told))
     return found
 
 
