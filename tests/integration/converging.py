@@ -63,12 +63,17 @@ class Said:
 class History:
     """What happened, and in which batches it arrives: indexes into `said`."""
 
+    mark: str
     said: list[Said]
     batches: list[list[int]] = field(default_factory=list[list[int]])
 
 
-def histories(mark: str, kinds: Sequence[str]) -> st.SearchStrategy[History]:
-    """Give histories with `kinds` of happenings: of one to 60 events, most often of few."""
+Drawn = tuple[bytes, bytes]
+"""A history and its arrival, as `read` reads them."""
+
+
+def histories() -> st.SearchStrategy[Drawn]:
+    """Give histories of one to 60 events, most often of few."""
     sizes = st.one_of(
         st.integers(1, 8), st.integers(2, 12), st.integers(4, 20), st.integers(1, EVENTS_MAX)
     )
@@ -77,11 +82,12 @@ def histories(mark: str, kinds: Sequence[str]) -> st.SearchStrategy[History]:
             st.binary(min_size=n * EVENT_BYTES, max_size=n * EVENT_BYTES),
             st.binary(min_size=n * ARRIVAL_BYTES, max_size=n * ARRIVAL_BYTES),
         )
-    ).map(lambda drawn: read(drawn[0], drawn[1], mark, kinds))
+    )
 
 
-def read(what: bytes, arrival: bytes, mark: str, kinds: Sequence[str]) -> History:
+def read(drawn: Drawn, mark: str, kinds: Sequence[str]) -> History:
     """Make the history that the bytes mean; its identities carry `mark`, so that no two meet."""
+    what, arrival = drawn
     said: list[Said] = []
     for n in range(len(what) // EVENT_BYTES):
         code = what[n * EVENT_BYTES : (n + 1) * EVENT_BYTES]
@@ -99,7 +105,7 @@ def read(what: bytes, arrival: bytes, mark: str, kinds: Sequence[str]) -> Histor
         batches[-1].append(n)
         if cuts[n] == 0:
             batches.append([])
-    return History(said, [b for b in batches if b])
+    return History(mark, said, [b for b in batches if b])
 
 
 def identity(mark: str, person: int, n: int) -> dict[str, Any]:
