@@ -176,14 +176,17 @@ async def look_up(
 
 
 async def events_of_leads(
-    connection: Connection, ids: Sequence[str]
+    connection: Connection, ids: Sequence[str], *, beyond_horizon: bool = False
 ) -> dict[str, list[tuple[LeadEvent, int]]]:
-    """Give all recorded events of the leads with the epoch of each, unordered."""
+    """Give all recorded events of the leads that count, with the epoch of each, unordered.
+
+    With `beyond_horizon` those that do not count instead: they came too late.
+    """
     rows = await connection.fetch(
         """SELECT lead_id::text AS lead_id, source, id, type, time, recorded_at, subject, deal, data,
-           epoch FROM stage.events WHERE lead_id = ANY($1::uuid[])""",
-        ids,
-    )
+           epoch FROM stage.events WHERE lead_id = ANY($1::uuid[]) AND beyond_horizon = $2""",
+        ids, beyond_horizon,
+    )  # fmt: skip
     events: dict[str, list[tuple[LeadEvent, int]]] = {id: [] for id in ids}
     for r in rows:
         data = msgspec.json.decode(r["data"])
@@ -436,6 +439,16 @@ async def restore_journeys(
 async def end_journeys(connection: Connection, ids: Sequence[str]) -> None:
     """Remove the present state of journeys that are no more; their records stay."""
     await connection.execute("DELETE FROM stage.journeys WHERE id = ANY($1::uuid[])", ids)
+
+
+async def mark_beyond(connection: Connection, keys: Sequence[tuple[str, str]]) -> None:
+    """Mark the events `keys` (source, id), written in this transaction, as beyond the horizon."""
+    await connection.execute(
+        """UPDATE stage.events e SET beyond_horizon = true
+           FROM unnest($1::text[], $2::text[]) AS k(source, id)
+           WHERE e.source = k.source AND e.id = k.id""",
+        [source for source, _ in keys], [id for _, id in keys],
+    )  # fmt: skip
 
 
 async def shift_visits(connection: Connection, shifted: dict[str, tuple[str, datetime]]) -> None:

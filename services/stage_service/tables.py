@@ -17,6 +17,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
@@ -57,6 +58,7 @@ events = Table(
     Column("envelope", JSONB),
     Column("epoch", Integer, nullable=False),
     Column("own_lead_id", UUID(as_uuid=False)),
+    Column("beyond_horizon", Boolean, nullable=False, server_default=text("false")),
     schema="stage",
 )
 
