@@ -1,7 +1,7 @@
-"""stage: events beyond the horizon, which are kept and not folded.
+"""stage: events beyond the horizon, which are kept and not folded; handoffs that a correction took back.
 
-A constant default: no row is rewritten. Safe while an older version runs: it writes no flag, as nothing is
-beyond a horizon that it does not know.
+Constant defaults: no row is rewritten. Safe while an older version runs: it writes neither flag, as nothing
+is beyond a horizon that it does not know, and it counts a handoff that was taken back as it always did.
 
 Revision ID: 0019
 """
@@ -20,4 +20,9 @@ def upgrade() -> None:
     op.execute(
         "COMMENT ON COLUMN stage.events.beyond_horizon IS "
         "'it came too late to rewrite history: kept, and not folded'"
+    )
+    op.execute("ALTER TABLE stage.handoffs ADD COLUMN IF NOT EXISTS holds boolean NOT NULL DEFAULT true")
+    op.execute(
+        "COMMENT ON COLUMN stage.handoffs.holds IS "
+        "'false: the history, corrected, does not know it; it is not counted'"
     )

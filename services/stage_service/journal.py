@@ -166,8 +166,17 @@ class Journal:
         told = stage.alerts
         if move.offer is not None and move.role not in told:
             told = (*told, move.role)  # who has to answer hears of it
-        wishes = [AlertWish(role, person_of(facts, role), stage.urgent) for role in told]
+        wishes = self._wishes(record, move, told, urgent=stage.urgent)
         return self._write(record, playbook, move, "transition", [], wishes, trace, move.offer)
+
+    def _wishes(
+        self, record: Record, move: Move, roles: Sequence[str], *, urgent: bool
+    ) -> list[AlertWish]:
+        """Give the alerts of a move for `roles`, but to nobody whom a replaced record told of the same."""
+        facts = record.facts[move.journey]
+        wishes = [AlertWish(role, person_of(facts, role), urgent) for role in roles]
+        before = self.told_before.get((journey_id(record.id, move.journey), move.identity))
+        return [w for w in wishes if _who(w) not in before] if before else wishes
 
     def correction(
         self,
@@ -185,14 +194,7 @@ class Journal:
         stage = playbook.stages[move.to_stage]
         for role in (move.role, *stage.alerts):
             self._own(record, facts, role, playbook, move)
-        wishes: list[AlertWish] = []
-        if alert:
-            before = self.told_before.get((journey_id(record.id, move.journey), move.identity), ())
-            wishes = [
-                wish
-                for role in stage.alerts
-                if _who(wish := AlertWish(role, person_of(facts, role), stage.urgent)) not in before
-            ]
+        wishes = self._wishes(record, move, stage.alerts if alert else (), urgent=stage.urgent)
         offer = self._open_offer(record, move) if alert else None
         return self._write(record, playbook, move, "correction", replaces, wishes, trace, offer)
 

@@ -41,8 +41,8 @@ TYPES = (
 STAGES = ("lead", "mql", "sql", "proposal", "closing", "closed_won", "nurture", "disqualified",
           "closed_lost")  # fmt: skip
 CLOCKS = (("qualify", "stage", "mql", "lead_agent"), ("signature", "stage", "closing", "ae"),
-          ("silent", "activity", "sql", "ae"), ("handoff:lead_agent", "handoff", "mql", "lead_agent"),
-          ("handoff:ae", "handoff", "sql", "ae"))  # fmt: skip
+          ("silent", "activity", "sql", "ae"), ("handoff-lead_agent", "handoff", "mql", "lead_agent"),
+          ("handoff-ae", "handoff", "sql", "ae"))  # fmt: skip
 ASSIGNEES = (("lead_agent", "jonas"), ("ae", "marcus"), ("ae", "elena"), ("ae", None))
 FACTS: tuple[dict[str, Any], ...] = (
     {}, {}, {}, {"employees": 3}, {"employees": 900}, {"employees": "many"}, {"seniority": "vp"},
