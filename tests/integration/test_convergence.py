@@ -26,7 +26,7 @@ from services.stage_service.journal import journey_id
 from services.stage_service.playbook import Playbook
 from services.stage_service.store import unpack_record
 from tests.integration.converging import Drawn, History, addressed, histories, people_of, read
-from tests.integration.test_lane import Wired, clean, wired
+from tests.integration.test_lane import Wired, _retried, clean, wired
 
 EXAMPLES = int(os.environ.get("BATON_CONVERGENCE_EXAMPLES", "2000"))
 # What an example is rich in: a quarter of all examples each.
@@ -93,7 +93,7 @@ async def _send(
 ) -> None:
     if not events:
         return
-    outcomes = await it.lane.submit([e for _, e in events])
+    outcomes = await _retried(it.lane, [e for _, e in events])
     for (which, _), outcome in zip(events, outcomes, strict=True):
         assert outcome.lead_id is not None
         lead_of[which] = outcome.lead_id
