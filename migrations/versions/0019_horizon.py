@@ -21,7 +21,9 @@ def upgrade() -> None:
         "COMMENT ON COLUMN stage.events.beyond_horizon IS "
         "'it came too late to rewrite history: kept, and not folded'"
     )
-    op.execute("ALTER TABLE stage.handoffs ADD COLUMN IF NOT EXISTS holds boolean NOT NULL DEFAULT true")
+    op.execute(
+        "ALTER TABLE stage.handoffs ADD COLUMN IF NOT EXISTS holds boolean NOT NULL DEFAULT true"
+    )
     op.execute(
         "COMMENT ON COLUMN stage.handoffs.holds IS "
         "'false: the history, corrected, does not know it; it is not counted'"

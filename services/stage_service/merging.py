@@ -192,7 +192,10 @@ def inherit(survivor: Record, merged: Record) -> None:
     for name, facts in merged.facts.items():
         mine = survivor.facts.get(name) or Facts(0, {})
         survivor.facts[name] = Facts(
-            mine.sequence, {**facts.owners, **mine.owners}, mine.clocks, {**facts.aside, **mine.aside}
+            mine.sequence,
+            {**facts.owners, **mine.owners},
+            mine.clocks,
+            {**facts.aside, **mine.aside},
         )
 
 

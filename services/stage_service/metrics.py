@@ -43,7 +43,8 @@ IDENTITIES_UNCLAIMED = Counter(
     "baton_identities_unclaimed_total", "Identities not taken: their lead has the most allowed"
 )
 BEYOND_HORIZON = Counter(
-    "baton_events_beyond_horizon_total", "Events that came too late to rewrite history: kept, not counted"
+    "baton_events_beyond_horizon_total",
+    "Events that came too late to rewrite history: kept, not counted",
 )
 OUTBOX_PENDING = Gauge("baton_outbox_pending", "Messages recorded and not yet published")
 PUBLISHED_POSITION = Gauge("baton_published_position", "Newest position of the published log")

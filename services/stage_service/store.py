@@ -227,9 +227,7 @@ Told: TypeAlias = "tuple[str, tuple[str, str, datetime, str, str, str | None]]"
 """What somebody was alerted of: the journey's id, and what makes two moves the same."""
 
 
-async def told_before(
-    connection: Connection, lead_ids: Sequence[str]
-) -> dict[Told, set[str]]:
+async def told_before(connection: Connection, lead_ids: Sequence[str]) -> dict[Told, set[str]]:
     """Give whom records of the leads that hold no more alerted, by what they told of."""
     rows = await connection.fetch(
         """SELECT t.journey_id::text, t.from_stage, t.to_stage, t.occurred_at, t.event_source,

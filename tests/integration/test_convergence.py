@@ -2,7 +2,8 @@
 
 Every example goes through the lane and the batch on a real PostgreSQL and is compared with the fold of
 each person's events in the order of their places. `BATON_CONVERGENCE_EXAMPLES` says how many there are in
-all: 2,000 when it is not set; the nightly run takes 20,000.
+all: when it is not set 2,000 in `make test-full`, a quarter of that in `make test`; the nightly run takes
+20,000.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.baton.verify import verify_database
 from services.contracts.events import (
     ASSIGNED_BY_HAND,
     ENVELOPE_MEMBERS,
@@ -32,10 +32,11 @@ from services.stage_service.journal import journey_id
 from services.stage_service.offers import ANSWERS
 from services.stage_service.playbook import Playbook
 from services.stage_service.store import unpack_record
+from tests.conftest import examples
 from tests.integration.converging import Drawn, History, addressed, histories, people_of, read
 from tests.integration.test_lane import Wired, _retried, clean, wired
 
-EXAMPLES = int(os.environ.get("BATON_CONVERGENCE_EXAMPLES", "2000"))
+EXAMPLES = int(os.environ.get("BATON_CONVERGENCE_EXAMPLES", examples(2000)))
 # What an example is rich in: a quarter of all examples each.
 KINDS = {
     "people": ("say", "say", "visit", "identify", "alias", "facts"),
@@ -183,7 +184,11 @@ async def check(it: Wired, histories: list[History], began: int) -> None:
         found = unpack_record(lead_id, row["state"]).lead
         assert _plain(found) == _plain(expected)
         score = funnel.score_of(expected, playbooks["sales"], expected.last[0])
-        assert (row["fit"], row["intent"], row["email"]) == (score.fit, score.intent, expected.email)
+        assert (row["fit"], row["intent"], row["email"]) == (
+            score.fit,
+            score.intent,
+            expected.email,
+        )
         assert msgspec.json.decode(row["attributes"]) == last_told(playbooks["sales"], events)
         for name, journey in expected.journeys.items():
             id = journey_id(lead_id, name)
@@ -194,9 +199,9 @@ async def check(it: Wired, histories: list[History], began: int) -> None:
                 journey.started_at, journey.entered_at,
             )  # fmt: skip
             held = [p for p in past.get(lead_id, {}).get(id, []) if p.kind != "retraction"]
-            assert [
-                (*p.identity, p.visit_entered_at, p.role, p.skipped) for p in held
-            ] == [moved(m) for m in mine]
+            assert [(*p.identity, p.visit_entered_at, p.role, p.skipped) for p in held] == [
+                moved(m) for m in mine
+            ]
             roles = asked_roles(playbooks[journey.playbook], name, mine, events)
             assert set(msgspec.json.decode(there["owners"])) == roles
     assert journeys == {}

@@ -59,7 +59,9 @@ async def test_what_was_reported_a_quarter_ago_is_not_rewritten(
         "WHERE e.type = 'lead.disqualified'"
     )
     assert row["beyond_horizon"]
-    assert "colour" not in row["attributes"]  # its facts do not count, not even where none were known
+    assert (
+        "colour" not in row["attributes"]
+    )  # its facts do not count, not even where none were known
     # A fold anew, of another late event within the horizon, leaves it out for good.
     await it.lane.submit(stamped(time, event("proposal.sent", 200_000)))
     [within] = await it.lane.submit(stamped(time, event("meeting.booked", 150_000)))
@@ -136,6 +138,7 @@ async def test_the_sender_the_timeline_and_the_page_say_so(database_url: str) ->
     time = MadeUpTime()
     time.at = NOON
     async with running_stage(database_url, time) as stage:
+
         def told(id: str, type: str, at: datetime) -> dict[str, object]:
             return {"specversion": "1.0", "id": id, "source": "/t", "type": type,
                     "time": at.isoformat(), "data": {"email": "a@b.example"}}  # fmt: skip
@@ -143,7 +146,11 @@ async def test_the_sender_the_timeline_and_the_page_say_so(database_url: str) ->
         await stage.send(told("1", "demo.requested", NOON))
         time.at = NOON + timedelta(days=91)
         [result] = await stage.send(told("2", "deal.won", NOON - timedelta(hours=1)))
-        assert (result["status"], result["late"], result["beyond_horizon"]) == ("applied", True, True)
+        assert (result["status"], result["late"], result["beyond_horizon"]) == (
+            "applied",
+            True,
+            True,
+        )
         assert "90 days" in result["warning"]
         [ahead] = await stage.send(told("3", "page.viewed", time.at + timedelta(days=2)))
         assert ahead["claimed_time"] == "2026-06-05T12:00:00Z"

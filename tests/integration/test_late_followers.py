@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -77,7 +78,7 @@ def kept(items: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
         records[item["transition_id"]] = item
     way = sorted(records.values(), key=lambda r: r["sequence"])
     held = [r for r in way if r["from"] != r["to"]]
-    for before, after in zip(way, way[1:], strict=False):
+    for before, after in pairwise(way):
         assert before["to"] == after["from"]
     return [
         (r["from"], r["to"], r["occurred_at"], r["cause"]["event_id"], r["responsible"]["role"],
@@ -167,7 +168,7 @@ async def test_all_that_follows_shows_the_corrected_history(
     assert "No longer holds" in page
     assert max(recorded.values()) == 1
 
-    # And where everything came in time it is the same, but for who was chosen and what was believed meanwhile.
+    # And where all came in time it is the same, but for who was chosen and what was believed meanwhile.
     with fresh_database(postgres) as url:
         async with serving_stage(url) as other:
             for event in sorted(EVENTS, key=lambda e: e["time"]):
@@ -210,7 +211,7 @@ async def test_a_move_that_is_believed_again_alerts_nobody_again(house: Stage) -
 
 
 async def test_a_clock_of_a_stage_that_never_was_runs_no_more(house: Stage) -> None:
-    """The clocks of the history that holds run, and no others; a handoff nobody has to answer is withdrawn."""
+    """The clocks of the history that holds run, no others; a handoff that never was is withdrawn."""
     await house.send(told("1", "lead.created", 0), told("2", "meeting.booked", 30))
     running = "SELECT key FROM stage.clocks WHERE state = 'running' ORDER BY key"
     assert [r["key"] for r in await house.connection.fetch(running)] == ["handoff-ae", "silent"]

@@ -1,4 +1,4 @@
-"""Olist's 8,000 leads and 842 deals in time order, reversed and shuffled: identical timelines and funnels (I7).
+"""Olist's 8,000 leads and 842 deals in time order, reversed, shuffled: identical timelines and funnels (I7).
 
 All events go over HTTP into a database of their own for each order. What may differ is what was known when:
 numbers of records, what was replaced, and the persons chosen.
@@ -7,7 +7,7 @@ numbers of records, what was replaced, and the persons chosen.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from services.baton.verify import verify_database
 from tests.integration.stage import BATCHED, Stage, fresh_database, running_stage
 from tests.system.test_olist import olist_events
 
-pytestmark = [pytest.mark.real_data, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long, pytest.mark.real_data, pytest.mark.timeout(600)]
 
 A_REQUEST = 500
 TIMELINES_OVER_HTTP = 150
@@ -74,7 +74,15 @@ def holding(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
             found.append({k: item[k] for k in ("type", "source", "id", "data", "occurred_at")})
         elif item["kind"] in ("transition", "correction") and not item["replaced_by"]:
             if item["from"] != item["to"]:
-                kept = ("from", "to", "occurred_at", "skipped", "handoff", "seconds_in_stage", "cause")
+                kept = (
+                    "from",
+                    "to",
+                    "occurred_at",
+                    "skipped",
+                    "handoff",
+                    "seconds_in_stage",
+                    "cause",
+                )
                 found.append({k: item[k] for k in kept} | {"role": item["responsible"]["role"]})
         elif item["kind"] == "handoff" and item.get("state") != "withdrawn":
             kept = ("action", "occurred_at", "stage", "role", "round")
@@ -111,7 +119,7 @@ async def outcome(stage: Stage) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def stages(postgres: EmbeddedPostgres) -> AsyncIterator[Callable[[Order, Path], Any]]:
+def stages(postgres: EmbeddedPostgres) -> Callable[[Order, Path], Any]:
     async def run(order: Order, data: Path) -> dict[str, Any]:
         with fresh_database(postgres) as url:
             async with running_stage(url) as stage:
@@ -121,7 +129,7 @@ async def stages(postgres: EmbeddedPostgres) -> AsyncIterator[Callable[[Order, P
             assert (await verify_database(url)).findings == []
         return found
 
-    yield run
+    return run
 
 
 async def test_three_orders_one_history(stages: Any, shared_data: Path) -> None:
