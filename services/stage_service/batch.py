@@ -265,7 +265,7 @@ class Batch:
         late: dict[str, tuple[datetime, str, str]],
         moves: dict[str, list[Move]],
     ) -> None:
-        """Take the events beyond the horizon out of `by_lead`; a lead with no other late one is not `late`."""
+        """Take events beyond the horizon out of `by_lead`; a lead with no other late one is not `late`."""
         if self._late_within is None:
             return
         now, playbooks = self._journal.recorded_at, self._shelf.at(self._epoch)
