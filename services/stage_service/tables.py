@@ -207,6 +207,7 @@ handoffs = Table(
     Column("implied", Boolean, nullable=False),
     Column("reason", Text),
     _moment("updated_at"),
+    Column("holds", Boolean, nullable=False, server_default=text("true")),
     schema="stage",
 )
 
