@@ -40,7 +40,7 @@ NONE_YET = "00000000-0000-0000-0000-000000000000"
 
 _EVENTS = """
 SELECT lead_id::text AS lead_id, source, id, type, time, recorded_at, deal, data, epoch
-FROM stage.events WHERE lead_id = ANY($1::uuid[])
+FROM stage.events WHERE lead_id = ANY($1::uuid[]) AND NOT beyond_horizon
 """
 _MOVES = """
 SELECT journey_id, occurred_at, from_stage, to_stage, coalesce(rule, 'by-hand') AS rule, event_type,

@@ -105,6 +105,7 @@ async def _leads(connection: Connection, shelf: Shelf, ids: list[str], report: R
     columns = {r["id"]: (r["email"], msgspec.json.decode(r["attributes"])) for r in rows}
     states = {r["id"]: store.unpack_record(r["id"], r["state"]) for r in rows}
     stored = await store.events_of_leads(connection, ids)
+    beyond = await store.events_of_leads(connection, ids, beyond_horizon=True)
     history = await store.history(connection, ids)
     owned = await identities_of_leads(connection, ids)
     handoffs, running = await rows_of_leads(connection, ids)
@@ -121,7 +122,8 @@ async def _leads(connection: Connection, shelf: Shelf, ids: list[str], report: R
     for lead_id in ids:
         report.leads += 1
         report.events += len(stored[lead_id])
-        check_identities(lead_id, owned[lead_id], (e for e, _ in stored[lead_id]), report.found)
+        told = (e for e, _ in (*stored[lead_id], *beyond[lead_id]))
+        check_identities(lead_id, owned[lead_id], told, report.found)
         record = states[lead_id]
         whole = funnel.refold(stored[lead_id], shelf.at)
         lead, moves = whole.lead, whole.moves

@@ -16,7 +16,7 @@ async def rows_of_leads(
     """Give the recorded handoffs of leads by id, and the ids of their running clocks."""
     handoffs: dict[str, dict[str, Any]] = {id: {} for id in ids}
     for row in await connection.fetch(
-        """SELECT id::text, lead_id::text, state, overdue_at, answered_at, round FROM stage.handoffs
+        """SELECT id::text, lead_id::text, state, overdue_at, answered_at, round, holds FROM stage.handoffs
            WHERE lead_id = ANY($1::uuid[])""",
         ids,
     ):
@@ -49,9 +49,13 @@ def check_handoffs(
             offer.state, offer.overdue_at, offer.answered_at,
         ):  # fmt: skip
             found(f"handoff {id} is recorded as {row['state']}, the fold says {offer.state}")
+        elif not row["holds"]:
+            found(f"handoff {id} of lead {lead_id} is not counted, and the fold knows it")
     for id, row in recorded.items():
         if id not in folded and row["state"] == "offered":
             found(f"handoff {id} waits, though the events of lead {lead_id} do not offer it")
+        elif id not in folded and row["holds"]:
+            found(f"handoff {id} is counted, though the events of lead {lead_id} do not offer it")
 
 
 def check_clocks(

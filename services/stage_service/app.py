@@ -289,7 +289,10 @@ async def _house(
         for problem in strangers(playbook.source, playbook.name, roster.team):
             # The place alone: who may have been meant, `baton playbook validate` tells.
             _log.warning("playbook.nobody", playbook=playbook.name, line=problem.line)
-    lane = Lane(pool, shelf, roster, committed=relay.wake, now=now, policy=settings.identity_policy)
+    lane = Lane(
+        pool, shelf, roster, committed=relay.wake, now=now, policy=settings.identity_policy,
+        late_within=settings.late_horizon,
+    )  # fmt: skip
     rates = RateLimits(
         settings.rate_limit_requests, settings.rate_limit_events, settings.rate_limit_failures
     )

@@ -9,15 +9,22 @@ the transaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from services.contracts.events import ASSIGNED_BY_HAND, SOURCE, UNMERGED_BY_HAND, LeadEvent, Score
+from services.contracts.events import (
+    ASSIGNED_BY_HAND,
+    CLAIMED_TIME,
+    SOURCE,
+    UNMERGED_BY_HAND,
+    LeadEvent,
+    Score,
+)
 from services.contracts.handoffs import HANDOFF_REJECTED
 from services.contracts.roster import Roster
-from services.stage_service import funnel, offers, store, store_handoffs
+from services.stage_service import funnel, horizon, offers, store, store_handoffs
 from services.stage_service.assignment import Assigner
 from services.stage_service.corrections import Corrections, change_by
 from services.stage_service.funnel import Lead, Move
@@ -74,6 +81,10 @@ class Outcome(msgspec.Struct, omit_defaults=False):
     transitions: list[Brief] = []
     held: list[HeldBrief] = []
     late: bool = False
+    beyond_horizon: bool | msgspec.UnsetType = msgspec.UNSET
+    """It came too late to rewrite history: kept, and not counted."""
+    claimed_time: str | msgspec.UnsetType = msgspec.UNSET
+    """The time it was sent with, of one held to its arrival."""
     warning: str | None = None
     error: dict[str, Any] | None = None
 
@@ -92,8 +103,12 @@ class Batch:
         recorded_at: datetime,
         new_id: Callable[[], str],
         policy: Policy,
+        late_within: timedelta | None = None,
     ) -> None:
         self._connection = connection
+        self._late_within = late_within
+        """How long after their recording events may be overtaken by late ones; None: for ever."""
+        self._beyond: list[LeadEvent] = []
         self._shelf = shelf
         self._policy = policy
         self._assigner = Assigner(roster, recorded_at)
@@ -109,6 +124,8 @@ class Batch:
         self._changed: dict[tuple[str, str], Record] = {}
         self._handed: dict[str, list[Handed]] = {}
         self._rings: dict[str, list[Ring]] = {}
+        self._given: dict[str, set[tuple[str, str]]] = {}
+        """(journey name, role) of all assignments by hand of the leads folded anew."""
         self._outcomes: dict[tuple[str, str], Outcome] = {}
         self.moved: list[TransitionRow] = []
         self.unevaluated: list[tuple[str, str]] = []
@@ -129,7 +146,7 @@ class Batch:
         self._changes = changes
         moves, late = self._fold(by_lead)
         handoffs: dict[str, dict[str, Any]] = {}
-        histories = await self._refold(by_lead, late) if late else {}
+        histories = await self._refold(by_lead, late, moves) if late else {}
         assigned = {
             lead_id: found
             for lead_id, mine in by_lead.items()
@@ -183,6 +200,7 @@ class Batch:
                 warning = "; ".join([*warnings, *said]) or None
                 outcome = Outcome(event.id, event.source, "applied", lead_id, warning=warning)
                 outcome.transitions, outcome.held = [], []
+                outcome.claimed_time = event.envelope.get(CLAIMED_TIME, msgspec.UNSET)
                 self._outcomes[key] = outcome
                 answers.append(outcome)
                 fresh.append((event, lead_id))
@@ -221,35 +239,84 @@ class Batch:
                 for event in events:
                     self._outcome(event).late = event.place < record.lead.last
                 continue
-            made = moves.setdefault(lead_id, [])
-            for event in events:
-                folded = funnel.fold(playbooks, record.lead, event)
-                record.lead = folded.lead
-                made += folded.moves
-                self.unevaluated += folded.unevaluated
-                if folded.handed:
-                    self._handed.setdefault(lead_id, []).extend(folded.handed)
-                if folded.rings:
-                    self._rings.setdefault(lead_id, []).extend(folded.rings)
+            moves[lead_id] = self._fold_on(playbooks, record, events)
         return moves, late
 
+    def _fold_on(
+        self, playbooks: Mapping[str, Playbook], record: Record, events: Sequence[LeadEvent]
+    ) -> list[Move]:
+        """Fold `events` that come after all that was folded of a lead; give its moves."""
+        made: list[Move] = []
+        for event in events:
+            folded = funnel.fold(playbooks, record.lead, event)
+            record.lead = folded.lead
+            made += folded.moves
+            self.unevaluated += folded.unevaluated
+            if folded.handed:
+                self._handed.setdefault(record.id, []).extend(folded.handed)
+            if folded.rings:
+                self._rings.setdefault(record.id, []).extend(folded.rings)
+        return made
+
+    def _leave_out(
+        self,
+        by_lead: dict[str, list[LeadEvent]],
+        stored: Mapping[str, list[tuple[LeadEvent, int]]],
+        late: dict[str, tuple[datetime, str, str]],
+        moves: dict[str, list[Move]],
+    ) -> None:
+        """Take events beyond the horizon out of `by_lead`; a lead with no other late one is not `late`."""
+        if self._late_within is None:
+            return
+        now, playbooks = self._journal.recorded_at, self._shelf.at(self._epoch)
+        for lead_id in list(late):
+            frozen = horizon.frozen_to((e for e, _ in stored[lead_id]), now, self._late_within)
+            by_lead[lead_id], beyond = horizon.parted(by_lead[lead_id], frozen)
+            for event in beyond:
+                outcome = self._outcome(event)
+                outcome.late = outcome.beyond_horizon = True
+                said = horizon.warning(self._late_within)
+                outcome.warning = "; ".join(filter(None, (outcome.warning, said)))
+            self._beyond += beyond
+            counted, record = by_lead[lead_id], self._records[lead_id]
+            if beyond and lead_id not in self._changes and not any(
+                e.place < late[lead_id] for e in counted
+            ):  # fmt: skip
+                del late[lead_id]
+                moves[lead_id] = self._fold_on(playbooks, record, counted)
+
     async def _refold(
-        self, by_lead: dict[str, list[LeadEvent]], late: dict[str, tuple[datetime, str, str]]
+        self,
+        by_lead: dict[str, list[LeadEvent]],
+        late: dict[str, tuple[datetime, str, str]],
+        moves: dict[str, list[Move]],
     ) -> dict[str, tuple[list[Move], dict[str, list[Past]], tuple[datetime, str, str]]]:
-        """Fold the leads with late events again: from their stored events and the new ones."""
+        """Fold the leads with late events again: from their stored events and the new ones.
+
+        Those whose late events all lie beyond the horizon are no more `late`, and their `moves` go on.
+        """
+        stored = await store.events_of_leads(self._connection, list(late))
+        self._leave_out(by_lead, stored, late, moves)
         ids = list(late)
-        stored = await store.events_of_leads(self._connection, ids)
+        if not ids:
+            return {}
         for lead_id in ids:
             stored[lead_id] += [(event, self._epoch) for event in by_lead[lead_id]]
-        if any(epoch > self._shelf.epoch for events in stored.values() for _, epoch in events):
+        if any(epoch > self._shelf.epoch for id in ids for _, epoch in stored[id]):
             await self._shelf.load(self._connection)  # published while we waited for the lock
         past = await store.history(self._connection, ids)
+        self._journal.told_before = await store.told_before(self._connection, ids)
         histories: dict[str, Any] = {}
         for lead_id in ids:
             record = self._records[lead_id]
             whole = funnel.refold(stored[lead_id], self._shelf.at)
             record.lead = whole.lead
             self.unevaluated += whole.unevaluated
+            self._given[lead_id] = {
+                (funnel.journey_name(str(e.data["playbook"]), e.deal), str(e.data["role"]))
+                for e, _ in stored[lead_id]
+                if offers.is_assignment(e)
+            }
             self._handed[lead_id], self._rings[lead_id] = whole.handed, whole.rings
             histories[lead_id] = (whole.moves, past.get(lead_id, {}), late[lead_id])
         return histories
@@ -410,6 +477,7 @@ class Batch:
             record, before, moves, past_by_journey, is_new, change, self._tell
         ):
             self._transition(record, move, causes, change.cause)
+        self._corrections.set_aside(record, moves, self._given[record.id])
 
     def _outcome(self, event: LeadEvent) -> Outcome:
         return self._outcomes[event.source, event.id]
@@ -461,6 +529,8 @@ class Batch:
         beside = store_handoffs.beside(*self._handing.rows) if self._handing.has_rows else None
         if not await store.write(self._connection, everything, beside):
             raise RacedError
+        if self._beyond:
+            await store.mark_beyond(self._connection, [(e.source, e.id) for e in self._beyond])
 
     def _holder(self, record: Record, name: str) -> str | None:
         """Give who works on a journey now: its stage's owner, while it is open or a customer's."""

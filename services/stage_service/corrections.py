@@ -7,7 +7,7 @@ responsible now than before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TypeAlias
 
@@ -75,6 +75,22 @@ class Corrections:
                 self._end(record, name, before.journeys[name], past, change, told)
         return appended
 
+    def set_aside(
+        self, record: Record, moves: Sequence[Move], given: Collection[tuple[str, str]]
+    ) -> None:
+        """Keep for later the owners whom the history of `moves` does not ask for, in each journey.
+
+        So who owns a journey for which role does not depend on what was believed meanwhile. `given`:
+        (journey name, role) of assignments by hand.
+        """
+        asked = set(given)
+        for move in moves:
+            stage = self._shelf.version(move.playbook, move.version).stages[move.to_stage]
+            asked.update((move.journey, role) for role in (move.role, *stage.alerts))
+        for name, facts in record.facts.items():
+            for role in [r for r in facts.owners if (name, r) not in asked]:
+                facts.aside[role] = facts.owners.pop(role)
+
     def _correct(
         self, record: Record, name: str, revision: Revision, change: Change, told: Told
     ) -> None:
@@ -97,8 +113,7 @@ class Corrections:
             )
             row = self._journal.correction(
                 record, self._shelf.version(move.playbook, move.version), corrected, share,
-                is_present=is_present, trace=trace,
-                alert=is_present and _is_handed_on(record, move, replaced, change),
+                trace=trace, alert=is_present and _is_handed_on(record, move, replaced, change),
             )  # fmt: skip
             told(change.cause, row, corrected)
 

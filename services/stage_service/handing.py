@@ -134,8 +134,10 @@ class Handing:
         ]  # fmt: skip
         self.follow(record, playbooks, events, told, [r for r in rings if _key(r.event) in fresh])
         for id, row in recorded.items():
-            if id not in last and row["state"] == "offered":
-                self._take_back(record, playbooks.get(row["playbook"]), row)
+            if id not in last and row["holds"]:
+                self.gone.append(id)
+                if row["state"] == "offered":
+                    self._take_back(record, playbooks.get(row["playbook"]), row)
 
     def _changed(self, record: Record, playbook: Playbook, change: Handed) -> None:
         offer, event = change.offer, change.event
@@ -264,7 +266,6 @@ class Handing:
     def _take_back(self, record: Record, playbook: Playbook | None, row: Mapping[str, Any]) -> None:
         """Withdraw a handoff that the corrected history does not know."""
         reason = "the history was corrected"
-        self.gone.append(row["id"])
         lead = record.lead
         if playbook is None or lead is None:
             return

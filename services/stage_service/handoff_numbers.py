@@ -21,7 +21,8 @@ GROUPS_MAX = 200
 REASONS_MAX = 20
 
 DEFINITION = {
-    "handoffs": "handoffs of the playbook offered in [from, to); each round is one",
+    "handoffs": "handoffs of the playbook offered in [from, to); each round is one; what a corrected "
+    "history does not know is out",
     "offered": "all of them; accepted + rejected + withdrawn + waiting",
     "accepted": "accepted by a word or a deed (an event that shows it, or the journey went on)",
     "rejected": "rejected with a reason",
@@ -54,7 +55,7 @@ _COLUMNS = {
 _H = """
 WITH h AS MATERIALIZED (
   SELECT h.*, {value} AS value FROM stage.handoffs h
-  WHERE h.playbook = :playbook
+  WHERE h.playbook = :playbook AND h.holds
     AND (CAST(:from AS timestamptz) IS NULL OR h.offered_at >= :from)
     AND (CAST(:to AS timestamptz) IS NULL OR h.offered_at < :to))
 """
@@ -64,6 +65,7 @@ first AS (
   SELECT DISTINCT ON (a.journey_id) a.id, extract(epoch FROM a.answered_at - a.asked_at) AS took
   FROM stage.handoffs a
   WHERE a.lead_id IN (SELECT lead_id FROM h) AND a.playbook = :playbook AND a.state = 'accepted'
+    AND a.holds
     AND a.answered_at >= a.asked_at
   ORDER BY a.journey_id, a.answered_at, a.id),
 one AS (

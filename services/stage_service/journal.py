@@ -45,7 +45,7 @@ from services.stage_service.offers import Offer
 from services.stage_service.playbook import HandoffPlan, Playbook, Stage
 from services.stage_service.renaming import is_quiet
 from services.stage_service.routing import Decision
-from services.stage_service.store import Facts, Owner, Past, Record, TransitionRow, as_json
+from services.stage_service.store import Facts, Owner, Past, Record, Told, TransitionRow, as_json
 
 ATTRIBUTES_BYTES_MAX = 256 * 1024
 """Of one message: brokers take 1 MiB, and a message refused would stop all behind it."""
@@ -151,6 +151,8 @@ class Journal:
         self._new_id = new_id
         self.offered_by: dict[str, str] = {}
         """The transition that offers a handoff, by the handoff's id."""
+        self.told_before: dict[Told, set[str]] = {}
+        """Whom records alerted that hold no more: of the same move nobody hears twice."""
         self._decided: dict[str, Decision] = {}
         """The owners chosen for the record being written, by role."""
 
@@ -165,8 +167,17 @@ class Journal:
             self._own(record, facts, role, playbook, move)
         if move.offer is not None and move.role not in told:
             told = (*told, move.role)  # who has to answer hears of it
-        wishes = [AlertWish(role, person_of(facts, role), stage.urgent) for role in told]
+        wishes = self._wishes(record, move, told, urgent=stage.urgent)
         return self._write(record, playbook, move, "transition", [], wishes, trace, move.offer)
+
+    def _wishes(
+        self, record: Record, move: Move, roles: Sequence[str], *, urgent: bool
+    ) -> list[AlertWish]:
+        """Give the alerts of a move for `roles`, but to nobody whom a replaced record told of the same."""
+        facts = record.facts[move.journey]
+        wishes = [AlertWish(role, person_of(facts, role), urgent) for role in roles]
+        before = self.told_before.get((journey_id(record.id, move.journey), move.identity))
+        return [w for w in wishes if _who(w) not in before] if before else wishes
 
     def correction(
         self,
@@ -176,20 +187,15 @@ class Journal:
         replaces: list[str],
         *,
         alert: bool,
-        is_present: bool,
         trace: str | None,
     ) -> TransitionRow:
-        """Record a correcting move. Only the present stage gets an owner; nobody is alerted of it
-        unless the present responsible changed (`alert`)."""
+        """Record a correcting move. The roles it asks for get owners, as they would have had it come in
+        time; nobody is alerted of it unless the present responsible changed (`alert`)."""
         facts = record.facts[move.journey]
         stage = playbook.stages[move.to_stage]
-        if is_present:
-            self._own(record, facts, move.role, playbook, move)
-        wishes: list[AlertWish] = []
-        if alert:
-            for role in stage.alerts:
-                self._own(record, facts, role, playbook, move)
-                wishes.append(AlertWish(role, person_of(facts, role), stage.urgent))
+        for role in (move.role, *stage.alerts):
+            self._own(record, facts, role, playbook, move)
+        wishes = self._wishes(record, move, stage.alerts if alert else (), urgent=stage.urgent)
         offer = self._open_offer(record, move) if alert else None
         return self._write(record, playbook, move, "correction", replaces, wishes, trace, offer)
 
@@ -242,6 +248,7 @@ class Journal:
         before = person_of(facts, role)
         if decision.person is not None:
             facts.owners[role] = Owner(decision.person, decision.name, decision.why)
+            facts.aside.pop(role, None)
         wishes = [AlertWish(role, person_of(facts, role), stage.urgent)]
         routing = playbook.routing.get(role)
         by_hand = event.type == ASSIGNED_BY_HAND
@@ -306,8 +313,10 @@ class Journal:
 
     def _own(self, record: Record, facts: Facts, role: str, playbook: Playbook, move: Move) -> None:
         """Choose the journey's owner for `role`, once: an owner sticks, while they are here."""
-        owner = facts.owners.get(role)
+        owner = facts.owners.get(role) or facts.aside.pop(role, None)
         if record.lead is None or (owner is not None and self._who(owner.id)):
+            if owner is not None:
+                facts.owners[role] = owner
             return
         decision = self._assign(role, record, playbook, move)
         if decision is None:
@@ -338,6 +347,8 @@ class Journal:
         owner = facts.owners.get(move.role)
         handoff = move.role != move.previous_role
         why = {**move.why, "routing": self._decided} if self._decided else move.why
+        if wishes:
+            why = {**why, "told": [_who(wish) for wish in wishes]}
         self._decided = {}
         row = TransitionRow(
             journey, facts.sequence, id, record.id, kind, move.playbook, move.version,
@@ -385,6 +396,11 @@ class Journal:
 
 def _ref(owner: Owner | None) -> PersonRef | None:
     return PersonRef(owner.id, owner.name) if owner else None
+
+
+def _who(wish: AlertWish) -> str:
+    """Give whom an alert is for, as the notifier names them."""
+    return wish.person.id if wish.person is not None else f"role:{wish.role}"
 
 
 def person_of(facts: Facts, role: str) -> PersonRef | None:

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -111,6 +111,7 @@ class Lane:
         committed: Callable[[], None] = lambda: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         policy: Policy | None = None,
+        late_within: timedelta | None = None,
     ) -> None:
         self._pool = pool
         self._shelf = shelf
@@ -118,6 +119,7 @@ class Lane:
         self._committed = committed
         self._now = now
         self._policy = policy or Policy()
+        self._late_within = late_within
         self._queue: deque[_Waiting] = deque()
         self._news = asyncio.Event()
         self._busy: list[set[tuple[str, str]]] = [set() for _ in range(WORKERS)]
@@ -320,7 +322,10 @@ class Lane:
         """The transaction: gather, decide, record; what is answered happened, or none of it did."""
         began = time.perf_counter()
         async with self._pool.acquire() as connection:
-            batch = Batch(connection, self._shelf, self._roster, self._now(), new_id, self._policy)
+            batch = Batch(
+                connection, self._shelf, self._roster, self._now(), new_id, self._policy,
+                self._late_within,
+            )  # fmt: skip
             async with connection.transaction():
                 outcomes = await batch.apply(events)
         metrics.observe_batch(outcomes, batch.moved, batch.unevaluated, time.perf_counter() - began)

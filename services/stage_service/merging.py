@@ -90,9 +90,12 @@ named AS (
 ended AS (
   DELETE FROM stage.journeys j USING pair p WHERE j.lead_id = p.merged),
 withdrawn AS (
-  UPDATE stage.handoffs h SET state = 'withdrawn', answered_at = $14, implied = true,
-    reason = 'merged into another lead', updated_at = now()
-  FROM pair p WHERE h.lead_id = p.merged AND h.state = 'offered'),
+  UPDATE stage.handoffs h SET holds = false, updated_at = now(),
+    state = CASE h.state WHEN 'offered' THEN 'withdrawn' ELSE h.state END,
+    answered_at = CASE h.state WHEN 'offered' THEN $14 ELSE h.answered_at END,
+    implied = h.state = 'offered' OR h.implied,
+    reason = CASE h.state WHEN 'offered' THEN 'merged into another lead' ELSE h.reason END
+  FROM pair p WHERE h.lead_id = p.merged AND h.holds),
 stopped AS (
   UPDATE stage.clocks c SET due_at = NULL, ended_at = $14, claimed_until = NULL, updated_at = now(),
     state = CASE WHEN c.missed_at IS NULL THEN 'void' ELSE 'missed' END
@@ -188,7 +191,12 @@ def inherit(survivor: Record, merged: Record) -> None:
     """Let owners stick: those of the merged lead hold where the survivor has none for the role."""
     for name, facts in merged.facts.items():
         mine = survivor.facts.get(name) or Facts(0, {})
-        survivor.facts[name] = Facts(mine.sequence, {**facts.owners, **mine.owners}, mine.clocks)
+        survivor.facts[name] = Facts(
+            mine.sequence,
+            {**facts.owners, **mine.owners},
+            mine.clocks,
+            {**facts.aside, **mine.aside},
+        )
 
 
 def told_of(

@@ -42,6 +42,10 @@ LINKS_REFUSED = Counter(
 IDENTITIES_UNCLAIMED = Counter(
     "baton_identities_unclaimed_total", "Identities not taken: their lead has the most allowed"
 )
+BEYOND_HORIZON = Counter(
+    "baton_events_beyond_horizon_total",
+    "Events that came too late to rewrite history: kept, not counted",
+)
 OUTBOX_PENDING = Gauge("baton_outbox_pending", "Messages recorded and not yet published")
 PUBLISHED_POSITION = Gauge("baton_published_position", "Newest position of the published log")
 KAFKA_POSITION = Gauge("baton_kafka_position", "Newest position that Kafka acknowledged")
@@ -79,6 +83,7 @@ def observe_batch(
     applied = sum(1 for o in outcomes if o.status == "applied")
     EVENTS.labels("applied").inc(applied)
     EVENTS.labels("duplicate").inc(len(outcomes) - applied)
+    BEYOND_HORIZON.inc(sum(1 for o in outcomes if o.beyond_horizon is True))
     moves: dict[tuple[str, str, str], int] = {}
     for row in rows:
         key = (row.kind, row.from_stage, row.to_stage)

@@ -327,5 +327,7 @@ def _take_back(survivor: Record, merged: Record, before: dict[str, dict[str, Any
             for role, owner in facts.owners.items()
             if role in kept or theirs.owners.get(role) != owner
         }
-        survivor.facts[name] = Facts(facts.sequence, owners, facts.clocks)
-        merged.facts[name] = Facts(theirs.sequence, {**since, **theirs.owners}, theirs.clocks)
+        survivor.facts[name] = Facts(facts.sequence, owners, facts.clocks, facts.aside)
+        merged.facts[name] = Facts(
+            theirs.sequence, {**since, **theirs.owners}, theirs.clocks, theirs.aside
+        )

@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from services.contracts.events import CLAIMED_TIME
 from services.stage_service.tables import events, identities, journeys, leads, transitions
 
 PAGE_MAX = 200
@@ -170,6 +171,8 @@ def _told(row: RowMapping) -> dict[str, Any]:
         "kind": "event", "occurred_at": row["time"], "recorded_at": row["recorded_at"],
         "type": row["type"], "source": row["source"], "id": row["id"], "deal": row["deal"],
         "data": row["data"], "arrived_after_s": max(0.0, late.total_seconds()),
+        "beyond_horizon": row["beyond_horizon"],
+        "claimed_time": (row["envelope"] or {}).get(CLAIMED_TIME),
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -116,6 +117,12 @@ class StageSettings(BaseSettings):
     identity_automatic_merges: bool = Field(
         default=True, description="events may merge leads; false: only people do"
     )
+    late_horizon_days: float = Field(
+        90.0,
+        ge=0,
+        le=36_500,
+        description="days after which recorded history is not rewritten by late events; 0: it always is",
+    )
     streams_max: int = Field(
         500, ge=1, description="streams, exports and waiting polls of the feeds in one process"
     )
@@ -153,6 +160,11 @@ class StageSettings(BaseSettings):
         if region.upper() not in phonenumbers.SUPPORTED_REGIONS:
             raise ValueError(f"{region!r} is no country code; write two letters, as DE or US")
         return region.upper()
+
+    @property
+    def late_horizon(self) -> timedelta | None:
+        """How long history is open to late events; None: for ever."""
+        return timedelta(days=self.late_horizon_days) if self.late_horizon_days else None
 
     @property
     def identity_policy(self) -> Policy:

@@ -56,6 +56,8 @@ class Facts(msgspec.Struct, array_like=True, gc=False):
     owners: dict[str, Owner]
     clocks: dict[str, Ticking] = {}
     """The clocks that run, by key."""
+    aside: dict[str, Owner] = {}
+    """Owners for roles that the history, corrected, does not ask for: theirs again when it does."""
 
 
 class Record(msgspec.Struct, array_like=True):
@@ -174,14 +176,17 @@ async def look_up(
 
 
 async def events_of_leads(
-    connection: Connection, ids: Sequence[str]
+    connection: Connection, ids: Sequence[str], *, beyond_horizon: bool = False
 ) -> dict[str, list[tuple[LeadEvent, int]]]:
-    """Give all recorded events of the leads with the epoch of each, unordered."""
+    """Give all recorded events of the leads that count, with the epoch of each, unordered.
+
+    With `beyond_horizon` those that do not count instead: they came too late.
+    """
     rows = await connection.fetch(
         """SELECT lead_id::text AS lead_id, source, id, type, time, recorded_at, subject, deal, data,
-           epoch FROM stage.events WHERE lead_id = ANY($1::uuid[])""",
-        ids,
-    )
+           epoch FROM stage.events WHERE lead_id = ANY($1::uuid[]) AND beyond_horizon = $2""",
+        ids, beyond_horizon,
+    )  # fmt: skip
     events: dict[str, list[tuple[LeadEvent, int]]] = {id: [] for id in ids}
     for r in rows:
         data = msgspec.json.decode(r["data"])
@@ -215,6 +220,26 @@ async def history(
     found: dict[str, dict[str, list[Past]]] = {}
     for lead_id, journey_id, *rest in rows:
         found.setdefault(lead_id, {}).setdefault(journey_id, []).append(Past(*rest))
+    return found
+
+
+Told: TypeAlias = "tuple[str, tuple[str, str, datetime, str, str, str | None]]"
+"""What somebody was alerted of: the journey's id, and what makes two moves the same."""
+
+
+async def told_before(connection: Connection, lead_ids: Sequence[str]) -> dict[Told, set[str]]:
+    """Give whom records of the leads that hold no more alerted, by what they told of."""
+    rows = await connection.fetch(
+        """SELECT t.journey_id::text, t.from_stage, t.to_stage, t.occurred_at, t.event_source,
+             t.event_id, t.rule, t.why -> 'told' AS told
+           FROM stage.transitions t JOIN stage.journeys j ON j.id = t.journey_id
+           WHERE j.lead_id = ANY($1::uuid[]) AND t.replaced_by IS NOT NULL AND t.why ? 'told'""",
+        lead_ids,
+    )
+    found: dict[Told, set[str]] = {}
+    for journey, *identity, told in rows:
+        who = found.setdefault((journey, tuple(identity)), set())  # pyright: ignore[reportArgumentType]
+        who.update(msgspec.json.decode(told))
     return found
 
 
@@ -417,6 +442,16 @@ async def restore_journeys(
 async def end_journeys(connection: Connection, ids: Sequence[str]) -> None:
     """Remove the present state of journeys that are no more; their records stay."""
     await connection.execute("DELETE FROM stage.journeys WHERE id = ANY($1::uuid[])", ids)
+
+
+async def mark_beyond(connection: Connection, keys: Sequence[tuple[str, str]]) -> None:
+    """Mark the events `keys` (source, id), written in this transaction, as beyond the horizon."""
+    await connection.execute(
+        """UPDATE stage.events e SET beyond_horizon = true
+           FROM unnest($1::text[], $2::text[]) AS k(source, id)
+           WHERE e.source = k.source AND e.id = k.id""",
+        [source for source, _ in keys], [id for _, id in keys],
+    )  # fmt: skip
 
 
 async def shift_visits(connection: Connection, shifted: dict[str, tuple[str, datetime]]) -> None:

@@ -113,7 +113,7 @@ handed AS (
     asked_at = coalesce(excluded.asked_at, h.asked_at),
     person_id = coalesce(excluded.person_id, h.person_id),
     person_name = coalesce(excluded.person_name, h.person_name),
-    due_at = coalesce(excluded.due_at, h.due_at), updated_at = now()),
+    due_at = coalesce(excluded.due_at, h.due_at), holds = true, updated_at = now()),
 wound AS (
   INSERT INTO stage.clocks AS c ({_WOUND}, state)
   SELECT {_WOUND}, 'running' FROM unnest($15::stage.clock_row[])
@@ -176,10 +176,16 @@ async def handoffs_of(connection: Connection, leads: Sequence[str]) -> dict[str,
 
 
 async def withdraw(connection: Connection, ids: Sequence[str], at: datetime) -> None:
-    """Withdraw handoffs that the corrected history does not know."""
+    """Take back handoffs that the corrected history does not know: they count no more, and wait no more.
+
+    An answer that was given stays on the row.
+    """
     await connection.execute(
-        """UPDATE stage.handoffs SET state = 'withdrawn', answered_at = $2, implied = true,
-             reason = 'the history was corrected', updated_at = now()
+        """UPDATE stage.handoffs SET holds = false, updated_at = now(),
+             state = CASE state WHEN 'offered' THEN 'withdrawn' ELSE state END,
+             answered_at = CASE state WHEN 'offered' THEN $2 ELSE answered_at END,
+             implied = state = 'offered' OR implied,
+             reason = CASE state WHEN 'offered' THEN 'the history was corrected' ELSE reason END
            WHERE id = ANY($1::uuid[])""",
         ids, at,
     )  # fmt: skip

@@ -17,6 +17,7 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
@@ -101,6 +102,7 @@ events = Table(
     Column("envelope", JSONB),
     Column("epoch", Integer, nullable=False),
     Column("own_lead_id", UUID(as_uuid=False)),
+    Column("beyond_horizon", Boolean, nullable=False, server_default=text("false")),
     schema="stage",
 )
 
@@ -249,6 +251,7 @@ handoffs = Table(
     Column("implied", Boolean, nullable=False),
     Column("reason", Text),
     _moment("updated_at"),
+    Column("holds", Boolean, nullable=False, server_default=text("true")),
     schema="stage",
 )
 

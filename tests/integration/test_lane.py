@@ -84,13 +84,13 @@ class Wired:
 
 
 @asynccontextmanager
-async def wired(url: str) -> AsyncIterator[Wired]:
+async def wired(url: str, **lane_options: Any) -> AsyncIterator[Wired]:
     pool = await asyncpg.create_pool(url, min_size=2, max_size=6)
     shelf = Shelf()
     await shelf.load(pool)
     sales = ROOT / "playbooks/sales.yaml"
     await shelf.publish_file(pool, parse_playbook(sales.read_text(), "sales.yaml"))
-    lane = Lane(pool, shelf, Roster(load_team(ROOT / "playbooks/team.yaml")))
+    lane = Lane(pool, shelf, Roster(load_team(ROOT / "playbooks/team.yaml")), **lane_options)
     lane.start()
     try:
         yield Wired(url, pool, lane, shelf)

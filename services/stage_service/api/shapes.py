@@ -71,6 +71,8 @@ class EventResult(msgspec.Struct):
     transitions: list[Moved]
     held: list[Held] | UnsetType = UNSET
     late: bool | UnsetType = UNSET
+    beyond_horizon: bool | UnsetType = UNSET
+    claimed_time: str | UnsetType = UNSET
     warning: str | UnsetType | None = UNSET
     error: ItemError | UnsetType | None = UNSET
 
@@ -108,6 +110,8 @@ class TimelineItem(msgspec.Struct):
     id: str | UnsetType = UNSET
     transition_id: str | UnsetType = UNSET
     explanation: str | UnsetType = UNSET
+    beyond_horizon: bool | UnsetType = UNSET
+    claimed_time: str | UnsetType | None = UNSET
     handoff_id: str | UnsetType | None = UNSET
     action: str | UnsetType = UNSET
 
