@@ -1,0 +1,268 @@
+"""What Baton says of a past moment is what a fresh Baton says that replays the log up to then."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from services.contracts.events import (
+    MAIN,
+    MERGED_BY_HAND,
+    MOVED_BY_HAND,
+    UNMERGED_BY_HAND,
+    LeadEvent,
+)
+from services.contracts.roster import Roster
+from services.contracts.team import load_team
+from services.stage_service import as_of, funnel_numbers, past_funnel, reads
+from services.stage_service.batch import Batch
+from services.stage_service.identities import LEAD_IDENTITY, Policy
+from services.stage_service.playbook import parse_playbook
+from services.stage_service.shelf import Shelf
+from services.stage_service.whole_leads import whole_leads
+from tests.conftest import examples
+from tests.integration.test_lane import START, Wired, wired
+from tests.integration.test_merging import said
+from tests.integration.test_one_person import EMPTY, events_of, specs
+
+ROOT = Path(__file__).parents[2]
+BEGAN = START + timedelta(minutes=60)
+POLICY = Policy()
+Log = list[tuple[datetime, str | list[LeadEvent]]]
+"""What was recorded, in order: at a moment a playbook's text, or a batch of events."""
+
+AS_OF_EXAMPLES = settings(
+    max_examples=examples(40), deadline=None, phases=[p for p in Phase if p is not Phase.shrink],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)  # fmt: skip
+
+
+@pytest.fixture
+async def it(database_url: str) -> AsyncIterator[Wired]:
+    async with wired(database_url) as w:
+        yield w
+
+
+@pytest.fixture
+async def engine(it: Wired) -> AsyncIterator[AsyncEngine]:
+    made = create_async_engine(it.url.replace("postgresql://", "postgresql+asyncpg://", 1))
+    yield made
+    await made.dispose()
+
+
+class Ids:
+    """Ids that say when they were made, and are the same in every run."""
+
+    def __init__(self, at: datetime) -> None:
+        self._begin = int(at.timestamp() * 1000) << 80 | 7 << 76 | 2 << 62
+        self._n = 0
+
+    def __call__(self) -> str:
+        self._n += 1
+        return str(uuid.UUID(int=self._begin | self._n))
+
+
+def playbook_text(threshold: int, gate: str = "") -> str:
+    text = (ROOT / "playbooks/sales.yaml").read_text()
+    text = text.replace("score.total >= 60", f"score.total >= {threshold}")
+    return text.replace("    alerts: [ae]\n", f"    alerts: [ae]\n{gate}")
+
+
+class World:
+    """A Baton whose clock and ids are given; keeps the log of what it recorded."""
+
+    def __init__(self, it: Wired, engine: AsyncEngine) -> None:
+        self.it, self.engine = it, engine
+        self.roster = Roster(load_team(ROOT / "playbooks/team.yaml"))
+        self.log: Log = []
+        self.shelf = it.shelf
+
+    async def empty(self) -> None:
+        """Forget everything but the first playbook."""
+        await self.it.pool.execute(f"{EMPTY}, stage.handoffs, stage.clocks, stage.account_owners")
+        await self.it.pool.execute(
+            "DELETE FROM stage.playbook_versions WHERE version > 1"
+        )
+        await self.it.pool.execute("UPDATE stage.playbook_versions SET activated_at = $1", BEGAN)
+        self.log, self.shelf = [], Shelf()
+        await self.shelf.load(self.it.pool)
+
+    async def record(self, at: datetime, what: str | list[LeadEvent]) -> None:
+        """Record a playbook or a batch of events, as of the moment `at`."""
+        if isinstance(what, str):
+            await self.shelf.publish(self.it.pool, parse_playbook(what, "sales.yaml"))
+            await self.it.pool.execute(
+                "UPDATE stage.playbook_versions SET activated_at = $1 WHERE activated_at > now() - "
+                "interval '1 hour'", at,
+            )  # fmt: skip
+            self.log.append((at, what))
+            return
+        told = [msgspec.structs.replace(e, recorded_at=at) for e in what]
+        async with self.it.pool.acquire() as connection, connection.transaction():
+            batch = Batch(connection, self.shelf, self.roster, at, Ids(at), POLICY)
+            outcomes = await batch.apply(told)
+        fresh = {(o.source, o.id) for o in outcomes if o.status != "duplicate"}
+        kept = [e for e in told if (e.source, e.id) in fresh]
+        if kept:
+            self.log.append((at, kept))
+
+    async def live(self) -> list[str]:
+        rows = await self.it.pool.fetch(
+            "SELECT id::text FROM stage.leads WHERE merged_into IS NULL ORDER BY id"
+        )
+        return [r["id"] for r in rows]
+
+    async def now(self) -> dict[str, Any]:
+        """What this Baton says now, of each lead and of the funnel."""
+        ids = await self.live()
+        shown = (await whole_leads(self.engine, ids)).shown
+        said: dict[str, Any] = {
+            id: {"lead": shown[id], "items": await reads.timeline(self.engine, id)} for id in ids
+        }
+        playbook = self.shelf.playbooks["sales"]
+        for by in (None, "employees"):
+            said[f"funnel {by}"] = await funnel_numbers.funnel(self.engine, playbook, by=by)
+        return _plain(said)
+
+    async def then(self, at: datetime, leads: list[str]) -> dict[str, Any]:
+        """What this Baton says of the moment `at`, of each of `leads` that stood for itself."""
+        said: dict[str, Any] = {}
+        async with self.it.pool.acquire() as connection:
+            for id in leads:
+                if await as_of.root_at(connection, id, at) != id:
+                    continue
+                found = await as_of.lead_at(connection, self.shelf, id, at, POLICY)
+                if found is not None:
+                    said[id] = {"lead": as_of.shown_at(found), "items": as_of.items_at(found)}
+            epoch = await as_of.epoch_at(connection, at)
+        playbooks = self.shelf.at(epoch)
+        for by in (None, "employees"):
+            basis = await past_funnel.basis_at(self.engine, playbooks["sales"], at, by, playbooks)
+            said[f"funnel {by}"] = await funnel_numbers.funnel(
+                self.engine, playbooks["sales"], by=by, basis=basis
+            )
+        return _plain(said)
+
+
+def _plain(said: dict[str, Any]) -> dict[str, Any]:
+    """As JSON, without what is no function of the log: when identities were written by the clock of
+    PostgreSQL, and how owners were chosen."""
+    for each in said.values():
+        if "lead" not in each:
+            continue
+        lead = each["lead"]
+        lead["identities"] = sorted(
+            (i["kind"], i["value"], i["merged_from"]) for i in lead["identities"]
+        )
+        for journey in lead["journeys"]:
+            journey["owners"] = {role: o["id"] for role, o in journey["owners"].items()}
+            if lead["merged_from"]:
+                journey["owners"] = {}
+        each["items"] = [
+            {k: v for k, v in item.items() if k not in ("why", "responsible")}
+            | ({"rule": item["why"].get("rule")} if "why" in item else {})
+            for item in each["items"]
+        ]
+    return msgspec.json.decode(msgspec.json.encode(said))
+
+
+deeds = st.lists(
+    st.one_of(
+        st.tuples(st.just("events"), st.integers(1, 6), st.booleans()),
+        st.tuples(st.just("events"), st.integers(1, 6), st.booleans()),
+        st.tuples(st.just("again"), st.integers(1, 3), st.just(0)),
+        st.tuples(st.just("move"), st.integers(0, 3), st.sampled_from(["sql", "nurture", "lead"])),
+        st.tuples(st.just("merge"), st.integers(0, 3), st.integers(0, 3)),
+        st.tuples(st.just("unmerge"), st.integers(0, 3), st.just(0)),
+        st.tuples(st.just("playbook"), st.sampled_from([5, 20, 40]), st.booleans()),
+        st.tuples(st.just("assign"), st.integers(0, 3), st.just(0)),
+    ),
+    min_size=2, max_size=10,
+)  # fmt: skip
+
+
+def own(type: str, at: datetime, *leads: str, **data: Any) -> LeadEvent:
+    """An event of Baton's own about leads by their ids."""
+    return LeadEvent(
+        f"{type}-{at.isoformat()}", "baton", type, at, at, None,
+        tuple((LEAD_IDENTITY, id) for id in leads), MAIN,
+        {"reason": "r", "actor": "me", **data}, {},
+    )  # fmt: skip
+
+
+async def live_through(world: World, drawn: list[Any], wanted: list[Any]) -> None:
+    """Let `wanted` happen, with the events `drawn` in the order they arrive."""
+    at, rest, seen = BEGAN, events_of(drawn), list[LeadEvent]()
+    for n, (deed, one, other) in enumerate(wanted):
+        at += timedelta(seconds=1 + n % 3)
+        leads = await world.live()
+        if deed == "events" and rest:
+            batch, rest = rest[:one], rest[one:]
+            seen += batch
+            await world.record(at, batch + (batch[:1] if other else []))
+        elif deed == "again" and seen:
+            await world.record(at, seen[:one] + rest[:1])
+            seen, rest = seen + rest[:1], rest[1:]
+        elif deed == "playbook":
+            gate = "    gate: {require: [lead.employees]}\n" if other else ""
+            await world.record(at, playbook_text(one, gate))
+        elif deed == "move" and leads:
+            it = own(MOVED_BY_HAND, at, leads[one % len(leads)], to=other, playbook="sales",
+                     force=False)  # fmt: skip
+            await world.record(at, [it])
+        elif deed == "merge" and len(leads) > 1:
+            a, b = sorted({leads[one % len(leads)], leads[other % len(leads)]} | set(leads[:2]))[:2]
+            await world.record(at, [own(MERGED_BY_HAND, at, a, b)])
+        elif deed == "unmerge":
+            await unmerge(world, at, one)
+
+
+async def unmerge(world: World, at: datetime, n: int) -> None:
+    rows = await world.it.pool.fetch(
+        "SELECT id::text, merged::text, survivor::text FROM stage.merges WHERE undone_at IS NULL ORDER BY id"
+    )
+    if not rows:
+        return
+    row = rows[n % len(rows)]
+    survivor = row["survivor"]
+    while into := await world.it.pool.fetchval(
+        "SELECT merged_into::text FROM stage.leads WHERE id = $1", survivor
+    ):
+        survivor = into
+    await world.record(
+        at, [own(UNMERGED_BY_HAND, at, survivor, merge_id=row["id"], lead=row["merged"])]
+    )
+
+
+@AS_OF_EXAMPLES
+@given(drawn=specs, wanted=deeds)
+async def test_a_past_moment_is_what_a_replay_up_to_then_gives(
+    it: Wired, engine: AsyncEngine, drawn: list[Any], wanted: list[Any]
+) -> None:
+    world = World(it, engine)
+    await world.empty()
+    await live_through(world, drawn, wanted)
+    log = world.log
+    if not log:
+        return
+    rows = await it.pool.fetch("SELECT id::text FROM stage.leads ORDER BY id")
+    everybody = [r["id"] for r in rows]
+    moments = [at + shift for at, _ in log for shift in (timedelta(), timedelta(microseconds=1))]
+    told = {at: await world.then(at, everybody) for at in moments}
+    before = await world.then(log[0][0] - timedelta(microseconds=1), everybody)
+    assert list(before) == ["funnel None", "funnel employees"]
+    await world.empty()
+    for at, what in log:
+        await world.record(at, what)
+        replayed = await world.now()
+        for moment in (at, at + timedelta(microseconds=1)):
+            assert told[moment] == replayed
