@@ -6,8 +6,9 @@ its own epoch. Owners are no function of the log: they are read from the records
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -211,8 +212,8 @@ def _named(
     ]  # fmt: skip
 
 
-def shown_at(then: Then) -> dict[str, Any]:
-    """Give a lead of then as ``GET /v1/leads/{id}`` shows one."""
+def shown_at(then: Then, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """Give a lead of then as ``GET /v1/leads/{id}`` shows one; `names` of people by id."""
     lead = then.lead
     first = next(iter(then.playbooks.values()), None)
     score = funnel.score_of(lead, first, lead.last[0]) if first else None
@@ -223,7 +224,7 @@ def shown_at(then: Then) -> dict[str, Any]:
         "score": {"fit": score.fit, "intent": score.intent, "total": score.total} if score
         else {"fit": 0, "intent": 0, "total": 0},
         "account": account_of(lead.email, lead.attributes), "first_seen_at": lead.first_seen_at,
-        "last_seen_at": lead.last[0], "journeys": _journeys(then), "identities": then.identities,
+        "last_seen_at": lead.last[0], "journeys": _journeys(then, names), "identities": then.identities,
         "merged_from": [
             {"merge_id": m["merge_id"], "lead_id": m["lead_id"], "survivor": m["survivor"],
              "merged_at": m["recorded_at"], "reason": m["reason"], "identities": m["identities"],
@@ -233,8 +234,8 @@ def shown_at(then: Then) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _journeys(then: Then) -> list[dict[str, Any]]:
-    owners, sequences = owners_at(then), dict[str, int]()
+def _journeys(then: Then, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    owners, sequences = owners_at(then, names), dict[str, int]()
     for record in then.records:
         sequences[record["journey_id"]] = record["sequence"]
     found = [
@@ -249,42 +250,56 @@ def _journeys(then: Then) -> list[dict[str, Any]]:
     return sorted(found, key=lambda j: (j["started_at"], j["id"]))
 
 
-def owners_at(then: Then) -> dict[str, dict[str, dict[str, Any]]]:
+class _Owned(msgspec.Struct, frozen=True, order=True):
+    """That a journey had an owner for a role from a moment on; of one moment the later kind counts."""
+
+    since: datetime
+    kind: int
+    journey: str
+    role: str
+    person: str
+    name: str | None = None
+    why: str = ""
+
+
+def owners_at(then: Then, names: Mapping[str, str]) -> dict[str, dict[str, dict[str, str]]]:
     """Give who held each journey, by journey id and role, as the records and handoffs of then tell.
 
-    Who came with a merge, and was never named by a record since, is not told.
+    Who came with a merge or stayed after its undoing, and was named by no record since, is not told.
     """
-    told: list[tuple[datetime, int, str, str, dict[str, Any]]] = []
-    for record in then.records:
-        for role, chosen in record["why"].get("routing", {}).items():
-            if chosen["person"] is not None:
-                owner = {"id": chosen["person"], "name": chosen["name"], "why": chosen["why"]}
-                told.append((record["recorded_at"], 0, record["journey_id"], role, owner))
-        if record["owner_id"] is not None:
-            owner = {"id": record["owner_id"], "name": record["owner_id"], "why": ""}
-            told.append((record["recorded_at"], 1, record["journey_id"], record["role"], owner))
-    for row in then.handoffs:
-        if row["person_id"] is not None:
-            owner = {"id": row["person_id"], "name": row["person_name"], "why": ""}
-            told.append((row["recorded_at"], 2, row["journey_id"], row["role"], owner))
-    for event in then.events:
-        if event.type == ASSIGNED_BY_HAND and event.source == SOURCE:
-            name = funnel.journey_name(str(event.data.get("playbook")), event.deal)
-            person = str(event.data.get("person"))
-            owner = {"id": person, "name": person, "why": "given by hand"}
-            told.append((event.recorded_at, 3, journey_id(then.id, name),
-                         str(event.data.get("role")), owner))  # fmt: skip
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for _, _, journey, role, owner in sorted(told, key=lambda each: each[:2]):
-        before = found.setdefault(journey, {}).get(role)
-        if before is not None and before["id"] == owner["id"]:
-            owner = {"id": owner["id"], "name": _longer(before, owner), "why": before["why"]}
-        found[journey][role] = owner
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for owned in sorted(_owned(then), key=lambda each: (each.since, each.kind)):
+        mine = found.setdefault(owned.journey, {})
+        before = mine.get(owned.role)
+        why = owned.why
+        if before is not None and before["id"] == owned.person:
+            why = before["why"]
+        name = owned.name or names.get(owned.person) or owned.person
+        mine[owned.role] = {"id": owned.person, "name": name, "why": why}
     return found
 
 
-def _longer(before: dict[str, Any], owner: dict[str, Any]) -> str:
-    return owner["name"] if owner["name"] not in (None, owner["id"]) else before["name"]
+def _owned(then: Then) -> Iterator[_Owned]:
+    for r in then.records:
+        since, journey = r["recorded_at"], r["journey_id"]
+        for role, chosen in r["why"].get("routing", {}).items():
+            if chosen["person"] is not None:
+                yield _Owned(
+                    since, 0, journey, role, chosen["person"], chosen["name"], chosen["why"]
+                )
+        if r["owner_id"] is not None:
+            yield _Owned(since, 1, journey, r["role"], r["owner_id"])
+    for h in then.handoffs:
+        if h["person_id"] is not None:
+            yield _Owned(
+                h["recorded_at"], 2, h["journey_id"], h["role"], h["person_id"], h["person_name"]
+            )
+    for event in then.events:
+        data = event.data
+        if event.type == ASSIGNED_BY_HAND and event.source == SOURCE and data.get("person"):
+            name = funnel.journey_name(str(data["playbook"]), event.deal)
+            yield _Owned(event.recorded_at, 3, journey_id(then.id, name), str(data["role"]),
+                         str(data["person"]), None, "given by hand")  # fmt: skip
 
 
 def rung_by_then(then: Then) -> set[tuple[str, str]]:

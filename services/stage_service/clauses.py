@@ -1,7 +1,8 @@
 """The clauses of a condition, each compiled by itself, so that each can say whether it is true. Pure.
 
-A condition is true when all its clauses are, false when one is false, and otherwise cannot be judged: that
-is CEL's own ``&&``, in which false wins over an error. What stands under ``||``, ``!`` or ``? :`` is one clause.
+A condition is true when all its clauses are, false when one is false, and otherwise cannot be judged:
+that is CEL's own ``&&``, in which false wins over an error. What stands under ``||``, ``!`` or ``? :`` is
+one clause.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def clauses_of(playbook: Playbook, condition: Condition | None) -> tuple[Conditi
 
 def variables_of(playbook: Playbook) -> dict[str, TypeName]:
     """Give the variables that conditions of `playbook` may use, with their types."""
-    declared = {
+    declared: dict[str, TypeName] = {
         f"{room}.{name}": kind
         for room, names in playbook.attributes.items()
         for name, kind in names.items()

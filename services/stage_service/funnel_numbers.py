@@ -30,7 +30,6 @@ DEFINITION = {
 }
 
 
-
 class Basis(NamedTuple):
     """What a funnel is counted over: the statement's CTEs up to ``reach``, and their parameters."""
 

@@ -157,7 +157,9 @@ async def timeline(engine: AsyncEngine, lead_id: str) -> list[dict[str, Any]]:
     async with engine.connect() as connection:
         told = (await connection.execute(happened)).mappings().all()
         moved = (await connection.execute(recorded)).mappings().all()
-    return in_order([event_item(row) for row in told] + [record_item(row) for row in moved])
+    return in_order(
+        [event_item(dict(row)) for row in told] + [record_item(dict(row)) for row in moved]
+    )
 
 
 def in_order(items: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -22,8 +22,9 @@ from services.stage_service.playbook import Playbook, Rule
 from services.stage_service.scoring import Scoring, score_at
 
 Verdict: TypeAlias = Literal["true", "false", "unknown", "depends"]
-"""``unknown``: a value is missing; ``depends``: on what the event says. Neither lets a rule fire by itself."""
+"""``unknown``: a value is missing; ``depends``: on what the event says. Neither is true."""
 
+_WEIGHTS: dict[Verdict, int] = {"true": 0, "depends": 1, "unknown": 2, "false": 3}
 POINTS_LOOKED_AHEAD_MAX = 1000
 YEARS_LOOKED_AHEAD_S = 20 * 366 * 86_400.0
 A_HANDOFF_WAITS = "a handoff waits for an answer"
@@ -124,9 +125,11 @@ def why_rule(rule: Rule, case: Case, journey: Journey, *, happened: bool) -> Rul
 
 def overall(clauses: list[Clause]) -> Verdict:
     """Give the verdict of a condition made of `clauses`: false wins, then unknown, then depends."""
-    verdicts = {clause.verdict for clause in clauses}
-    order: tuple[Verdict, ...] = ("false", "unknown", "depends")
-    return next((v for v in order if v in verdicts), "true")
+    told: Verdict = "true"
+    for clause in clauses:
+        if _WEIGHTS[clause.verdict] > _WEIGHTS[told]:
+            told = clause.verdict
+    return told
 
 
 def event_type(playbook: Playbook, type: str, *, depends: bool = False) -> EventType:
@@ -152,15 +155,38 @@ def label_of(name: str) -> str:
     return f"{words} of the event" if room == "event" else words
 
 
+def clauses_then(playbook: Playbook, rule: Rule, values: Mapping[str, Any]) -> list[Clause]:
+    """Give the clauses of a rule that fired with the `values` that were recorded, each as it was judged.
+
+    `playbook` is the version that it fired under; moments may come as RFC 3339 text.
+    """
+    types = variables_of(playbook)
+    found: list[Clause] = []
+    for clause in clauses_of(playbook, rule.when):
+        known = {
+            name: coerce(values.get(name), types.get(name, "bool")) for name in clause.variables
+        }
+        verdict = clause.evaluate(known)
+        told: Verdict = "true" if verdict.result else "false"
+        found.append(Clause(
+            clause.text, told if verdict.missing is None else "unknown",
+            [_shown(name, value, types) for name, value in known.items()],
+            [n for n, v in known.items() if v is None] if verdict.missing is not None else [],
+        ))  # fmt: skip
+    return found
+
+
+def _shown(name: str, value: Any, types: Mapping[str, str]) -> Value:
+    unit = "points" if name.startswith("score.") else None
+    return Value(name, label_of(name), types.get(name, "bool"), value, unit)
+
+
 def _clause(clause: Condition, rule: Rule, case: Case, journey: Journey, happened: bool) -> Clause:
     types = variables_of(case.playbook)
     values = {name: _value(name, rule, case, journey, happened) for name in clause.variables}
     verdict = clause.evaluate(values)
     absent = [n for n, v in values.items() if v is None]
-    shown = [
-        Value(n, label_of(n), types.get(n, "bool"), v, "points" if n.startswith("score.") else None)
-        for n, v in values.items()
-    ]
+    shown = [_shown(n, v, types) for n, v in values.items()]
     if verdict.missing is None:
         told: Verdict = "true" if verdict.result else "false"
         return Clause(clause.text, told, shown, [], _changes_at(clause, values, case))

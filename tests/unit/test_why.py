@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.contracts.cloudevents import CloudEvent
@@ -21,6 +21,7 @@ from services.stage_service.next_moves import JourneyWhy, explained
 from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.scoring import scored
 from services.stage_service.why import Clause, case_at, overall, rules_of, why_rule
+from tests.conftest import examples
 from tests.unit.test_funnel import ROOT, START, event, gated, sales, told
 
 CONDITIONS = (
@@ -34,6 +35,7 @@ CONDITIONS = (
     r"event.reason == r'a\b' && lead.country != '\'&&' // && nothing",
     "journey.furthest_stage == 'lead' && journey.key == 'main' && event.type == 'lead.updated'",
 )
+CALM = settings(max_examples=examples(200), deadline=None)
 WAYS = (("lead", "sql"), ("lead", "mql"), ("lead, mql, sql, nurture", "proposal"),
         ("lead, mql, sql, nurture", "closing"), ("lead, mql, sql, nurture", "closed_lost"))  # fmt: skip
 TYPES = ("lead.updated", "page.viewed", "content.downloaded", "demo.requested", "meeting.booked",
@@ -95,6 +97,7 @@ def fires(
     }
 
 
+@CALM
 @given(histories, st.sampled_from(TYPES), facts, st.integers(1, 90_000))
 def test_a_verdict_is_what_the_fold_would_do(
     history: list[Any], type: str, data: dict[str, Any], minutes: int
@@ -117,6 +120,7 @@ def test_a_verdict_is_what_the_fold_would_do(
             assert told_before.verdict in ("depends", told_now.verdict)
 
 
+@CALM
 @given(histories, st.integers(0, 90_000))
 def test_a_score_that_decays_turns_the_clause_when_it_is_said_to(
     history: list[Any], minutes: int
@@ -143,6 +147,7 @@ def promised(playbook: Playbook, lead: Lead, at: datetime, name: str = "sales/ma
 
 
 @pytest.mark.parametrize("playbook", [sales, intricate])
+@CALM
 @given(history=histories, minutes=st.integers(0, 90_000), known=st.booleans())
 def test_no_promise_that_is_not_true(
     playbook: Any, history: list[Any], minutes: int, known: bool
@@ -157,13 +162,15 @@ def test_no_promise_that_is_not_true(
         assert set(move.example.data) == named  # nothing is sent that was not named
         sent = CloudEvent(
             id="next", source="/t", type=move.example.type, subject=None,
-            time=at + timedelta(seconds=1), datacontenttype=None, dataschema=None, extensions={}, data_base64=None,
+            time=at + timedelta(seconds=1), datacontenttype=None, dataschema=None,
+            extensions={}, data_base64=None,
             data={"email": lead.email, **move.example.data},
         )  # fmt: skip
         came = lead_event(sent, at + timedelta(seconds=1))
         assert isinstance(came, LeadEvent)
         moves = funnel.fold({"sales": playbook()}, lead, came).moves
-        assert moves and moves[0].to_stage == move.to, move
+        assert moves, move
+        assert moves[0].to_stage == move.to, move
         assert moves[0].rule in move.rules
 
 

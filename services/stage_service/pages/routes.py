@@ -23,12 +23,11 @@ from services.stage_service.api.moves import move_by_hand
 from services.stage_service.api.reads import (
     account_named,
     addresses_of,
-    alerts_of,
     living_lead,
     playbook_named,
     required_lead_id,
-    timeline_of,
 )
+from services.stage_service.api.timeline import alerts_of, timeline_of
 from services.stage_service.errors import NotFoundError, UnavailableError
 from services.stage_service.pages import (
     answer_pages,
