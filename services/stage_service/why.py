@@ -7,6 +7,7 @@ from the same `Case`. What only the event can tell is ``depends`` until there is
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, TypeAlias
 
@@ -18,7 +19,7 @@ from services.stage_service.clauses import clauses_of, variables_of
 from services.stage_service.conditions import Condition
 from services.stage_service.journeys import Journey, Lead
 from services.stage_service.judging import Case, unmet
-from services.stage_service.playbook import Playbook, Rule
+from services.stage_service.playbook import Playbook, Rule, coerce
 from services.stage_service.scoring import Scoring, score_at
 
 Verdict: TypeAlias = Literal["true", "false", "unknown", "depends"]

@@ -30,6 +30,7 @@ from services.stage_service.playbook import parse_playbook
 from services.stage_service.shelf import Shelf
 from services.stage_service.whole_leads import whole_leads
 from tests.conftest import examples
+from tests.integration.stage import NOON, MadeUpTime, Stage, running_stage
 from tests.integration.test_lane import START, Wired, wired
 from tests.integration.test_one_person import EMPTY, events_of, specs
 
@@ -280,3 +281,163 @@ async def test_a_past_moment_is_what_a_replay_up_to_then_gives(
         replayed = plain(await world.now(), regrouped)
         for moment in (at, at + timedelta(microseconds=1)):
             assert differences(plain(told[moment], regrouped), replayed) == []
+
+
+# Over HTTP
+
+
+@pytest.fixture
+async def clock() -> MadeUpTime:
+    return MadeUpTime()
+
+
+@pytest.fixture
+async def stage(database_url: str, clock: MadeUpTime) -> AsyncIterator[Stage]:
+    async with running_stage(database_url, clock) as running:
+        yield running
+
+
+def sent(id: str, type: str, at: datetime, email: str = "ada@x.example", **data: Any) -> Any:
+    return {
+        "specversion": "1.0", "id": id, "source": "/t", "type": type, "time": at.isoformat(),
+        "data": {"email": email, **data},
+    }  # fmt: skip
+
+
+async def get(stage: Stage, path: str, **query: Any) -> dict[str, Any]:
+    answer = await stage.client.get(path, params=query)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+HOURS = [NOON + timedelta(hours=n) for n in range(6)]
+
+
+async def test_a_lead_its_timeline_and_the_funnel_at_a_past_moment(
+    stage: Stage, clock: MadeUpTime
+) -> None:
+    clock.at = HOURS[0]
+    [first] = await stage.send(sent("1", "lead.created", HOURS[0], employees=250))
+    clock.at = HOURS[2]
+    await stage.send(sent("2", "meeting.booked", HOURS[2]))
+    clock.at = HOURS[3]  # it comes late: before the meeting there was a demo
+    await stage.send(sent("3", "demo.requested", HOURS[1], employees=900))
+    clock.at = HOURS[5]
+    lead = f"/v1/leads/{first['lead_id']}"
+    stages = {
+        hour: (await get(stage, lead, at=HOURS[hour].isoformat()))["journeys"][0]["stage"]
+        for hour in (0, 1, 2, 3)
+    }
+    assert stages == {0: "lead", 1: "lead", 2: "sql", 3: "sql"}
+    then = await get(stage, lead, at=HOURS[2].isoformat())
+    assert then["attributes"] == {"employees": 250}
+    assert then["as_of"] == {"at": "2026-03-04T14:00:00Z", "settled": True}
+    assert (await get(stage, lead, at=HOURS[5].isoformat()))["as_of"]["settled"] is False
+    assert [o["name"] for o in then["journeys"][0]["owners"].values()] != []
+
+    story = await get(stage, f"{lead}/timeline", at=HOURS[2].isoformat())
+    moves = [(i["from"], i["to"]) for i in story["items"] if i["kind"] == "transition"]
+    assert moves == [("lead", "sql")]
+    assert not [i for i in story["items"] if i.get("replaced_by")]
+    assert story["why"]["journeys"][0]["stage"] == "sql"
+    later = await get(stage, f"{lead}/timeline", at=HOURS[3].isoformat())
+    assert [i["to"] for i in later["items"] if i["kind"] == "correction"] == ["mql", "sql"]
+    assert [bool(i["replaced_by"]) for i in later["items"] if i["kind"] == "transition"] == [True]
+
+    def reached(numbers: dict[str, Any]) -> list[tuple[int, int]]:
+        return [(s["reached"], s["skipped"]) for s in numbers["stages"][:4]]
+
+    assert reached(await get(stage, "/v1/funnel", at=HOURS[1].isoformat())) == [
+        (1, 0), (0, 0), (0, 0), (0, 0)
+    ]  # fmt: skip
+    assert reached(await get(stage, "/v1/funnel", at=HOURS[2].isoformat())) == [
+        (1, 0), (1, 1), (1, 0), (0, 0)
+    ]  # fmt: skip
+    now = await get(stage, "/v1/funnel")
+    at_last = await get(stage, "/v1/funnel", at=HOURS[4].isoformat())
+    assert reached(now) == reached(at_last) == [(1, 0), (1, 0), (1, 0), (0, 0)]
+    assert at_last["definition"]["current"] == "were in the stage at that moment"
+    took = await get(
+        stage, "/v1/funnel/durations", from_stage="mql", to_stage="sql", at=HOURS[4].isoformat()
+    )
+    assert (took["count"], took["median_seconds"]) == (1, 3600.0)
+
+
+async def test_what_cannot_be_told_of_the_past_is_refused_with_a_remedy(
+    stage: Stage, clock: MadeUpTime
+) -> None:
+    clock.at = HOURS[1]
+    [first] = await stage.send(sent("1", "lead.created", HOURS[0]))
+    lead = f"/v1/leads/{first['lead_id']}"
+    for path in (lead, f"{lead}/timeline", f"{lead}/why", "/v1/funnel"):
+        ahead = await stage.client.get(path, params={"at": HOURS[2].isoformat()})
+        assert (ahead.status_code, ahead.json()["field"]) == (422, "at")
+        assert "future" in ahead.json()["detail"]
+    early = await stage.client.get(lead, params={"at": HOURS[0].isoformat()})
+    assert early.status_code == 404
+    assert early.json()["remedy"] == "Its first event arrived at 2026-03-04T13:00:00+00:00."
+    assert (await get(stage, "/v1/funnel", at=HOURS[0].isoformat()))["stages"][0]["reached"] == 0
+    listed = await stage.client.get("/v1/leads", params={"at": HOURS[0].isoformat()})
+    assert listed.status_code == 422
+    assert "/v1/funnel?at=" in listed.json()["remedy"]
+    odd = await stage.client.get(lead, params={"at": "20260304"})
+    assert odd.status_code == 422
+
+
+async def test_a_merged_lead_answers_as_it_was_before_the_merge(
+    stage: Stage, clock: MadeUpTime
+) -> None:
+    clock.at = HOURS[0]
+    [one] = await stage.send(sent("1", "lead.created", HOURS[0]))
+    [other] = await stage.send(sent("2", "demo.requested", HOURS[0], "bob@x.example"))
+    clock.at = HOURS[2]
+    merged = await stage.client.post(
+        f"/v1/leads/{one['lead_id']}/merge", json={"lead": other["lead_id"], "reason": "one"}
+    )
+    assert merged.status_code == 200, merged.text
+    # Moves by hand take the machine's own time.
+    await stage.connection.execute("UPDATE stage.merges SET recorded_at = $1", HOURS[2])
+    await stage.connection.execute(
+        "UPDATE stage.transitions SET recorded_at = $1 WHERE kind = 'correction'", HOURS[2]
+    )
+    clock.at = HOURS[4]
+    path = f"/v1/leads/{other['lead_id']}"
+    then = await get(stage, path, at=HOURS[1].isoformat())
+    assert (then["email"], then["journeys"][0]["stage"]) == ("bob@x.example", "mql")
+    assert then["merged_from"] == []
+    gone = await stage.client.get(path, params={"at": HOURS[3].isoformat()})
+    assert gone.status_code == 308
+    assert gone.headers["location"] == (
+        f"/v1/leads/{one['lead_id']}?at=2026-03-04T15%3A00%3A00%2B00%3A00"
+    )
+    whole = await get(stage, f"/v1/leads/{one['lead_id']}", at=HOURS[3].isoformat())
+    assert [m["lead_id"] for m in whole["merged_from"]] == [other["lead_id"]]
+    assert whole["journeys"][0]["stage"] == "mql"
+
+
+async def test_a_transition_says_by_which_clauses_and_the_lead_why_not_more(
+    stage: Stage, clock: MadeUpTime
+) -> None:
+    clock.at = HOURS[0]
+    [first] = await stage.send(
+        sent("1", "lead.created", HOURS[0], employees=900, seniority="vp", title="VP")
+    )
+    clock.at = HOURS[1]
+    await stage.send(*(
+        sent(f"d{n}", "content.downloaded", HOURS[1] + timedelta(seconds=n)) for n in range(2)
+    ))  # fmt: skip
+    lead = f"/v1/leads/{first['lead_id']}"
+    told = await get(stage, f"{lead}/timeline")
+    [move] = [i for i in told["items"] if i["kind"] == "transition"]
+    assert (move["why"]["rule"], move["why"]["when"]) == ("score-reached", "score.total >= 60")
+    [clause] = move["why"]["clauses"]
+    assert (clause["verdict"], clause["values"][0]["value"]) == ("true", 60)
+    assert (move["playbook_version"], move["cause"]["event_id"]) == (1, "d1")
+    [why] = told["why"]["journeys"]
+    assert why == (await get(stage, f"{lead}/why"))["journeys"][0]
+    assert (why["stage"], why["score"]["total"]) == ("mql", 60)
+    assert why["would_move"][0]["says"].startswith("It moves to Discovery & Solutioning on")
+    assert {r["rule"] for r in why["rules"]} >= {"meeting-booked", "disqualified"}
+    before = await get(stage, f"{lead}/why", at=HOURS[0].isoformat())
+    [rule] = [r for r in before["journeys"][0]["rules"] if r["rule"] == "score-reached"]
+    assert (rule["verdict"], rule["clauses"][0]["values"][0]["value"]) == ("false", 40)

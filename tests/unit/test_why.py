@@ -35,7 +35,7 @@ CONDITIONS = (
     r"event.reason == r'a\b' && lead.country != '\'&&' // && nothing",
     "journey.furthest_stage == 'lead' && journey.key == 'main' && event.type == 'lead.updated'",
 )
-CALM = settings(max_examples=examples(200), deadline=None)
+CALM = settings(max_examples=examples(400), deadline=None)
 WAYS = (("lead", "sql"), ("lead", "mql"), ("lead, mql, sql, nurture", "proposal"),
         ("lead, mql, sql, nurture", "closing"), ("lead, mql, sql, nurture", "closed_lost"))  # fmt: skip
 TYPES = ("lead.updated", "page.viewed", "content.downloaded", "demo.requested", "meeting.booked",
