@@ -256,6 +256,9 @@ def _promise(to: str, on: Sequence[EventType], needs: Sequence[Need], why: RuleW
         says += f" on {_quoted(on)}"
     else:
         says += " at its next event, whatever it is"
+    if any(n.name == "reason" for n in needs):
+        says += ", with a reason"
+    needs = [n for n in needs if n.name != "reason"]
     if not needs:
         return f"{says}."
     new = [n.label for n in needs if n.value is None]
@@ -264,9 +267,7 @@ def _promise(to: str, on: Sequence[EventType], needs: Sequence[Need], why: RuleW
         says += f"; still missing: {_listed(new)}"
     if other:
         says += f"; {_listed(other)} would have to be another"
-    asked = list(
-        dict.fromkeys(n.why for n in needs if n.name != "reason" and " demands it" not in n.why)
-    )
+    asked = list(dict.fromkeys(n.why for n in needs if " demands it" not in n.why))
     return f"{says} ({' and '.join(asked)})." if asked else f"{says}."
 
 
@@ -309,7 +310,7 @@ def _joined(moves: Iterable[NextMove]) -> list[NextMove]:
             before = plain[key]
             on = [*before.on, *(o for o in move.on if o not in before.on)]
             says = f"It moves to {move.to_title} on {_quoted(on)}"
-            says += "; still missing: a reason." if move.needs else "."
+            says += ", with a reason." if move.needs else "."
             joined = NextMove(
                 move.to, move.to_title, [*before.rules, *move.rules], says, on, move.needs,
                 before.example,

@@ -54,7 +54,10 @@ class Clause(msgspec.Struct, frozen=True):
 
 
 class GateWhy(msgspec.Struct, frozen=True):
-    """What the stage that a rule leads to demands on entry, and which of it is not there."""
+    """What the stage that a rule leads to demands on entry; `missing`: which facts of it are not there.
+
+    `reason`: the event must say one.
+    """
 
     require: list[Value]
     reason: bool
@@ -111,7 +114,7 @@ def why_rule(rule: Rule, case: Case, journey: Journey, *, happened: bool) -> Rul
     ]  # fmt: skip
     if playbook.handoffs and rule.on is not None and rule.on <= offers.ANSWERS:
         clauses.insert(0, _handoff_clause(case, journey, happened))
-    missing = unmet(to, case.email, case.attributes, journey, None)
+    missing = [m for m in unmet(to, case.email, case.attributes, journey, None) if m != "reason"]
     known = {name: case.value(name, journey) for name in to.gate.require}
     types = variables_of(playbook)
     return RuleWhy(
