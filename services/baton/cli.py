@@ -40,7 +40,7 @@ app = typer.Typer(
 keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 playbook = typer.Typer(no_args_is_help=True, help="Playbooks: check, try, publish, roll back.")
 events = typer.Typer(no_args_is_help=True, help="Lead events: send.")
-leads = typer.Typer(no_args_is_help=True, help="Leads: merge, unmerge, publish again.")
+leads = typer.Typer(no_args_is_help=True, help="Leads: why, merge, unmerge, publish again.")
 dead_letters = typer.Typer(no_args_is_help=True, help="What could not be delivered: list, retry.")
 for name, group in (
     ("keys", keys), ("playbook", playbook), ("events", events), ("leads", leads),
@@ -411,6 +411,25 @@ def _regroup(url: str, data: Path, deed: str, lead: str, other: str, reason: str
 
     try:
         print(run(regroup(url, api_key(data), deed, lead, other, reason)))
+    except ValueError as error:
+        fail(str(error))
+
+
+@leads.command("why")
+def leads_why(
+    lead: Annotated[str, typer.Argument(help="the lead's id or e-mail address")],
+    at: Annotated[
+        str | None, typer.Option(help="as Baton knew it at this moment: 2026-09-01T09:30:00Z")
+    ] = None,
+    data: Data = DATA,
+    url: Url = STAGE_URL,
+) -> None:
+    """Say what would move a lead, and of each rule why it does not."""
+    from services.baton.leads import why
+
+    try:
+        for line in run(why(url, api_key(data), lead, at)):
+            print(line)
     except ValueError as error:
         fail(str(error))
 

@@ -44,6 +44,8 @@ from services.stage_service.api import (
     subscription_answers,
     subscription_secrets,
     subscriptions,
+    timeline,
+    why,
 )
 from services.stage_service.api import people as people_api
 from services.stage_service.api import playbooks as playbooks_api
@@ -137,6 +139,8 @@ def create_app(settings: StageSettings, *, now: Callable[[], datetime] = utc_now
     app.include_router(health.router)
     app.include_router(descriptions_router(settings.kafka_bootstrap_servers))
     app.include_router(reads.router)
+    app.include_router(timeline.router)
+    app.include_router(why.router)
     # Before the handoffs: /v1/handoffs/feed is no handoff's id.
     app.include_router(feed.router)
     app.include_router(moves.router)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -29,6 +29,14 @@ DEFINITION = {
     "median_seconds": "from reaching the stage to reaching the next one, of those that entered both "
     "or skipped the next",
 }
+
+
+class Basis(NamedTuple):
+    """What a funnel is counted over: the statement's CTEs up to ``reach``, and their parameters."""
+
+    ctes: str
+    parameters: dict[str, Any]
+
 
 # positions: 0 for the first stage, which is reached when the journey starts.
 _REACH = """
@@ -111,15 +119,18 @@ async def funnel(
     since: datetime | None = None,
     until: datetime | None = None,
     by: str | None = None,
+    basis: Basis | None = None,
 ) -> dict[str, Any]:
     """Give the funnel of `playbook`: definition, stages, exits, and with `by` (an attribute) groups.
 
-    Times are in seconds. At most 200 groups, the largest first.
+    Times are in seconds. At most 200 groups, the largest first. `basis`: counted over that, not over what
+    is now.
     """
-    parameters = _parameters(playbook, since, until, by)
+    ctes, more = basis or Basis(_reach(by), {})
+    parameters = _parameters(playbook, since, until, by) | more
     async with engine.connect() as connection:
-        steps = (await connection.execute(text(_reach(by) + _FUNNEL), parameters)).mappings().all()
-        now = (await connection.execute(text(_reach(by) + _CURRENT), parameters)).mappings().all()
+        steps = (await connection.execute(text(ctes + _FUNNEL), parameters)).mappings().all()
+        now = (await connection.execute(text(ctes + _CURRENT), parameters)).mappings().all()
     whole_steps = {r["i"]: r for r in steps if r["whole"]}
     whole_now = {r["stage"]: r["current"] for r in now if r["whole"]}
     answer: dict[str, Any] = {
@@ -198,17 +209,19 @@ async def durations(
     *,
     since: datetime | None = None,
     until: datetime | None = None,
+    basis: Basis | None = None,
 ) -> dict[str, Any]:
     """Give how long journeys took from reaching stage `first` to reaching `second` (keys of the path).
 
     Gives ``count``, ``median_seconds`` and ``p90_seconds``; a skipped stage was reached when it was
-    jumped over.
+    jumped over. `basis` as for the funnel.
     """
-    parameters = _parameters(playbook, since, until, None) | {
+    ctes, more = basis or Basis(_reach(None), {})
+    parameters = _parameters(playbook, since, until, None) | more | {
         "first": playbook.path.index(first), "second": playbook.path.index(second)
     }  # fmt: skip
     async with engine.connect() as connection:
-        row = (await connection.execute(text(_reach(None) + _PAIR), parameters)).mappings().one()
+        row = (await connection.execute(text(ctes + _PAIR), parameters)).mappings().one()
     return {
         "playbook": playbook.name, "from_stage": first, "to_stage": second, "count": row["count"],
         "median_seconds": _seconds(row["median_seconds"]),

@@ -130,6 +130,11 @@ class Lane:
         self._stopping = False
 
     @property
+    def shelf(self) -> Shelf:
+        """The playbook versions on record."""
+        return self._shelf
+
+    @property
     def playbooks(self) -> dict[str, Playbook]:
         """The active playbooks by name."""
         return self._shelf.playbooks

@@ -17,7 +17,8 @@ ATTRIBUTE_CHARACTERS_MAX = 8192
 NAME_CHARACTERS_MAX = 128
 REASON_CHARACTERS_MAX = 500
 _encode = msgspec.json.Encoder().encode
-_RESERVED = ENVELOPE_MEMBERS | {"reason"}
+RESERVED = ENVELOPE_MEMBERS | {"reason"}
+"""Members of ``data`` that are no attributes."""
 
 
 def display_name(attributes: Mapping[str, Any]) -> str | None:
@@ -46,7 +47,7 @@ def facts_in(data: dict[str, Any]) -> dict[str, Any]:
     return {
         k: v
         for k, v in data.items()
-        if v is not None and k not in _RESERVED and len(k) <= NAME_CHARACTERS_MAX and _fits(v)
+        if v is not None and k not in RESERVED and len(k) <= NAME_CHARACTERS_MAX and _fits(v)
     }
 
 

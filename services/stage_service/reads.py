@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -158,14 +158,21 @@ async def timeline(engine: AsyncEngine, lead_id: str) -> list[dict[str, Any]]:
     async with engine.connect() as connection:
         told = (await connection.execute(happened)).mappings().all()
         moved = (await connection.execute(recorded)).mappings().all()
-    items = [_told(row) for row in told] + [_moved(row) for row in moved]
+    return in_order(
+        [event_item(dict(row)) for row in told] + [record_item(dict(row)) for row in moved]
+    )
+
+
+def in_order(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sort events and records, oldest first, each record after the event that caused it."""
     items.sort(key=lambda i: (
         i["occurred_at"], i["kind"] != "event", i.get("sequence", 0), i.get("source", ""), i.get("id", "")
     ))  # fmt: skip
     return items
 
 
-def _told(row: RowMapping) -> dict[str, Any]:
+def event_item(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Give an event's row as a timeline item."""
     late = row["recorded_at"] - row["time"]
     return {
         "kind": "event", "occurred_at": row["time"], "recorded_at": row["recorded_at"],
@@ -176,7 +183,8 @@ def _told(row: RowMapping) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _moved(row: RowMapping) -> dict[str, Any]:
+def record_item(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a transition's row, with its journey's key, as a timeline item."""
     return {
         "kind": "transition" if row["kind"] == "transition" else "correction",
         "occurred_at": row["occurred_at"], "recorded_at": row["recorded_at"],
@@ -196,7 +204,7 @@ def _moved(row: RowMapping) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _chosen(row: RowMapping) -> str | None:
+def _chosen(row: Mapping[str, Any]) -> str | None:
     """Give why routing chose the owner, where this record's transition chose them."""
     decisions: dict[str, Any] = row["why"].get("routing", {})
     return decisions[row["role"]]["why"] if row["role"] in decisions else None

@@ -189,13 +189,36 @@ async def events_of_leads(
     )  # fmt: skip
     events: dict[str, list[tuple[LeadEvent, int]]] = {id: [] for id in ids}
     for r in rows:
-        data = msgspec.json.decode(r["data"])
-        event = LeadEvent(
-            r["id"], r["source"], r["type"], r["time"], r["recorded_at"], r["subject"],
-            sent_identities(data), r["deal"], data, {},
-        )  # fmt: skip
-        events[r["lead_id"]].append((event, r["epoch"]))
+        events[r["lead_id"]].append((_stored_event(r), r["epoch"]))
     return events
+
+
+async def events_by_then(
+    connection: Connection, members: Sequence[str], at: datetime
+) -> list[tuple[LeadEvent, int]]:
+    """Give the events that the leads `members` brought themselves and that had arrived by `at`.
+
+    With the epoch of each, unordered; wherever merges have put them since.
+    """
+    rows = await connection.fetch(
+        """WITH RECURSIVE holder(id) AS (
+             SELECT unnest($1::uuid[])
+             UNION SELECT l.merged_into FROM holder h JOIN stage.leads l ON l.id = h.id
+             WHERE l.merged_into IS NOT NULL)
+           SELECT source, id, type, time, recorded_at, subject, deal, data, epoch FROM stage.events
+           WHERE lead_id = ANY(ARRAY(SELECT id FROM holder))
+             AND coalesce(own_lead_id, lead_id) = ANY($1::uuid[]) AND recorded_at <= $2""",
+        members, at,
+    )  # fmt: skip
+    return [(_stored_event(r), r["epoch"]) for r in rows]
+
+
+def _stored_event(r: Any) -> LeadEvent:
+    data = msgspec.json.decode(r["data"])
+    return LeadEvent(
+        r["id"], r["source"], r["type"], r["time"], r["recorded_at"], r["subject"],
+        sent_identities(data), r["deal"], data, {},
+    )  # fmt: skip
 
 
 def sent_identities(data: dict[str, Any]) -> tuple[tuple[str, str], ...]:

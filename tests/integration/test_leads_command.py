@@ -1,4 +1,4 @@
-"""`baton leads merge` and `unmerge` against a stage service on a real socket."""
+"""`baton leads why`, `merge` and `unmerge` against a stage service on a real socket."""
 
 from __future__ import annotations
 
@@ -41,3 +41,27 @@ async def test_leads_are_merged_and_parted(database_url: str) -> None:
         code, said = await baton(stage, "leads", "unmerge", one, other, "--reason", "two people")
         assert code == 1
         assert "no such merge" in said
+
+
+async def test_why_a_lead_is_where_it_is(database_url: str) -> None:
+    """By address or id, readable without colour; a past moment, and what is refused, with the remedy."""
+    async with serving_stage(database_url) as stage:
+        [told] = await stage.send(
+            {"specversion": "1.0", "id": "1", "source": "/t", "type": "lead.created",
+             "data": {"email": "ada@x.example", "employees": 900}}
+        )  # fmt: skip
+        for name in ("ada@x.example", told["lead_id"]):
+            code, said = await baton(stage, "leads", "why", name)
+            assert code == 0, said
+            assert "sales/main: Lead Generation (lead) since" in said
+            assert (
+                "-> It moves to Lead Qualification on “Marked marketing-qualified” or “Asked for a demo”."
+                in said
+            )
+            assert "   NO  score-reached -> mql  on every event" in said
+            assert "   NO  score.total >= 60  [score.total = 25]" in said
+            assert "gate of disqualified: reason (of the event) missing" in said
+        code, said = await baton(stage, "leads", "why", "nobody@x.example")
+        assert (code, "no lead has this e-mail address" in said) == (1, True)
+        code, said = await baton(stage, "leads", "why", told["lead_id"], "--at", "2020-01-01")
+        assert (code, "Its first event arrived at" in said) == (1, True), said

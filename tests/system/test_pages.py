@@ -549,3 +549,35 @@ def test_a_delivery_leaves_quarantine_by_two_clicks(running: Running, page: Page
         "link", name="Quarantine"
     ).last.click()
     expect(page.get_by_role("heading", name="Quarantine")).to_be_visible()
+
+
+def test_a_lead_says_what_would_move_it_and_what_it_was_before(
+    running: Running, page: Page
+) -> None:
+    """Why not, clause by clause with more than colour; and the lead and the funnel of a moment ago."""
+    email, id = running.lead(timedelta(days=2), employees=900, name="Grace Meyer", phone="+49 30 1")
+    before = datetime.now(UTC)
+    until(lambda: datetime.now(UTC) - before > timedelta(seconds=1.1), "a second to pass")
+    running.tell("meeting.booked", email)
+    page.goto(f"/leads/{id}")
+    why = page.get_by_role("region", name="What would move it")
+    expect(
+        why.get_by_text("It moves to Proposal & Negotiation on “Proposal sent”.")
+    ).to_be_visible()
+    expect(page.locator(".stepper .current")).to_contain_text("Discovery & Solutioning")
+    moment = f"{before + timedelta(seconds=1):%Y-%m-%dT%H:%M:%S}"
+    page.get_by_label("As of (UTC)").fill(moment)
+    page.get_by_role("button", name="Look back").click()
+    expect(page.get_by_text("You look at the past:")).to_be_visible()
+    expect(page.locator(".stepper .current")).to_contain_text("Lead Generation")
+    expect(page.get_by_role("button", name="Move", exact=True)).to_have_count(0)
+    why.get_by_text("Each rule, clause by clause").click()
+    rule = why.locator(".rules > li", has_text="rule score-reached")
+    expect(rule.locator(".clauses li")).to_contain_text("✗")
+    expect(rule.locator(".clauses li")).to_contain_text("score.total >= 60")
+    expect(rule.locator(".clauses li")).to_contain_text("score: 25 points")
+    page.goto(f"/funnel?at={moment}")
+    expect(page.get_by_text("You look at the past:")).to_be_visible()
+    then = page.locator("td[data-label=Reached]").nth(2).inner_text()
+    page.get_by_role("link", name="Back to now").click()
+    expect(page.locator("td[data-label=Reached]").nth(2)).not_to_have_text(then)

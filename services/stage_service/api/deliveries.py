@@ -17,7 +17,7 @@ from fastapi import APIRouter, Query, Request, Response
 from services.contracts.answers import OnceRoute, attempt_of
 from services.contracts.problems import ConflictError
 from services.stage_service.api.access import House, house
-from services.stage_service.api.reads import SinceQuery, UntilQuery, moment_in_utc
+from services.stage_service.api.moments import SinceQuery, UntilQuery, moment_in_utc
 from services.stage_service.api.subscription_answers import (
     DeliveryWithEvent,
     Replayed,

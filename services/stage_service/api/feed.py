@@ -23,7 +23,7 @@ from services.contracts.yaml_source import nearest
 from services.stage_service.api.access import House, allow, house, token_of
 from services.stage_service.api.feed_description import described
 from services.stage_service.api.following import EventStream, Lines
-from services.stage_service.api.reads import moment_in_utc, no_number
+from services.stage_service.api.moments import moment_in_utc, no_number
 from services.stage_service.errors import CursorAheadError, InvalidRequestError
 from services.stage_service.feed import TYPES, Feed, Page, Selection, is_of
 

@@ -23,13 +23,8 @@ from services.contracts.handoffs import HANDOFF_ACCEPTED, HANDOFF_REJECTED
 from services.contracts.yaml_source import nearest
 from services.stage_service import handoff_numbers, reads, reads_handoffs
 from services.stage_service.api.access import House, allow, house
-from services.stage_service.api.reads import (
-    SinceQuery,
-    UntilQuery,
-    moment_in_utc,
-    playbook_named,
-    required_lead_id,
-)
+from services.stage_service.api.moments import SinceQuery, UntilQuery, moment_in_utc
+from services.stage_service.api.reads import playbook_named, required_lead_id
 from services.stage_service.errors import ConflictError, InvalidRequestError, NotFoundError
 from services.stage_service.identities import LEAD_IDENTITY
 from services.stage_service.lane import new_id

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from services.contracts.leads import LeadNow, WholeLead
+from services.contracts.leads import LeadNow
 from services.contracts.openapi import Answer, complete
 from services.stage_service.api import playbook_answers as answers
 from services.stage_service.api import shapes
@@ -59,10 +59,14 @@ ANSWERS: dict[str, Answer] = {
         for call in set(CALLS.values())
     },
     "list_leads": Answer(LeadNow, many=True, problems=(404,)),
-    "get_lead": Answer(WholeLead, also=(_MERGED,)),
+    "get_lead": Answer(shapes.LeadThen, also=(_MERGED,)),
+    "get_why": Answer(shapes.LeadExplained, also=(_MERGED,)),
     "get_timeline": Answer(
         shapes.TimelineItem, many=True, also=(_MERGED,),
-        more={"alerts_known": {"type": "boolean", "description": "false: the notifier is silent"}},
+        more={
+            "alerts_known": {"type": "boolean", "description": "false: the notifier is silent"},
+            "why": {"$ref": "#/components/schemas/LeadExplained"},
+        },
     ),
     "move_lead": Answer(
         shapes.EventResult, problems=(409,),

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
 import uuid
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
-import httpx
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import BeforeValidator
 
 from services.contracts.events import normal_email
 from services.contracts.problems import Defect
 from services.contracts.yaml_source import nearest
-from services.stage_service import funnel_numbers, reads, reads_handoffs, reads_people
+from services.stage_service import funnel_numbers, reads, reads_people
 from services.stage_service.accounts import company_domain
-from services.stage_service.api.access import House, allow, house, token_of
+from services.stage_service.api import past
+from services.stage_service.api.access import House, allow, house
+from services.stage_service.api.moments import SinceQuery, UntilQuery, moment_in_utc
+from services.stage_service.as_of import shown_at
 from services.stage_service.errors import InvalidRequestError, NotFoundError
 from services.stage_service.identities import Policy, keys_of
 from services.stage_service.playbook import Playbook
 from services.stage_service.whole_leads import whole_lead
-
-NOTIFIER_WITHIN_S = 1.5
-ALERTS_OF_LEADS_MAX = 10
-"""The notifier is asked once for each lead that was merged into one."""
 
 router = APIRouter(dependencies=[Depends(allow("read"))])
 _encode = msgspec.json.Encoder().encode
@@ -80,9 +76,15 @@ async def list_leads(
     account: Annotated[str | None, Query(max_length=300)] = None,
     cursor: str | None = None,
     limit: Annotated[int, Query(ge=1, le=reads.PAGE_MAX)] = 50,
+    at: past.AtQuery = None,
 ) -> Response:
-    """List leads, newest first."""
+    """List leads, newest first; of the past there is no list."""
     it = house(request)
+    if at is not None:
+        raise InvalidRequestError(
+            "the list of leads is of now only", field="at", value=at.isoformat(),
+            remedy="Ask for one lead or for the funnel at a past moment: /v1/leads/{id}?at=, /v1/funnel?at=.",
+        )  # fmt: skip
     if stage is not None or playbook is not None:
         _stage(playbook_named(it, playbook), stage, "stage")
     addresses: list[str] = []
@@ -170,12 +172,19 @@ def _cursor_id(cursor: str) -> str:
 
 
 @router.get("/v1/leads/{id}", tags=["leads"], operation_id="get_lead")
-async def get_lead(request: Request, id: str) -> Response:
-    """Give one lead with its journeys."""
+async def get_lead(request: Request, id: str, at: past.AtQuery = None) -> Response:
+    """Give one lead with its journeys, as it is now or as Baton knew it at a past moment."""
     it = house(request)
+    moment = past.moment_asked(it, at)
+    if moment is not None:
+        then = await past.then_of(it, required_lead_id(id), moment)
+        if isinstance(then, str):
+            return merged_elsewhere("/v1/leads/{}", then, moment)
+        names = {id: person.name for id, person in it.team.by_id.items()}
+        return _json(shown_at(then, names) | {"as_of": past.told_as_of(it, moment)})
     lead_id = await living_lead(it, id)
     if lead_id != required_lead_id(id):
-        return _moved(f"/v1/leads/{lead_id}", lead_id)
+        return merged_elsewhere("/v1/leads/{}", lead_id)
     lead = await whole_lead(it.engine, lead_id)
     if lead is None:
         raise NotFoundError(f"there is no lead {id!r}", field="id", value=id)
@@ -190,90 +199,14 @@ async def living_lead(it: House, id: str) -> str:
     return root
 
 
-def _moved(path: str, lead_id: str) -> Response:
-    """Send a reader of a merged lead's id on to the survivor (RFC 9110, 15.4.9).
+def merged_elsewhere(path: str, lead_id: str, at: datetime | None = None) -> Response:
+    """Send a reader of a merged lead's id on to the survivor (RFC 9110, 15.4.9); `path` has a place for it.
 
-    Not to be kept: a merge can be undone.
+    Not to be kept: a merge can be undone. With `at`, the lead that it was part of then.
     """
-    headers = {"location": path, "cache-control": "no-store"}
+    asked = f"?{urlencode({'at': at.isoformat()})}" if at is not None else ""
+    headers = {"location": path.format(lead_id) + asked, "cache-control": "no-store"}
     return Response(_encode({"merged_into": lead_id}), 308, headers, media_type="application/json")
-
-
-@router.get("/v1/leads/{id}/timeline", tags=["leads"], operation_id="get_timeline")
-async def get_timeline(request: Request, id: str) -> Response:
-    """Give all that happened to a lead, oldest first: events, transitions with why, handoffs, alerts."""
-    it = house(request)
-    lead_id = await living_lead(it, id)
-    if lead_id != required_lead_id(id):
-        return _moved(f"/v1/leads/{lead_id}/timeline", lead_id)
-    items = await timeline_of(it, lead_id)
-    merges = await reads_people.merges_into(it.engine, lead_id)
-    items += reads_people.merge_items(merges)
-    sides = [lead_id, *(m["lead_id"] for m in reads_people.merged_from(merges, lead_id))]
-    alerts = await alerts_of(it, token_of(request), *sides[:ALERTS_OF_LEADS_MAX])
-    items += [
-        # An alert has a kind of its own, which must not pass for the item's.
-        {**a, "kind": "alert", "alert_kind": a.get("kind"),
-         "occurred_at": datetime.fromisoformat(a["created_at"]),
-         "recorded_at": datetime.fromisoformat(a["created_at"])}
-        for a in alerts or ()
-    ]  # fmt: skip
-    items.sort(key=lambda i: i["occurred_at"])
-    return _json({"items": items, "next_cursor": None, "alerts_known": alerts is not None})
-
-
-async def timeline_of(it: House, lead_id: str) -> list[dict[str, Any]]:
-    """Give a lead's events, records, clocks and handoffs as timeline items, oldest first."""
-    items = await reads.timeline(it.engine, lead_id)
-    items = await reads_handoffs.told_by_clocks(it.engine, items, it.playbooks)
-    rows = await reads_handoffs.handoffs_of_lead(it.engine, lead_id)
-    items += reads_handoffs.handoff_items(rows, items, it.playbooks, it.team, it.now())
-    items.sort(key=lambda i: i["occurred_at"])
-    return items
-
-
-async def alerts_of(house: House, token: str | None, *lead_ids: str) -> list[dict[str, Any]] | None:
-    """Ask the notifier for the alerts of a lead and of those merged into it; None: no answer in time."""
-
-    async def ask(lead_id: str) -> list[dict[str, Any]] | None:
-        try:
-            answer = await house.notifier.get(
-                "/v1/alerts", params={"lead_id": lead_id, "limit": "200"},
-                headers={"authorization": f"Bearer {token}"}, timeout=NOTIFIER_WITHIN_S,
-            )  # fmt: skip
-            return answer.json()["items"] if answer.status_code == 200 else None
-        except (httpx.HTTPError, ValueError, KeyError):
-            return None
-
-    found = await asyncio.gather(*(ask(lead_id) for lead_id in lead_ids))
-    known = [alerts for alerts in found if alerts is not None]
-    return [a for alerts in known for a in alerts] if len(known) == len(found) else None
-
-
-def no_number(value: Any) -> Any:
-    """Let pydantic read a moment, unless it is a number: raises ValueError."""
-    # The framework would take 20260101 for a moment in August 1970.
-    if isinstance(value, str) and not re.match(r"\d{4}-\d\d", value):
-        raise ValueError("give a moment as 2026-01-31T09:30:00Z")
-    return value
-
-
-SinceQuery = Annotated[datetime | None, BeforeValidator(no_number), Query(alias="from")]
-UntilQuery = Annotated[datetime | None, BeforeValidator(no_number), Query(alias="to")]
-"""From, to: moments of RFC 3339, or dates."""
-
-
-def moment_in_utc(value: datetime | None, field: str) -> datetime | None:
-    """Give `value` in UTC, which is what is meant when it names no offset."""
-    if value is None or value.tzinfo is None:
-        return value and value.replace(tzinfo=UTC)
-    try:
-        return value.astimezone(UTC)
-    except OverflowError:
-        raise InvalidRequestError(
-            "lies outside the years 1 to 9999", field=field, value=value.isoformat(),
-            remedy="Give a nearer moment, or leave it out.",
-        ) from None  # fmt: skip
 
 
 @router.get("/v1/funnel", tags=["funnel"], operation_id="get_funnel")
@@ -285,21 +218,20 @@ async def get_funnel(
     by: Annotated[str | None, Query(max_length=64, pattern=r"^[A-Za-z0-9_.:-]+$")] = None,
     from_stage: str | None = None,
     to_stage: str | None = None,
+    at: past.AtQuery = None,
 ) -> Response:
     """Give the funnel: reached, current, converted, rate, times; by an attribute; or for a stage pair."""
     if from_stage is not None or to_stage is not None:
         return await get_durations(
-            request, from_stage or "", to_stage or "", playbook, since, until
+            request, from_stage or "", to_stage or "", playbook, since, until, at
         )
     it = house(request)
-    numbers = await funnel_numbers.funnel(
-        it.engine,
-        playbook_named(it, playbook),
-        since=moment_in_utc(since, "from"),
-        until=moment_in_utc(until, "to"),
-        by=by,
-    )
-    return _json(numbers)
+    chosen, moment = playbook_named(it, playbook), past.moment_asked(it, at)
+    begin, end = moment_in_utc(since, "from"), moment_in_utc(until, "to")
+    if moment is not None:
+        chosen = (await past.playbooks_at(it, moment))[chosen.name]
+        return _json(await past.funnel_then(it, chosen, moment, since=begin, until=end, by=by))
+    return _json(await funnel_numbers.funnel(it.engine, chosen, since=begin, until=end, by=by))
 
 
 @router.get("/v1/funnel/durations", tags=["funnel"], operation_id="get_durations")
@@ -310,19 +242,24 @@ async def get_durations(
     playbook: str | None = None,
     since: SinceQuery = None,
     until: UntilQuery = None,
+    at: past.AtQuery = None,
 ) -> Response:
     """Give count, median and p90 of the time from reaching one stage of the path to reaching another."""
     it = house(request)
-    chosen = playbook_named(it, playbook)
+    chosen, moment = playbook_named(it, playbook), past.moment_asked(it, at)
+    if moment is not None:
+        chosen = (await past.playbooks_at(it, moment))[chosen.name]
     _stage(chosen, from_stage, "from_stage", on_path=True)
     _stage(chosen, to_stage, "to_stage", on_path=True)
+    begin, end = moment_in_utc(since, "from"), moment_in_utc(until, "to")
+    if moment is not None:
+        return _json(
+            await past.durations_then(
+                it, chosen, from_stage, to_stage, moment, since=begin, until=end
+            )
+        )
     return _json(
         await funnel_numbers.durations(
-            it.engine,
-            chosen,
-            from_stage,
-            to_stage,
-            since=moment_in_utc(since, "from"),
-            until=moment_in_utc(until, "to"),
+            it.engine, chosen, from_stage, to_stage, since=begin, until=end
         )
     )

@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from services.contracts.events import JourneyRef, PersonRef
-from services.contracts.leads import Id, LeadNow, Moment
+from services.contracts.events import JourneyRef, PersonRef, Score
+from services.contracts.leads import HeldMove, Id, LeadNow, Moment, WholeLead
+from services.stage_service.next_moves import NextMove
+from services.stage_service.why import RuleWhy
 
 Stage = Annotated[str, msgspec.Meta(description="key of a stage", examples=["mql"])]
 Role = Annotated[str, msgspec.Meta(examples=["ae"])]
@@ -99,6 +101,42 @@ class Success(msgspec.Struct):
     success: Literal[True]
 
 
+class AsOf(msgspec.Struct):
+    """The past moment that an answer is about; `settled`: nothing that had arrived by then is on its way."""
+
+    at: Moment
+    settled: bool
+
+
+class LeadThen(WholeLead, frozen=True, kw_only=True):
+    """A lead as it is, or with `as_of` as Baton knew it at a past moment."""
+
+    as_of: AsOf | UnsetType = UNSET
+
+
+class JourneyExplained(msgspec.Struct):
+    """Why a journey is where it is: what would move it, and each rule of its stage clause by clause."""
+
+    journey: JourneyRef
+    stage: Stage
+    stage_title: str
+    entered_at: Moment
+    playbook_version: int
+    score: Score | None
+    held: list[HeldMove]
+    would_move: list[NextMove]
+    rules: list[RuleWhy]
+
+
+class LeadExplained(msgspec.Struct):
+    """Why each journey of a lead is where it is at the moment `at`, for which scores are decayed."""
+
+    lead_id: str
+    at: Moment
+    journeys: list[JourneyExplained]
+    as_of: AsOf | UnsetType = UNSET
+
+
 class TimelineItem(msgspec.Struct):
     """One thing that happened to a lead. `kind` says which other members it has; see docs/api.md."""
 
@@ -170,6 +208,7 @@ class Funnel(msgspec.Struct):
     stages: list[FunnelStage]
     exits: list[FunnelExit]
     groups: list[FunnelGroup] | UnsetType = UNSET
+    as_of: AsOf | UnsetType = UNSET
 
 
 class Durations(msgspec.Struct):
@@ -181,6 +220,7 @@ class Durations(msgspec.Struct):
     count: int
     median_seconds: float | None
     p90_seconds: float | None
+    as_of: AsOf | UnsetType = UNSET
 
 
 class Gate(msgspec.Struct):

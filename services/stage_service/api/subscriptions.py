@@ -16,8 +16,8 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from services.contracts.access import Principal
 from services.contracts.answers import OnceRoute, SecretResponse, attempt_of
 from services.stage_service.api.access import House, allow, house
+from services.stage_service.api.moments import moment_in_utc
 from services.stage_service.api.people import version_of
-from services.stage_service.api.reads import moment_in_utc
 from services.stage_service.api.subscription_answers import Detailed, many, one
 from services.stage_service.api.subscription_bodies import (
     NewSubscription,

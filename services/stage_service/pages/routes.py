@@ -16,18 +16,23 @@ from services.contracts import postgres_log
 from services.contracts.access import Principal
 from services.contracts.events import CORRECTED, TRANSITIONED, TRANSITIONS_TOPIC
 from services.contracts.problems import BatonError, Defect
-from services.stage_service import funnel_numbers, reads, reads_handoffs, reads_people
+from services.stage_service import funnel_numbers, reads, reads_people
 from services.stage_service.api.access import House, allow, house, token_of
 from services.stage_service.api.merges import merge_by_hand, unmerge_by_hand
 from services.stage_service.api.moves import move_by_hand
+from services.stage_service.api.past import (
+    durations_then,
+    funnel_then,
+    moment_asked,
+    playbooks_at,
+    then_of,
+)
 from services.stage_service.api.reads import (
     account_named,
     addresses_of,
-    alerts_of,
     living_lead,
     playbook_named,
     required_lead_id,
-    timeline_of,
 )
 from services.stage_service.errors import NotFoundError, UnavailableError
 from services.stage_service.pages import (
@@ -40,7 +45,7 @@ from services.stage_service.pages import (
     subscription_pages,
 )
 from services.stage_service.pages.alert_view import DEEDS, NotifierAwayError, act, ask
-from services.stage_service.pages.lead_view import score_explained, steps, story
+from services.stage_service.pages.lead_page import lead_page, past_lead_page, written_moment
 from services.stage_service.pages.rendering import (
     FOREVER,
     Nowhere,
@@ -52,8 +57,7 @@ from services.stage_service.pages.rendering import (
     page,
     static_files,
 )
-from services.stage_service.playbook import BAND_TITLES, Playbook
-from services.stage_service.store import unpack_state
+from services.stage_service.playbook import BAND_TITLES
 
 CARDS_MAX = 12
 NEWS_MAX = 8
@@ -150,6 +154,7 @@ async def funnel(
     by: str | None = None,
     first: str | None = None,
     second: str | None = None,
+    at: str = "",
 ) -> Response:
     """Show how many reach each stage, how many go on, and how long it takes."""
     it = house(request)
@@ -157,15 +162,24 @@ async def funnel(
     since, until = _day(request.query_params.get("from")), _day(request.query_params.get("to"))
     end = until + timedelta(days=1) if until else None
     group = by if by and BY.fullmatch(by) else None
-    numbers = await funnel_numbers.funnel(it.engine, chosen, since=since, until=end, by=group)
+    moment = moment_asked(it, written_moment(at))
+    if moment is not None:
+        chosen = (await playbooks_at(it, moment))[chosen.name]
     start = first if first in chosen.path else chosen.first_stage
     finish = second if second in chosen.path else chosen.won_stage
-    took = await funnel_numbers.durations(it.engine, chosen, start, finish, since=since, until=end)
+    if moment is not None:
+        numbers = await funnel_then(it, chosen, moment, since=since, until=end, by=group)
+        took = await durations_then(it, chosen, start, finish, moment, since=since, until=end)
+    else:
+        numbers = await funnel_numbers.funnel(it.engine, chosen, since=since, until=end, by=group)
+        took = await funnel_numbers.durations(
+            it.engine, chosen, start, finish, since=since, until=end
+        )
     asked = {"playbook": chosen.name, "from": since and since.isoformat(),
-             "to": end and end.isoformat(), "by": group}  # fmt: skip
+             "to": end and end.isoformat(), "by": group, "at": moment and moment.isoformat()}  # fmt: skip
     return page(
         request, "funnel.html", who=who, playbook=chosen, playbooks=it.playbooks, numbers=numbers,
-        took=took, since=since, until=until, by=group, by_refused=bool(by) and group is None,
+        took=took, since=since, until=until, by=group, by_refused=bool(by) and group is None, as_of=moment,
         attributes=[a for a in chosen.attributes["lead"] if a not in NOT_TO_GROUP_BY],
         json_url=f"/v1/funnel?{urlencode({k: v for k, v in asked.items() if v})}",
     )  # fmt: skip
@@ -219,13 +233,22 @@ def _uuid(text: str) -> str | None:
 
 
 @router.get("/leads/{id}")
-async def lead(request: Request, who: Reader, id: str) -> Response:
-    """Show one lead: where it is, who has it, what to do next, and why it is there."""
-    lead_id = await living_lead(house(request), id)
+async def lead(request: Request, who: Reader, id: str, at: str = "") -> Response:
+    """Show one lead: where it is, who has it, what to do next, and why it is there; or was, at a moment."""
+    it = house(request)
+    moment = moment_asked(it, written_moment(at))
+    if moment is not None:
+        then = await then_of(it, required_lead_id(id), moment)
+        if isinstance(then, str):
+            return RedirectResponse(
+                f"/leads/{then}?{urlencode({'at': at})}", 308, {"cache-control": "no-store"}
+            )
+        return await past_lead_page(request, who, then)
+    lead_id = await living_lead(it, id)
     if lead_id != required_lead_id(id):
         # Browsers keep a 308 for good if they may, and a merge can be undone.
         return RedirectResponse(f"/leads/{lead_id}", 308, {"cache-control": "no-store"})
-    return await _lead_page(request, who, lead_id)
+    return await lead_page(request, who, lead_id)
 
 
 @router.post("/leads/{id}/merge")
@@ -238,7 +261,7 @@ async def merge(request: Request, who: Mover, id: str) -> Response:
         )
     except BatonError as error:
         lead_id = await living_lead(house(request), id)
-        return await _lead_page(request, who, lead_id, {"merge": "", **form}, error)
+        return await lead_page(request, who, lead_id, {"merge": "", **form}, error)
     return RedirectResponse(f"/leads/{outcome.lead_id}", 303)
 
 
@@ -252,7 +275,7 @@ async def unmerge(request: Request, who: Mover, id: str) -> Response:
         )
     except BatonError as error:
         lead_id = await living_lead(house(request), id)
-        return await _lead_page(request, who, lead_id, {"unmerge": "", **form}, error)
+        return await lead_page(request, who, lead_id, {"unmerge": "", **form}, error)
     return RedirectResponse(f"/leads/{outcome.lead_id}", 303)
 
 
@@ -289,54 +312,8 @@ async def move(request: Request, who: Mover, id: str) -> Response:
         raise
     except BatonError as error:
         lead_id = await living_lead(house(request), id)
-        return await _lead_page(request, who, lead_id, form, error)
+        return await lead_page(request, who, lead_id, form, error)
     return RedirectResponse(f"/leads/{id}?moved={form.get('to', '')}", 303)
-
-
-async def _lead_page(
-    request: Request,
-    who: Principal,
-    id: str,
-    form: dict[str, str] | None = None,
-    error: BatonError | None = None,
-) -> Response:
-    it = house(request)
-    found = await reads.get_lead(it.engine, id)
-    if found is None:
-        raise NotFoundError(f"There is no lead {id}.", remedy="Look for it in the list of leads.")
-    items = await timeline_of(it, id)
-    merges = await reads_people.merges_into(it.engine, id)
-    parts = reads_people.merged_from(merges, id)
-    refused = await reads_people.refused_links(it.engine, id, items, it.lane.policy)
-    items += reads_people.merge_items(merges)
-    items.sort(key=lambda i: i["occurred_at"])
-    alerts = await alerts_of(it, token_of(request), id, *(p["lead_id"] for p in parts[:9]))
-    others = await reads.list_leads(it.engine, account=found["account"], limit=OTHERS_MAX + 1) if (
-        found["account"]) else ([], None)  # fmt: skip
-    state = await reads.state_of(it.engine, id)
-    folded = unpack_state(state) if state is not None else None
-    now = it.now()
-    chapters = story(items, alerts or ())
-    shown = len(chapters) if "all" in request.query_params else CHAPTERS_SHOWN
-    ways: list[dict[str, Any]] = []
-    for journey in found["journeys"]:
-        playbook = it.playbooks.get(journey["playbook"])
-        if playbook is not None and journey["stage"] in playbook.stages:
-            ways.append({"journey": journey, "playbook": playbook,
-                         "stage": playbook.stages[journey["stage"]],
-                         "steps": steps(playbook, journey, items)})  # fmt: skip
-    scored: Playbook = ways[0]["playbook"] if ways else playbook_named(it, None)
-    return page(
-        request, "lead.html", 200 if error is None else 409, who=who, lead=found, ways=ways,
-        score=score_explained(scored, folded, now) if folded else None, alerts=alerts,
-        chapters=chapters[:shown], hidden=max(0, len(chapters) - shown), people=it.team.by_id,
-        playbook=scored, playbooks=it.playbooks, form=form or {}, error=error,
-        may_move=bool(who.scopes & {"move", "admin"}), json_url=f"/v1/leads/{id}/timeline",
-        identities=await reads_people.identities_of_lead(it.engine, id), parts=parts, refused=refused,
-        waiting=await handoff_pages.waiting_of(it, id, now),
-        ticking=await reads_handoffs.running_clocks(it.engine, id, it.playbooks),
-        others=[o for o in others[0] if o["id"] != id][:OTHERS_MAX],
-    )  # fmt: skip
 
 
 # Alerts

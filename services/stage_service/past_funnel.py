@@ -1,0 +1,147 @@
+"""The funnel as it was at a past moment: from the events that had arrived and the records made by then.
+
+One pass over the events finds which journeys there were and when each began; the records say where they
+were. What merges have since put elsewhere is put back as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services.contracts.events import (
+    ASSIGNED_BY_HAND,
+    MERGED_BY_HAND,
+    MOVED_BY_HAND,
+    SOURCE,
+    UNMERGED_BY_HAND,
+)
+from services.stage_service.funnel import journey_name
+from services.stage_service.funnel_numbers import Basis
+from services.stage_service.journal import journey_id
+from services.stage_service.lead_facts import ATTRIBUTE_CHARACTERS_MAX, RESERVED
+from services.stage_service.offers import ANSWERS, CLOCK_EVENTS
+from services.stage_service.playbook import Playbook
+
+# Leads that a merge, or its undoing, has changed since: what journeys they may have had whose rows are gone.
+_MOVED_SINCE = text("""
+WITH RECURSIVE lead AS (
+  SELECT unnest(ARRAY[survivor, merged]) AS id FROM stage.merges
+  WHERE recorded_at > :at OR undone_at > :at),
+holder(id) AS (
+  SELECT id FROM lead
+  UNION SELECT l.merged_into FROM holder h JOIN stage.leads l ON l.id = h.id
+  WHERE l.merged_into IS NOT NULL),
+deal AS (SELECT DISTINCT e.deal FROM stage.events e WHERE e.lead_id IN (SELECT id FROM holder))
+SELECT DISTINCT lead.id::text AS lead_id, deal.deal FROM lead CROSS JOIN deal
+WHERE NOT EXISTS (SELECT FROM stage.journeys j
+  WHERE j.lead_id = lead.id AND j.playbook = :playbook AND j.key = deal.deal)
+""")
+_FIRST_EPOCH = text("SELECT min(epoch) FROM stage.playbook_versions WHERE name = :playbook")
+
+_LEADS = """
+WITH RECURSIVE path AS (
+  SELECT stage, position - 1 AS i
+  FROM unnest(CAST(:path AS text[])) WITH ORDINALITY AS p(stage, position)),
+held AS (
+  SELECT merged, survivor FROM stage.merges
+  WHERE recorded_at <= :at AND (undone_at IS NULL OR undone_at > :at)),
+way(id, root) AS (
+  SELECT merged, survivor FROM held
+  UNION ALL SELECT w.id, h.survivor FROM way w JOIN held h ON h.merged = w.root),
+part AS (SELECT id, root FROM way w WHERE NOT EXISTS (SELECT FROM held h WHERE h.merged = w.root)),
+"""
+# Events of Baton's own that tell nothing of a lead begin no journey (`own_events`); a move by hand and an
+# answer begin one in the playbook that they name.
+_BEGUN = """
+begun AS MATERIALIZED (
+  SELECT coalesce(p.root, e.own_lead_id, e.lead_id) AS lead_id, e.deal AS key, min(e.time) AS started_at
+  FROM stage.events e LEFT JOIN part p ON p.id = coalesce(e.own_lead_id, e.lead_id)
+  WHERE e.recorded_at <= :at AND e.lead_id IS NOT NULL AND e.epoch >= :first_epoch
+    AND NOT (e.source = :source AND e.type = ANY(CAST(:own AS text[])))
+    AND (NOT (e.type = ANY(CAST(:answers AS text[])) OR e.type = :by_hand AND e.source = :source)
+      OR NOT jsonb_exists(e.data, 'playbook') OR e.data ->> 'playbook' = :playbook)
+  GROUP BY 1, 2),
+gone AS (
+  SELECT * FROM unnest(CAST(:gone_leads AS uuid[]), CAST(:gone_keys AS text[]), CAST(:gone_ids AS uuid[]))
+    AS g(lead_id, key, id)),
+"""
+_VALUE = """
+known AS (
+  SELECT DISTINCT ON (1) coalesce(p.root, e.own_lead_id, e.lead_id) AS lead_id, e.data ->> :by AS value
+  FROM stage.events e LEFT JOIN part p ON p.id = coalesce(e.own_lead_id, e.lead_id)
+  WHERE e.recorded_at <= :at AND e.lead_id IS NOT NULL AND NOT :by_reserved
+    AND jsonb_typeof(e.data -> :by) <> 'null' AND length(e.data ->> :by) <= :characters_max
+    AND NOT (e.source = :source AND e.type = ANY(CAST(:own AS text[])))
+    AND NOT (e.type = ANY(CAST(:answers AS text[])) OR e.type = :by_hand AND e.source = :source)
+    AND (e.deal = 'main' OR NOT :by_of_deal)
+  ORDER BY 1, e.time DESC, e.source COLLATE "C" DESC, e.id COLLATE "C" DESC),
+"""
+_REACH = """
+journey AS MATERIALIZED (
+  SELECT coalesce(j.id, g.id) AS id, b.started_at, {value} AS value,
+    coalesce((SELECT t.to_stage FROM stage.transitions t
+      WHERE t.journey_id = coalesce(j.id, g.id) AND t.recorded_at <= :at AND {holds}
+      ORDER BY t.sequence DESC LIMIT 1), :first_stage) AS stage
+  FROM begun b
+    LEFT JOIN stage.journeys j ON j.lead_id = b.lead_id AND j.playbook = :playbook AND j.key = b.key
+    LEFT JOIN gone g ON g.lead_id = b.lead_id AND g.key = b.key {join}
+  WHERE (CAST(:from AS timestamptz) IS NULL OR b.started_at >= :from)
+    AND (CAST(:to AS timestamptz) IS NULL OR b.started_at < :to)),
+entered AS (
+  SELECT j.id, p.i, min(t.occurred_at) AS at
+  FROM journey j JOIN stage.transitions t ON t.journey_id = j.id
+  JOIN path p ON p.stage = t.to_stage
+  WHERE t.recorded_at <= :at AND t.kind <> 'retraction' AND {holds}
+  GROUP BY j.id, p.i
+  UNION ALL SELECT id, 0, started_at FROM journey),
+reach AS (
+  SELECT j.id, j.value, p.i, bool_or(e.i = p.i) AS entered, min(e.at) AS at
+  FROM journey j JOIN entered e ON e.id = j.id JOIN path p ON p.i <= e.i
+  GROUP BY j.id, j.value, p.i)
+"""
+_HOLDS = """(t.replaced_by IS NULL OR NOT EXISTS (SELECT FROM stage.transitions r
+  WHERE r.journey_id = t.journey_id AND r.id = t.replaced_by AND r.recorded_at <= :at))"""
+
+
+async def basis_at(
+    engine: AsyncEngine,
+    playbook: Playbook,
+    at: datetime,
+    by: str | None,
+    playbooks: Mapping[str, Playbook],
+) -> Basis:
+    """Give what the funnel of `playbook` is counted over as it was at the moment `at`.
+
+    `playbook` is the version of then, `playbooks` all of then; `by` an attribute to group by.
+    """
+    wanted = {"at": at, "playbook": playbook.name}
+    async with engine.connect() as connection:
+        moved = (await connection.execute(_MOVED_SINCE, wanted)).all()
+        first_epoch = await connection.scalar(_FIRST_EPOCH, {"playbook": playbook.name})
+    gone = [(lead, key, journey_id(lead, journey_name(playbook.name, key))) for lead, key in moved]
+    parameters: dict[str, Any] = {
+        "at": at, "first_stage": playbook.first_stage, "first_epoch": first_epoch or 0, "source": SOURCE,
+        "own": [ASSIGNED_BY_HAND, MERGED_BY_HAND, UNMERGED_BY_HAND, *sorted(CLOCK_EVENTS)],
+        "answers": sorted(ANSWERS), "by_hand": MOVED_BY_HAND,
+        "gone_leads": [g[0] for g in gone], "gone_keys": [g[1] for g in gone],
+        "gone_ids": [g[2] for g in gone],
+    }  # fmt: skip
+    sql = _LEADS + _BEGUN
+    if by is None:
+        sql += _REACH.format(value="CAST(NULL AS text)", join="", holds=_HOLDS)
+        return Basis(sql, parameters)
+    of_deal = {name for each in playbooks.values() for name in each.attributes["deal"]}
+    parameters |= {
+        "by_reserved": by in RESERVED, "by_of_deal": by in of_deal,
+        "characters_max": ATTRIBUTE_CHARACTERS_MAX,
+    }  # fmt: skip
+    sql += _VALUE + _REACH.format(
+        value="coalesce(k.value, '(unknown)')", holds=_HOLDS,
+        join="LEFT JOIN known k ON k.lead_id = b.lead_id",
+    )  # fmt: skip
+    return Basis(sql, parameters)
