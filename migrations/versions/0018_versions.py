@@ -74,3 +74,15 @@ def upgrade() -> None:
         "COMMENT ON TABLE stage.playbook_sweeps IS "
         "'versions of which journeys have to hear that wait in a stage that is gone, or may begin'"
     )
+    # A stage that got another name is no visit of its own.
+    op.execute("""
+        CREATE OR REPLACE VIEW stage.visits AS
+        SELECT t.journey_id, t.lead_id, t.playbook, t.from_stage AS stage,
+               t.visit_entered_at AS entered_at, t.occurred_at AS left_at, t.to_stage AS next_stage,
+               t.sequence
+        FROM stage.transitions t JOIN stage.journeys j ON j.id = t.journey_id
+        WHERE t.replaced_by IS NULL AND t.kind <> 'retraction'
+          AND NOT (coalesce(t.rule, '') = 'migrate' AND coalesce(t.why ->> 'renamed', '') = 'true')
+        UNION ALL
+        SELECT id, lead_id, playbook, stage, entered_at, NULL, NULL, sequence + 1 FROM stage.journeys
+    """)

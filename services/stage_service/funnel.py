@@ -32,7 +32,7 @@ from services.stage_service.lead_facts import facts_in, merged, named
 from services.stage_service.offers import Handed, Ring
 from services.stage_service.own_events import fold_own
 from services.stage_service.playbook import Playbook
-from services.stage_service.renaming import Renamed, renamed
+from services.stage_service.renaming import renamed
 from services.stage_service.scoring import scored
 
 __all__ = [
@@ -50,17 +50,20 @@ def fold(playbooks: Mapping[str, Playbook], lead: Lead | None, event: LeadEvent)
     The event's place must not be before `lead.last`.
     """
     lead = lead or Lead(None, {}, {}, {}, [], {}, event.time, event.place)
-    found = renamed(playbooks, lead, event)
-    lead = found.lead
+    moves: list[Move] = []
+    handed: list[Handed] = []
+    for playbook in playbooks.values():
+        if playbook.renames:
+            lead, moves, handed = renamed(playbooks, lead, event)
+            break
     own = fold_own(playbooks, lead, event) if event.source == SOURCE else None
     if own is not None:
-        return _after(found, own) if found.moves else own
+        return _after(moves, handed, own) if moves else own
     moved_by_hand = event.type == MOVED_BY_HAND and event.source == SOURCE
     answers = event.type in offers.ANSWERS
     data = event.data
     facts = {} if moved_by_hand or answers else facts_in(data)
     email, external_ids = named(lead.email, lead.external_ids, event)
-    moves, handed = found.moves, found.handed
     unevaluated: list[tuple[str, str]] = []
     scorings = lead.scoring
     journeys = lead.journeys
@@ -114,11 +117,9 @@ class Refolded(msgspec.Struct, gc=False):
     rings: list[Ring]
 
 
-def _after(found: Renamed, own: Folded) -> Folded:
+def _after(moves: list[Move], handed: list[Handed], own: Folded) -> Folded:
     """Give what an event of our own did, after what new names did."""
-    return msgspec.structs.replace(
-        own, moves=[*found.moves, *own.moves], handed=[*found.handed, *own.handed]
-    )
+    return msgspec.structs.replace(own, moves=moves + own.moves, handed=handed + own.handed)
 
 
 def in_place(events: Iterable[tuple[LeadEvent, int]]) -> list[tuple[LeadEvent, int]]:

@@ -2,7 +2,8 @@
 
 A journey has *reached* a stage of the path when it entered it or any later one; a stage it jumped over
 is *skipped*, and passed at the moment of the jump. Times run from reaching a stage to reaching the next
-one. Only history that holds counts: what was corrected is out.
+one. Only history that holds counts: what was corrected is out. What was told of a stage under an earlier
+name counts for it as it is called now.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ DEFINITION = {
 # positions: 0 for the first stage, which is reached when the journey starts.
 _REACH = """
 WITH path AS (
-  SELECT stage, position - 1 AS i
-  FROM unnest(CAST(:path AS text[])) WITH ORDINALITY AS p(stage, position)),
+  SELECT position - 1 AS i FROM generate_series(1, CAST(:steps AS int)) AS p(position)),
+named AS (
+  SELECT stage, i FROM unnest(CAST(:names AS text[]), CAST(:places AS int[])) AS n(stage, i)),
 journey AS MATERIALIZED (
   SELECT j.id, j.stage, j.started_at, {value} AS value
   FROM stage.journeys j {join}
@@ -43,7 +45,7 @@ journey AS MATERIALIZED (
 entered AS (
   SELECT j.id, p.i, min(t.occurred_at) AS at
   FROM journey j JOIN stage.transitions t ON t.journey_id = j.id
-  JOIN path p ON p.stage = t.to_stage
+  JOIN named p ON p.stage = t.to_stage
   WHERE t.replaced_by IS NULL AND t.kind <> 'retraction'
   GROUP BY j.id, p.i
   UNION ALL SELECT id, 0, started_at FROM journey),
@@ -91,8 +93,13 @@ def _reach(by: str | None) -> str:
 def _parameters(
     playbook: Playbook, since: datetime | None, until: datetime | None, by: str | None
 ) -> dict[str, Any]:
+    places = {key: place for place, key in enumerate(playbook.path)}
+    places |= {
+        key: places[now] for key in playbook.former if (now := playbook.named(key)) in places
+    }
     parameters: dict[str, Any] = {
-        "path": list(playbook.path), "playbook": playbook.name, "from": since, "to": until
+        "steps": len(playbook.path), "names": list(places), "places": list(places.values()),
+        "playbook": playbook.name, "from": since, "to": until,
     }  # fmt: skip
     return parameters | ({"by": by} if by is not None else {})
 

@@ -129,4 +129,4 @@ def _explained(playbook: Playbook, came_from: Stage, to: Stage, *, is_name_only:
 
 def is_quiet(move: Move) -> bool:
     """Tell whether nobody needs to hear of `move`: a stage has another name, and the same role goes on."""
-    return move.rule == MIGRATE and move.role == move.previous_role and move.offer is None
+    return move.rule == MIGRATE and move.why.get("renamed") is True

@@ -13,10 +13,12 @@ from typing import Any
 import asyncpg
 import msgspec
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from services.contracts.events import PLAYBOOK_PUBLISHED, LeadEvent
 from services.contracts.roster import Roster
 from services.stage_service.batch import Batch, RacedError
+from services.stage_service.funnel_numbers import funnel
 from services.stage_service.lane import Lane, new_id
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.shelf import Shelf
@@ -94,11 +96,31 @@ async def test_quiet_leads_move_and_nobody_is_told(it: Timed) -> None:
     ] * 7
     assert {m["playbook_version"] for m in moved} == {2}
     assert len(await it.told()) == told, "the open handoffs wait on"
+    assert {r["stage"] for r in await it.pool.fetch("SELECT stage FROM stage.visits")} == {
+        "lead", "mql", "discovery", "proposal",
+    }  # fmt: skip
     row = await it.pool.fetchrow("SELECT moved, pass, done_at FROM stage.playbook_sweeps")
     assert row is not None
     assert (row["moved"], row["done_at"] is not None) == (7, True)
     assert not await sweeper(it).run_some()
     await clean(it.url)
+
+
+async def test_the_funnel_counts_a_stage_under_all_its_names(it: Timed) -> None:
+    """Who was there and went on before the rename is counted as who came after it, with the same times."""
+    await it.tell(*crowd(3), event("proposal.sent", 60, "l0@x.example"))
+    engine = create_async_engine(it.url.replace("postgresql://", "postgresql+asyncpg://", 1))
+    before = (await funnel(engine, it.shelf.playbooks["sales"]))["stages"]
+    await publish(it, DISCOVERY)
+    it.now = START + 2 * HOUR
+    await sweep(it)
+    after = await funnel(engine, it.shelf.playbooks["sales"])
+    at = [s["stage"] for s in before].index("sql")
+    assert (before[at]["reached"], before[at]["current"]) == (3, 2)
+    assert before[at]["median_seconds"] == 3600
+    before[at]["stage"] = "discovery"
+    assert after["stages"] == before
+    await engine.dispose()
 
 
 async def test_a_clock_runs_on_under_the_new_name(it: Timed) -> None:
