@@ -227,6 +227,17 @@ async def test_a_stage_that_is_gone(database_url: str) -> None:
     assert homeless.gone[0].to is None
 
 
+async def test_who_did_not_qualify_before_is_not_told_again(database_url: str) -> None:
+    await run_under(database_url, SALES, stories(60))
+    mql = "    responsible: [lead_agent]\n"
+    gated = SALES.replace(mql, f"{mql}    gate: {{require: [lead.phone]}}\n", 1)
+    stricter = SALES.replace(mql, f"{mql}    gate: {{require: [lead.phone, lead.budget]}}\n", 1)
+    [stage] = (await impact_on(database_url, stricter, gated)).stages
+    count = len((await plain(database_url)).of("mql"))
+    assert count > 0
+    assert (stage.unmet_before, stage.unmet_after, stage.no_longer) == (count, count, 0)
+
+
 async def test_nothing_is_written_and_a_comment_changes_nothing(database_url: str) -> None:
     await run_under(database_url, SALES, stories(40))
     found = await impact_on(database_url, SALES + "\n# a word\n")

@@ -27,7 +27,7 @@ from tests.system.running import RunningBaton, free_port, lead_event, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
-PAGES = ("/", "/funnel", "/leads", "/handoffs", "/alerts", "/people", "/quarantine")
+PAGES = ("/", "/funnel", "/leads", "/handoffs", "/alerts", "/people", "/playbook", "/quarantine")
 
 
 class Running(RunningBaton):

@@ -255,6 +255,8 @@ def test_the_order_of_rules_moves_journeys_only_where_both_may_fire() -> None:
     # Both lead to the same stage on different events.
     assert (told.kind, told.moves) == ("rule-order", False)
     one, other = block("proposal-sent"), block("contract-sent")
+    # Another stage, and no event that both hear.
+    assert not only(compared((one + other, other + one))).moves
     any_event = (other, other.replace("    on: contract.sent\n", "    when: lead.budget > 5.0\n"))
     text = SALES.replace(*any_event)
     swapped = text.replace(one + any_event[1], any_event[1] + one)

@@ -35,7 +35,6 @@ from services.stage_service.api.playbook_bodies import (
 from services.stage_service.api.publishing import Wish
 from services.stage_service.api.reads import moment_in_utc
 from services.stage_service.errors import PlaybookUnchangedError
-from services.stage_service.playbook_diff import diff
 from services.stage_service.versions import Scheduled, Version
 
 MESSAGE_CHARACTERS_MAX = 2000
@@ -254,4 +253,4 @@ async def diff_versions(
     _row, before = await publishing.version_of(it, name, version)
     _row, after = await publishing.version_of(it, name, to or active.version)
     back = publishing.gone_on(it, after, after.version) if version == active.version else None
-    return _json(diff_shown(diff(before, after, back), None))
+    return _json(diff_shown(await publishing.differing(before, after, back), None))

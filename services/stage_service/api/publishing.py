@@ -144,9 +144,16 @@ async def version_of(it: House, name: str, number: int) -> tuple[Version, Playbo
     return row, shelf.version(name, number)
 
 
+async def differing(
+    before: Playbook | None, after: Playbook, moved: Mapping[str, str] | None = None
+) -> Diff:
+    """Give what differs (`diff`), beside the event loop: finding the lines is reading the file again."""
+    return await asyncio.to_thread(diff, before, after, moved)
+
+
 async def compared(it: House, playbook: Playbook) -> Diff:
     """Give what publishing `playbook` would change."""
-    return diff(await active_of(it, playbook.name), playbook)
+    return await differing(await active_of(it, playbook.name), playbook)
 
 
 def gone_on(it: House, playbook: Playbook, restored: int) -> Mapping[str, str] | None:
@@ -217,7 +224,7 @@ async def _publish(
     shelf = it.lane.shelf
     try:
         moved = succession(playbook, it.playbooks, given=wish.migrate, restored=restores)
-        changes = diff(active, playbook, moved).shown()
+        changes = (await differing(active, playbook, moved)).shown()
         if wish.activate_at is not None:
             return await shelf.schedule(
                 it.pool, playbook, author=wish.author, message=wish.message,
