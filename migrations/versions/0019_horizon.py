@@ -9,7 +9,7 @@ Revision ID: 0019
 from alembic import op
 
 revision = "0019"
-down_revision = "0017"
+down_revision = "0018"
 
 
 def upgrade() -> None:

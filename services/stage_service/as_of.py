@@ -154,7 +154,7 @@ async def lead_at(
 
 def _folded(shelf: Shelf, told: Iterable[tuple[LeadEvent, int]]) -> Refolded:
     """Fold events as they were folded then: each under the playbooks of its epoch."""
-    return funnel.refold((event, shelf.at(epoch)) for event, epoch in told)
+    return funnel.refold(told, shelf.at)
 
 
 def _record(row: Any) -> dict[str, Any]:

@@ -113,7 +113,8 @@ class Corrections:
             )
             row = self._journal.correction(
                 record, self._shelf.version(move.playbook, move.version), corrected, share,
-                trace=trace, alert=is_present and _is_handed_on(record, move, replaced, change),
+                is_present=is_present, trace=trace,
+                alert=is_present and _is_handed_on(record, move, replaced, change),
             )  # fmt: skip
             told(change.cause, row, corrected)
 

@@ -196,7 +196,9 @@ class Handing:
         known = self._handoffs.get(own_id)
         # Of an offer that was recorded before, the row keeps whose it was and until when.
         is_new = is_new or (offer.is_open and offer.overdue_at is None)
-        owner = facts.owners.get(offer.role) if is_new else None
+        # Who had it when it was over before it became known, nobody knows.
+        is_past = not offer.is_open and (id, offer.role) in self._journal.only_passed
+        owner = facts.owners.get(offer.role) if is_new and not is_past else None
         giver = facts.owners.get(offer.from_role)
         row = HandoffRow(
             own_id, id, record.id, change.playbook, journey.key, offer.stage,

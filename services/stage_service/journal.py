@@ -153,6 +153,8 @@ class Journal:
         """The transition that offers a handoff, by the handoff's id."""
         self.told_before: dict[Told, set[str]] = {}
         """Whom records alerted that hold no more: of the same move nobody hears twice."""
+        self.only_passed: set[tuple[str, str]] = set()
+        """(journey id, role) of owners chosen for stages that were over when they became known."""
         self._decided: dict[str, Decision] = {}
         """The owners chosen for the record being written, by role."""
 
@@ -164,6 +166,7 @@ class Journal:
         stage = playbook.stages[move.to_stage]
         told = () if is_quiet(move) else stage.alerts
         for role in (move.role, *told):
+            self.only_passed.discard((journey_id(record.id, move.journey), role))
             self._own(record, facts, role, playbook, move)
         if move.offer is not None and move.role not in told:
             told = (*told, move.role)  # who has to answer hears of it
@@ -187,6 +190,7 @@ class Journal:
         replaces: list[str],
         *,
         alert: bool,
+        is_present: bool,
         trace: str | None,
     ) -> TransitionRow:
         """Record a correcting move. The roles it asks for get owners, as they would have had it come in
@@ -194,6 +198,11 @@ class Journal:
         facts = record.facts[move.journey]
         stage = playbook.stages[move.to_stage]
         for role in (move.role, *stage.alerts):
+            of = (journey_id(record.id, move.journey), role)
+            if is_present:
+                self.only_passed.discard(of)
+            elif role not in facts.owners and role not in facts.aside:
+                self.only_passed.add(of)
             self._own(record, facts, role, playbook, move)
         wishes = self._wishes(record, move, stage.alerts if alert else (), urgent=stage.urgent)
         offer = self._open_offer(record, move) if alert else None

@@ -45,8 +45,9 @@ _FIRST_EPOCH = text("SELECT min(epoch) FROM stage.playbook_versions WHERE name =
 
 _LEADS = """
 WITH RECURSIVE path AS (
-  SELECT stage, position - 1 AS i
-  FROM unnest(CAST(:path AS text[])) WITH ORDINALITY AS p(stage, position)),
+  SELECT position - 1 AS i FROM generate_series(1, CAST(:steps AS int)) AS p(position)),
+named AS (
+  SELECT stage, i FROM unnest(CAST(:names AS text[]), CAST(:places AS int[])) AS n(stage, i)),
 held AS (
   SELECT merged, survivor FROM stage.merges
   WHERE recorded_at <= :at AND (undone_at IS NULL OR undone_at > :at)),
@@ -61,7 +62,7 @@ _BEGUN = """
 begun AS MATERIALIZED (
   SELECT coalesce(p.root, e.own_lead_id, e.lead_id) AS lead_id, e.deal AS key, min(e.time) AS started_at
   FROM stage.events e LEFT JOIN part p ON p.id = coalesce(e.own_lead_id, e.lead_id)
-  WHERE e.recorded_at <= :at AND e.lead_id IS NOT NULL AND e.epoch >= :first_epoch
+  WHERE e.recorded_at <= :at AND e.lead_id IS NOT NULL AND NOT e.beyond_horizon AND e.epoch >= :first_epoch
     AND NOT (e.source = :source AND e.type = ANY(CAST(:own AS text[])))
     AND (NOT (e.type = ANY(CAST(:answers AS text[])) OR e.type = :by_hand AND e.source = :source)
       OR NOT jsonb_exists(e.data, 'playbook') OR e.data ->> 'playbook' = :playbook)
@@ -74,7 +75,7 @@ _VALUE = """
 known AS (
   SELECT DISTINCT ON (1) coalesce(p.root, e.own_lead_id, e.lead_id) AS lead_id, e.data ->> :by AS value
   FROM stage.events e LEFT JOIN part p ON p.id = coalesce(e.own_lead_id, e.lead_id)
-  WHERE e.recorded_at <= :at AND e.lead_id IS NOT NULL AND NOT :by_reserved
+  WHERE e.recorded_at <= :at AND e.lead_id IS NOT NULL AND NOT e.beyond_horizon AND NOT :by_reserved
     AND jsonb_typeof(e.data -> :by) <> 'null' AND length(e.data ->> :by) <= :characters_max
     AND NOT (e.source = :source AND e.type = ANY(CAST(:own AS text[])))
     AND NOT (e.type = ANY(CAST(:answers AS text[])) OR e.type = :by_hand AND e.source = :source)
@@ -95,7 +96,7 @@ journey AS MATERIALIZED (
 entered AS (
   SELECT j.id, p.i, min(t.occurred_at) AS at
   FROM journey j JOIN stage.transitions t ON t.journey_id = j.id
-  JOIN path p ON p.stage = t.to_stage
+  JOIN named p ON p.stage = t.to_stage
   WHERE t.recorded_at <= :at AND t.kind <> 'retraction' AND {holds}
   GROUP BY j.id, p.i
   UNION ALL SELECT id, 0, started_at FROM journey),

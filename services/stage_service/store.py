@@ -207,7 +207,8 @@ async def events_by_then(
              WHERE l.merged_into IS NOT NULL)
            SELECT source, id, type, time, recorded_at, subject, deal, data, epoch FROM stage.events
            WHERE lead_id = ANY(ARRAY(SELECT id FROM holder))
-             AND coalesce(own_lead_id, lead_id) = ANY($1::uuid[]) AND recorded_at <= $2""",
+             AND coalesce(own_lead_id, lead_id) = ANY($1::uuid[]) AND recorded_at <= $2
+             AND NOT beyond_horizon""",
         members, at,
     )  # fmt: skip
     return [(_stored_event(r), r["epoch"]) for r in rows]

@@ -98,7 +98,7 @@ class World:
     async def record(self, at: datetime, what: str | list[LeadEvent]) -> None:
         """Record a playbook or a batch of events, as of the moment `at`."""
         if isinstance(what, str):
-            await self.shelf.publish(self.it.pool, parse_playbook(what, "sales.yaml"))
+            await self.shelf.publish_file(self.it.pool, parse_playbook(what, "sales.yaml"))
             await self.it.pool.execute(
                 "UPDATE stage.playbook_versions SET activated_at = $1 WHERE activated_at > now() - "
                 "interval '1 hour'", at,

@@ -178,7 +178,7 @@ async def check(it: Wired, histories: list[History], began: int) -> None:
         past = await store.history(connection, leads)
     for lead_id, names in owned.items():
         events = next(events for mine, events in people if mine == names)
-        whole = funnel.refold((e, playbooks) for e in events)
+        whole = funnel.refold(((e, it.shelf.epoch) for e in events), it.shelf.at)
         expected, row = whole.lead, states[lead_id]
         assert expected is not None
         found = unpack_record(lead_id, row["state"]).lead

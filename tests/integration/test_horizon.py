@@ -220,7 +220,7 @@ async def test_what_counts_is_what_the_definition_says(
     kept = counted(days)
     flagged = await it.pool.fetch("SELECT id FROM stage.events WHERE beyond_horizon")
     assert {r["id"] for r in flagged} == {e.id for _, es in days for e in es} - {e.id for e in kept}
-    whole = funnel.refold((e, it.shelf.playbooks) for e in kept)
+    whole = funnel.refold(((e, it.shelf.epoch) for e in kept), it.shelf.at)
     assert whole.lead is not None
     assert await it.ways() == [(m.from_stage, m.to_stage) for m in whole.moves]
     stored = await it.pool.fetchval("SELECT attributes FROM stage.leads")
