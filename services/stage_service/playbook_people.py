@@ -83,5 +83,6 @@ def _stranger(place: Node, known: Collection[str], so: str) -> Problem:
     name = _text(place)
     hint = nearest(name, known) or f"Known: {', '.join(sorted(known)[:10]) or 'nobody'}."
     return Problem(
-        place.file, place.line, place.column, f"{name!r} is nobody of the roster: {so}", hint
+        place.file, place.line, place.column, f"{name!r} is nobody of the roster: {so}", hint,
+        "nobody",
     )  # fmt: skip
