@@ -66,6 +66,10 @@ class Condition:
         self._remembers = remembers
         self._verdicts: dict[tuple[Any, ...], Verdict] = {}
 
+    def serialized(self) -> bytes:
+        """Give the runtime's own reading of it (`condition_tree`)."""
+        return self._expression.serialize()
+
     def evaluate(self, values: Mapping[str, Any]) -> Verdict:
         """Evaluate with `values` by variable name; None or absent means not known. Never raises.
 

@@ -20,6 +20,7 @@ from services.stage_service.playbook_catalogue import CHECKS, PREFIX
 from services.stage_service.playbook_duties import check_duties, check_people
 from services.stage_service.playbook_people import strangers
 from services.stage_service.playbook_places import Places
+from services.stage_service.playbook_rules import check_rules
 from services.stage_service.playbook_seen import Seen, check_labels, check_seen
 
 Level = Literal["error", "warning"]
@@ -56,6 +57,7 @@ def findings(
     except SourceError as error:
         return [_finding(problem, "error") for problem in error.problems]
     places = Places(text, file)
+    check_rules(playbook, places)
     check_duties(playbook, places)
     check_labels(playbook, seen, places)
     if seen is not None:
