@@ -14,6 +14,7 @@ from typing import Any, cast
 import msgspec
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarstring import FoldedScalarString, LiteralScalarString
 
@@ -227,9 +228,9 @@ def read_yaml(text: str, file: str) -> Node:
         mark = error.problem_mark or error.context_mark
         message = str(error.problem or error.context or "not YAML").split("\n")[0].strip()
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise SourceError(
-            [Problem(file, line, column, message, "Correct the YAML.", "syntax")]
-        ) from None
+        rule = "duplicate-key" if isinstance(error, DuplicateKeyError) else "syntax"
+        problem = Problem(file, line, column, message, "Correct the YAML.", rule)
+        raise SourceError([problem]) from None
     except (YAMLError, ValueError, RecursionError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
         raise SourceError([Problem(file, 1, 1, reason, "Correct the YAML.", "syntax")]) from None

@@ -28,6 +28,7 @@ _E: Literal["error"] = "error"
 _W: Literal["warning"] = "warning"
 
 CHECKS = _all(
+    Check("unreadable", _E, "a file that cannot be read", "Give the path of a UTF-8 file."),
     Check("syntax", _E, "not YAML", "Correct the YAML."),
     Check("wrong-type", _E, "a value of another type than the key takes", "Write what is asked for."),
     Check("missing-key", _E, "a key that must be there is not", "Add it."),

@@ -18,7 +18,7 @@ from services.contracts.yaml_source import Problem, SourceError, nearest
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.playbook_catalogue import CHECKS, PREFIX
 from services.stage_service.playbook_duties import check_duties, check_people
-from services.stage_service.playbook_people import strangers
+from services.stage_service.playbook_people import check_strangers
 from services.stage_service.playbook_places import Places
 from services.stage_service.playbook_rules import check_rules
 from services.stage_service.playbook_seen import Seen, check_labels, check_seen
@@ -41,7 +41,7 @@ class Finding(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         """Give ``file:line:column: message. Remedy [check]``, as editors and terminals link it."""
         place = f"{self.file}:{self.line}:{self.column}"
-        return f"{self.level}: {place}: {self.message}. {self.remedy} [{self.rule}]"
+        return f"{place}: {self.message}. {self.remedy} [{self.rule}]"
 
 
 def findings(
@@ -62,12 +62,13 @@ def findings(
     check_labels(playbook, seen, places)
     if seen is not None:
         check_seen(playbook, seen, places)
-    told = places.problems
     if team is not None:
         check_people(playbook, team, places)
-        told += strangers(text, file, team)
-    told += _needless(kept := _meant(text, file), told)
-    asked = {(m.line, m.rule) for m in kept}
+        check_strangers(team, places)
+    told = places.problems
+    meant = _meant(text, file)
+    told += _needless(meant, told)
+    asked = {(mark.line, mark.rule) for mark in meant}
     found = [_finding(p, "warning") for p in told if not _is_meant(p, asked)]
     return sorted(found, key=lambda f: (f.line, f.column, f.rule))
 
@@ -84,10 +85,10 @@ def _meant(text: str, file: str) -> list[Problem]:
     found: list[Problem] = []
     for number, line in enumerate(text.splitlines(), 1):
         match = _MEANT.search(line)
-        for word in match[1].split(",") if match is not None else ():
-            rule = word.strip().removeprefix(PREFIX)
-            found.append(Problem(file, number, line.index("#", match.start()) + 1 if match else 1,
-                                 "", "", rule))  # fmt: skip
+        if match is not None:
+            column = line.index("#", match.start()) + 1
+            names = (word.strip().removeprefix(PREFIX) for word in match[1].split(","))
+            found += [Problem(file, number, column, "", "", name) for name in names]
     return found
 
 

@@ -186,15 +186,14 @@ def _is_gated(playbook: Playbook, rule: Rule) -> bool:
 def _check_overlaps(rules: Sequence[Placed]) -> None:
     """Note pairs that can be true together and lead elsewhere, so that only their order decides.
 
-    A special case above the rule it is an exception of is the way to write one, and is not told. Nor is
-    a pair of which one follows on the other at the same event: both orders end in the same stage.
+    Not told, since their order says what is meant: a special case above the rule it is an exception of,
+    and a rule that names its event above one for any event. Nor is a pair of which one follows on the
+    other at the same event: both orders end in the same stage.
     """
     for index, later in enumerate(rules):
         for first in rules[:index]:
             one, two = first.fires, later.fires
-            if one is None or two is None or first.rule.to == later.rule.to:
-                continue
-            if first.rule.to in later.rule.from_stages or later.rule.to in first.rule.from_stages:
+            if one is None or two is None or _is_plain(first.rule, later.rule):
                 continue
             if _together(one, two) and not _covered([two], one):
                 later.node.refuse(
@@ -205,6 +204,12 @@ def _check_overlaps(rules: Sequence[Placed]) -> None:
                     "'# meant: overlapping-rules'.",
                     rule="overlapping-rules",
                 )  # fmt: skip
+
+
+def _is_plain(first: Rule, later: Rule) -> bool:
+    """Tell whether the order of two rules matters to nobody, or says by itself what is meant."""
+    follows = first.to in later.from_stages or later.to in first.from_stages
+    return first.to == later.to or follows or (first.on is not None and later.on is None)
 
 
 def _where(first: Rule, later: Rule) -> str:

@@ -14,7 +14,7 @@ from services.stage_service.condition_bounds import Bounds, Region, TooWideError
 from services.stage_service.condition_tree import clauses_of, read_tree, words
 from services.stage_service.conditions import Condition, Conditions, TypeName
 
-EXAMPLES = int(os.environ.get("BATON_BOUNDS_EXAMPLES", "600"))
+EXAMPLES = int(os.environ.get("BATON_BOUNDS_EXAMPLES", "400"))
 TYPES: dict[str, TypeName] = {
     "lead.a": "int", "lead.b": "int", "lead.d": "double", "lead.s": "string", "lead.t": "string",
     "lead.f": "bool", "lead.w": "timestamp",
