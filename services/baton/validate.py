@@ -116,6 +116,7 @@ def _rules() -> list[dict[str, Any]]:
             "id": f"{PREFIX}{check.id}",
             "name": check.id.title().replace("-", ""),
             "shortDescription": {"text": check.title},
+            "fullDescription": {"text": f"{check.title}. {check.remedy}"},
             "help": {
                 "text": f"{check.title}. {check.remedy}",
                 "markdown": f"{check.title}. {check.remedy} [All checks]({DOCS})",
