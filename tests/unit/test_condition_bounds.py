@@ -187,6 +187,8 @@ def test_contradictions_are_seen(never: str, may: str) -> None:
         ("lead.a > 5", "lead.b > 5 || lead.b <= 5", False),
         ("known.lead.a", "lead.a > 5 || lead.a <= 5", True),
         ("true", "lead.a > 5 || lead.a <= 5", False),  # where it is not known, neither
+        ("known.lead.f", "lead.f || !lead.f", True),
+        ("known.lead.f", "lead.f", False),
         ("lead.s == 'x'", "lead.s in ['x', 'y']", True),
         ("lead.s in ['x', 'y']", "lead.s == 'x' || lead.s == 'y'", True),
         ("lead.s.startsWith('x') && lead.a > 1", "lead.s.startsWith('x')", True),

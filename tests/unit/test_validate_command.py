@@ -147,10 +147,8 @@ def test_fingerprints_stay_when_lines_move_and_tell_findings_apart(files: dict[s
     told = prints(DOUBTFUL.replace("lead.employees >= 200", "lead.employees >= 200 && false"))
     assert first in told
     assert len(set(told)) == 2
-    twice = prints(
-        WRONG.replace("to: closing\n", "to: closng\n").replace("[sql, proposal]", "[x, x]")
-    )
-    assert len(set(twice)) == len(twice) >= 4
+    twice = prints(f"# meant: dead-end\n\n# meant: dead-end\n{SALES}")  # the same words, two places
+    assert len(set(twice)) == len(twice) == 2
 
 
 def test_days() -> None:
