@@ -279,26 +279,52 @@ def playbook_validate(
             envvar="BATON_TEAM_FILE", help="the roster: whom it does not have is warned of"
         ),
     ] = None,
+    format: Annotated[str, typer.Option(help="text, json or sarif")] = "text",
+    level: Annotated[str, typer.Option(help="tell from here on: warning or error")] = "warning",
+    strict: Annotated[bool, typer.Option("--strict", help="a warning fails too")] = False,
+    seen: Annotated[
+        str, typer.Option(help="ask the database what events brought lately: 90d")
+    ] = "",
+    data: Data = DATA,
 ) -> None:
-    """Check playbooks; print every mistake with file, line, column and remedy.
+    """Check playbooks: errors, which are refused, and warnings, each with its place, reason and remedy.
 
-    Exit 1 for a mistake. People who are not in the roster are a warning: it changes by itself.
+    Exit 0 without errors, 1 with one (with --strict a warning too), 2 when the checks cannot be made.
     """
-    from services.baton.playbooks import problems_of, strangers_of
+    from services.baton import validate
+    from services.contracts.team import load_team
     from services.contracts.yaml_source import SourceError
 
-    found = [problem for file in files for problem in problems_of(file)]
+    if format not in validate.FORMATS or level not in validate.LEVELS:
+        fail(
+            f"--format is {', '.join(validate.FORMATS)}; --level is {', '.join(validate.LEVELS)}", 2
+        )
     try:
-        warnings = [each for file in files for each in strangers_of(file, team)]
-    except (SourceError, OSError) as error:
+        days = validate.days_in(seen) if seen else 0
+        roster = load_team(team) if team is not None else None
+        lately, held = run(validate.asked_of(database_url(data), days)) if days else (None, None)
+        all_found = [
+            f for file in files for f in validate.findings_of(file, held or roster, lately)
+        ]
+    except (SourceError, OSError, ValueError) as error:
         fail(str(error), 2)
-    for problem in found:
-        print(problem, file=sys.stderr)
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    if found:
+    found = [f for f in all_found if level == "warning" or f.level == "error"]
+    failed = any(strict or f.level == "error" for f in found)
+    if format == "json":
+        print(validate.as_json(files, found))
+    elif format == "sarif":
+        print(validate.as_sarif(found, Path.cwd()))
+    else:
+        for line in validate.as_text(found):
+            print(line, file=sys.stderr)
+        if lately is not None and not lately.types:
+            print(
+                f"no event came in the last {days} days: nothing is known of them", file=sys.stderr
+            )
+        if not failed:
+            print(f"{', '.join(str(f) for f in files)}: valid")
+    if failed:
         raise typer.Exit(1)
-    print(f"{', '.join(str(f) for f in files)}: valid")
 
 
 @playbook.command("show")

@@ -1,4 +1,4 @@
-"""`baton playbook`: check playbooks, and draw their stages for the terminal, Mermaid or as SVG."""
+"""`baton playbook show`: draws a playbook's stages for the terminal, Mermaid or as SVG."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
-from services.contracts.team import load_team
-from services.contracts.yaml_source import Problem, SourceError
 from services.stage_service.playbook import BAND_TITLES, Playbook, Rule, parse_playbook
 from services.stage_service.playbook_drawing import (
     deadline_of,
@@ -18,35 +16,8 @@ from services.stage_service.playbook_drawing import (
     steps_told,
     svg,
 )
-from services.stage_service.playbook_people import strangers
 
 FORMATS = ("terminal", "mermaid", "svg")
-
-
-def problems_of(file: Path) -> list[Problem]:
-    """Give every mistake of the playbook in `file`, none when it is valid."""
-    try:
-        parse_playbook(file.read_text(encoding="utf-8"), str(file))
-    except SourceError as error:
-        return error.problems
-    except (OSError, UnicodeDecodeError) as error:
-        return [Problem(str(file), 1, 1, str(error), "Give the path of a readable UTF-8 file.")]
-    return []
-
-
-def strangers_of(file: Path, team_file: Path | None) -> list[Problem]:
-    """Give where the playbook in `file` names nobody of the roster: `team_file`, or ``team.yaml`` beside it.
-
-    Without any roster there is nothing to say. Raises OSError or SourceError when a roster cannot be read.
-    """
-    beside = file.with_name("team.yaml")
-    if team_file is None and not beside.is_file():
-        return []
-    team = load_team(team_file or beside)
-    try:
-        return strangers(file.read_text(encoding="utf-8"), str(file), team)
-    except (OSError, UnicodeDecodeError):
-        return []  # `problems_of` tells
 
 
 def draw(file: Path, format: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import msgspec
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.scalarstring import FoldedScalarString, LiteralScalarString
 
@@ -32,6 +33,8 @@ class Problem(msgspec.Struct, frozen=True):
     column: int
     message: str
     remedy: str
+    rule: str = "invalid"
+    """The kind of mistake, the same for ever: programs tell mistakes apart by it."""
 
     def __str__(self) -> str:
         """Give ``file:line:column: message. Remedy``, as editors and terminals link it."""
@@ -66,12 +69,17 @@ class Node:
         self.path = path
 
     def refuse(
-        self, message: str, remedy: str, *, line_offset: int = 0, column: int | None = None
+        self,
+        message: str,
+        remedy: str,
+        *,
+        line_offset: int = 0,
+        column: int | None = None,
+        rule: str = "invalid",
     ) -> None:
-        """Note a problem with this value, or at a place inside it."""
-        self.problems.append(
-            Problem(self.file, self.line + line_offset, column or self.column, message, remedy)
-        )
+        """Note a problem of the kind `rule` with this value, or at a place inside it."""
+        line, column = self.line + line_offset, column or self.column
+        self.problems.append(Problem(self.file, line, column, message, remedy, rule))
 
     def mapping(
         self, known: Collection[str] | None = None, required: Collection[str] = ()
@@ -94,6 +102,7 @@ class Node:
                         key_column + 1,
                         f"unknown key {name!r}{where}",
                         hint,
+                        "unknown-key",
                     )
                 )
                 continue
@@ -105,8 +114,9 @@ class Node:
         for name in required:
             if name not in found:
                 self.refuse(
-                    f"{self.path or 'the file'} has no {name!r}", f"Add a line '{name}: ...'."
-                )
+                    f"{self.path or 'the file'} has no {name!r}", f"Add a line '{name}: ...'.",
+                    rule="missing-key",
+                )  # fmt: skip
         return found
 
     def items(self) -> list[Node]:
@@ -136,8 +146,9 @@ class Node:
             return default
         if len(self.value) > TEXT_CHARACTERS_MAX:
             self.refuse(
-                f"{self.path} is longer than {TEXT_CHARACTERS_MAX} characters", "Shorten it."
-            )
+                f"{self.path} is longer than {TEXT_CHARACTERS_MAX} characters", "Shorten it.",
+                rule="out-of-bounds",
+            )  # fmt: skip
             return default
         return " ".join(self.value.split()) if "\n" in self.value else str(self.value)
 
@@ -159,7 +170,9 @@ class Node:
             return least or 0.0
         if (least is not None and self.value < least) or (most is not None and self.value > most):
             bounds = f"at least {least:g}" if most is None else f"from {least or 0:g} to {most:g}"
-            self.refuse(f"{self.path} is {self.value}", f"Give a number {bounds}.")
+            self.refuse(
+                f"{self.path} is {self.value}", f"Give a number {bounds}.", rule="out-of-bounds"
+            )
             return least or 0.0
         return float(self.value)
 
@@ -186,15 +199,16 @@ class Node:
         word = self.text(default)
         if word != default and word not in known:
             hint = nearest(word, known) or f"Known: {', '.join(sorted(known)) or 'none'}."
-            self.refuse(f"unknown {what} {word!r} in {self.path}", hint)
+            self.refuse(f"unknown {what} {word!r} in {self.path}", hint, rule="unknown-name")
             return default
         return word
 
     def _wrong(self, wanted: str, remedy: str = "") -> None:
         got = "nothing" if self.value is None else shown(str(self.value))
         self.refuse(
-            f"{self.path or 'the file'} must be {wanted}, not {got}", remedy or "Correct it."
-        )
+            f"{self.path or 'the file'} must be {wanted}, not {got}", remedy or "Correct it.",
+            rule="wrong-type",
+        )  # fmt: skip
 
 
 def read_yaml(text: str, file: str) -> Node:
@@ -203,7 +217,9 @@ def read_yaml(text: str, file: str) -> Node:
     Raises SourceError when it is not YAML, repeats a key, or is over 1 MiB.
     """
     if len(text.encode("utf-8", "surrogatepass")) > SOURCE_BYTES_MAX:
-        raise SourceError([Problem(file, 1, 1, "larger than 1 MiB", "Split the file.")])
+        raise SourceError(
+            [Problem(file, 1, 1, "larger than 1 MiB", "Split the file.", "out-of-bounds")]
+        )
     yaml = YAML(typ="rt")
     yaml.allow_duplicate_keys = False
     try:
@@ -212,14 +228,22 @@ def read_yaml(text: str, file: str) -> Node:
         mark = error.problem_mark or error.context_mark
         message = str(error.problem or error.context or "not YAML").split("\n")[0].strip()
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise SourceError([Problem(file, line, column, message, "Correct the YAML.")]) from None
+        rule = "duplicate-key" if isinstance(error, DuplicateKeyError) else "syntax"
+        problem = Problem(file, line, column, message, "Correct the YAML.", rule)
+        raise SourceError([problem]) from None
     except (YAMLError, ValueError, RecursionError) as error:
         reason = str(error).split("\n")[0] or type(error).__name__
-        raise SourceError([Problem(file, 1, 1, reason, "Correct the YAML.")]) from None
+        raise SourceError([Problem(file, 1, 1, reason, "Correct the YAML.", "syntax")]) from None
     problems: list[Problem] = []
     node = Node(value, file, 1, 1, problems)
     if _nodes(value, [NODES_MAX]) < 0:
-        raise SourceError([Problem(file, 1, 1, f"more than {NODES_MAX} values", "Split the file.")])
+        raise SourceError(
+            [
+                Problem(
+                    file, 1, 1, f"more than {NODES_MAX} values", "Split the file.", "out-of-bounds"
+                )
+            ]
+        )
     return node
 
 

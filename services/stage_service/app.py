@@ -66,7 +66,7 @@ from services.stage_service.intake import Intake
 from services.stage_service.lane import Lane
 from services.stage_service.pages import pages_router
 from services.stage_service.playbook import Playbook, parse_playbook
-from services.stage_service.playbook_people import names_strangers, strangers
+from services.stage_service.playbook_findings import findings
 from services.stage_service.playbook_succession import in_order
 from services.stage_service.pulse import Pulse
 from services.stage_service.relay import Relay
@@ -289,10 +289,14 @@ async def _house(
     pulse = Pulse(settings.database_url)
     relay = Relay(settings.database_url, bus, pulse.beat)
     roster = await _roster(settings, team, pool, parts)
-    for playbook in (p for p in playbooks if names_strangers(p, roster.team)):
-        for problem in strangers(playbook.source, playbook.name, roster.team):
-            # The place alone: who may have been meant, `baton playbook validate` tells.
-            _log.warning("playbook.nobody", playbook=playbook.name, line=problem.line)
+    for playbook in playbooks:
+        # The checks alone: names and places, `baton playbook validate` tells.
+        told = findings(playbook.source, playbook.name, team=roster.team)
+        if told:
+            checks = sorted({finding.rule for finding in told})
+            _log.warning(
+                "playbook.warnings", playbook=playbook.name, count=len(told), checks=checks
+            )
     lane = Lane(
         pool, shelf, roster, committed=relay.wake, now=now, policy=settings.identity_policy,
         late_within=settings.late_horizon,

@@ -76,6 +76,10 @@ class Condition:
         checked = _fields(self._expression.serialize())[2]  # of google.protobuf.Any: the value
         return _fields(checked)[4]
 
+    def serialized(self) -> bytes:
+        """Give the runtime's own reading of it (`condition_tree`)."""
+        return self._expression.serialize()
+
     def evaluate(self, values: Mapping[str, Any]) -> Verdict:
         """Evaluate with `values` by variable name; None or absent means not known. Never raises.
 

@@ -37,6 +37,7 @@ def _check_reach(
             places[f"stage:{key}"].refuse(
                 f"stage {key!r} is unreachable: no rule leads to it from {path[0]!r}",
                 f"Add a rule with 'to: {key}', or remove the stage.",
+                rule="unreachable-stage",
             )
 
 
@@ -57,6 +58,7 @@ def _check_cycles(rules: Sequence[Rule], places: Mapping[str, Node]) -> None:
             places[last.key].refuse(
                 f"rules form a cycle: {what} can fire {way} without end",
                 "Give the rules different event types in 'on', or take a stage out of 'from'.",
+                rule="cycle",
             )
 
 
@@ -96,4 +98,5 @@ def _check_direction(
                 places[rule.key].refuse(
                     f"rule {rule.key!r} moves backwards, from {key!r} to {rule.to!r}",
                     "Add 'back: true' if that is meant.",
+                    rule="moves-backwards",
                 )

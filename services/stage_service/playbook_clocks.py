@@ -54,10 +54,14 @@ def read_clocks(
         key = fields["key"].text("x")
         if not _KEY.fullmatch(key):
             fields["key"].refuse(
-                f"{key!r} is not a key", "Use lower-case letters, digits, _ and - ."
+                f"{key!r} is not a key",
+                "Use lower-case letters, digits, _ and - .",
+                rule="bad-name",
             )
         if key in taken:
-            fields["key"].refuse(f"the key {key!r} is used twice", "Give each its own.")
+            fields["key"].refuse(
+                f"the key {key!r} is used twice", "Give each its own.", rule="duplicate-key"
+            )
         taken[key] = item
         named = [n.one_of(stages, "stage") for n in fields["stages"].items()]
         since = fields["since"].one_of(SINCE, "start", "entered") if "since" in fields else SINCE[0]
@@ -82,14 +86,20 @@ def _clock(
     ]
     for before, n in remind:
         if within and before >= within:
-            n.refuse("the reminder comes before the clock starts", "Write less than 'within' says.")
+            n.refuse(
+                "the reminder comes before the clock starts",
+                "Write less than 'within' says.",
+                rule="bad-clock",
+            )
     nodes = fields["escalate"].items() if "escalate" in fields else []
     rungs = [_rung(n, wall, roles) for n in nodes]
     for place, rung in enumerate(rungs[1:], 1):
         if rung.after_s < rungs[place - 1].after_s:
-            nodes[place].refuse("the steps are not in order", "Write the earliest first.")
+            nodes[place].refuse(
+                "the steps are not in order", "Write the earliest first.", rule="bad-clock"
+            )
         if rung in rungs[:place]:
-            nodes[place].refuse("a step stands here twice", "Leave one out.")
+            nodes[place].refuse("a step stands here twice", "Leave one out.", rule="bad-clock")
     return ClockPlan(
         key, title, stages, since, within, wall,
         tuple(sorted({before for before, _ in remind}, reverse=True)), tuple(rungs),
@@ -101,8 +111,9 @@ def _rung(node: Node, wall: bool, roles: Collection[str]) -> Rung:
     to = fields["to"].text("sales_leadership") if "to" in fields else "sales_leadership"
     if to not in LADDER and to not in roles and not _PERSON.fullmatch(to):
         fields["to"].refuse(
-            f"{to!r} is nobody", f"Write {', '.join(LADDER)}, a role, or a person's id."
-        )
+            f"{to!r} is nobody", f"Write {', '.join(LADDER)}, a role, or a person's id.",
+            rule="bad-name",
+        )  # fmt: skip
     after = _seconds(fields["after"], wall, may_be_zero=True) if "after" in fields else 0.0
     return Rung(after, to)
 
@@ -112,11 +123,16 @@ def _seconds(node: Node, wall: bool, *, may_be_zero: bool = False) -> float:
     text = node.text("1h")
     match = _DURATION.fullmatch(text)
     if match is None or (int(match[1]) == 0 and not may_be_zero):
-        node.refuse(f"{text!r} is not a duration", "Write a number and m, h, d or w: 30m, 4h.")
+        node.refuse(
+            f"{text!r} is not a duration",
+            "Write a number and m, h, d or w: 30m, 4h.",
+            rule="bad-duration",
+        )
         return 0.0
     if not wall and match[2] in "dw":
         node.refuse(
             f"{text!r} has no length in working time",
             "Write hours (8h), or 'time: wall' for a clock that runs day and night.",
+            rule="bad-duration",
         )
     return float(int(match[1]) * _SECONDS[match[2]])

@@ -140,15 +140,18 @@ class PlaybookFile:
     def _key(self, node: Node) -> str:
         key = node.text("x")
         if not _KEY.fullmatch(key):
-            node.refuse(f"{key!r} is not a key", "Use lower-case letters, digits and _ .")
+            node.refuse(
+                f"{key!r} is not a key", "Use lower-case letters, digits and _ .", rule="bad-name"
+            )
         return key
 
     def _refuse_bad_keys(self, nodes: dict[str, Node], what: str) -> None:
         for key, node in nodes.items():
             if not _KEY.fullmatch(key):
                 node.refuse(
-                    f"{what} {key!r} is not a key", "Use lower-case letters, digits and _ ."
-                )
+                    f"{what} {key!r} is not a key", "Use lower-case letters, digits and _ .",
+                    rule="bad-name",
+                )  # fmt: skip
 
     def _read_attributes(self) -> None:
         for room, node in self._mapping("attributes", ROOMS).items():
@@ -184,7 +187,9 @@ class PlaybookFile:
         for item in path_node.items() if path_node is not None else ():
             key = item.one_of(nodes, "stage")
             if key in path:
-                item.refuse(f"stage {key!r} is twice on the path", "Name it once.")
+                item.refuse(
+                    f"stage {key!r} is twice on the path", "Name it once.", rule="duplicate-key"
+                )
             if key:
                 path.append(key)
         if path_node is not None and len(path) < 2 and not self._root.problems:
@@ -211,7 +216,9 @@ class PlaybookFile:
             kind = fields["kind"].one_of(KINDS, "kind", kind)
         responsible = self._names(fields, "responsible", self._roles, "role")
         if "responsible" in fields and not responsible and not self._root.problems:
-            fields["responsible"].refuse(f"nobody is responsible in {key!r}", "Name a role.")
+            fields["responsible"].refuse(
+                f"nobody is responsible in {key!r}", "Name a role.", rule="no-responsible-role"
+            )
         return Stage(
             key=key,
             title=fields["title"].text() if "title" in fields else key,
@@ -240,6 +247,7 @@ class PlaybookFile:
                 item.refuse(
                     f"unknown attribute {name!r}",
                     nearest(name, known) or "Declare it under 'attributes' (lead or deal).",
+                    rule="undeclared-attribute",
                 )
         return Gate(tuple(require), fields["reason"].flag() if "reason" in fields else False)
 
@@ -262,8 +270,9 @@ class PlaybookFile:
             key = self._rule_key(fields["key"], places)
             if "on" not in fields and "when" not in fields:
                 node.refuse(
-                    f"rule {key!r} has neither 'on' nor 'when'", "Name event types or a condition."
-                )
+                    f"rule {key!r} has neither 'on' nor 'when'", "Name event types or a condition.",
+                    rule="no-trigger",
+                )  # fmt: skip
             places[key] = node
             rules.append(
                 Rule(
@@ -281,9 +290,15 @@ class PlaybookFile:
     def _rule_key(self, node: Node, taken: dict[str, Any]) -> str:
         key = node.text("x")
         if not _RULE_KEY.fullmatch(key):
-            node.refuse(f"{key!r} is not a key", "Use lower-case letters, digits, _ and - .")
+            node.refuse(
+                f"{key!r} is not a key",
+                "Use lower-case letters, digits, _ and - .",
+                rule="bad-name",
+            )
         if key in taken:
-            node.refuse(f"the key {key!r} is used twice", "Give each its own.")
+            node.refuse(
+                f"the key {key!r} is used twice", "Give each its own.", rule="duplicate-key"
+            )
         return key
 
     def _event_types(self, node: Node) -> frozenset[str]:
@@ -291,10 +306,16 @@ class PlaybookFile:
         for item in node.items():
             name = item.text()
             if name and not _EVENT_TYPE.fullmatch(name):
-                item.refuse(f"{name!r} is not an event type", "Write it as lead.created.")
+                item.refuse(
+                    f"{name!r} is not an event type", "Write it as lead.created.", rule="bad-name"
+                )
             types.add(name)
         if not types:
-            node.refuse("no event type is named", "Name one, or leave 'on' out for every event.")
+            node.refuse(
+                "no event type is named",
+                "Name one, or leave 'on' out for every event.",
+                rule="no-trigger",
+            )
         return frozenset(types)
 
     def _condition(self, node: Node) -> Condition | None:
@@ -311,8 +332,9 @@ class PlaybookFile:
             quoted = self._text.splitlines()[node.line - 1][node.column - 1 : node.column] in "'\""
             column = error.column + (0 if error.line > 1 else node.column - 1 + int(quoted))
             node.refuse(
-                f"{node.path}: {error.reason}", remedy, line_offset=error.line - 1, column=column
-            )
+                f"{node.path}: {error.reason}", remedy, line_offset=error.line - 1, column=column,
+                rule="bad-condition" if error.name is None else "undeclared-attribute",
+            )  # fmt: skip
             return None
 
     def _because(self, node: Node) -> str:
@@ -320,7 +342,9 @@ class PlaybookFile:
         for name in _PLACEHOLDER.findall(text):
             if name not in self._variables:
                 hint = nearest(name, self._variables) or "Use a declared variable."
-                node.refuse(f"unknown variable {{{name}}} in {node.path}", hint)
+                node.refuse(
+                    f"unknown variable {{{name}}} in {node.path}", hint, rule="undeclared-attribute"
+                )
         return text.rstrip(".")
 
     def _read_score(self) -> tuple[tuple[FitRule, ...], list[Signal]]:

@@ -28,7 +28,9 @@ def read_routing(
         ]
         keys = [rule.key for rule in rules]
         for key in {k for k in keys if keys.count(k) > 1}:
-            fields["rules"].refuse(f"the key {key!r} is used twice", "Give each its own.")
+            fields["rules"].refuse(
+                f"the key {key!r} is used twice", "Give each its own.", rule="duplicate-key"
+            )
         fallback = (
             fields["fallback"].mapping(("person",), ("person",)) if "fallback" in fields else {}
         )
@@ -93,5 +95,6 @@ def _wanted(node: Node | None, attributes: Collection[str]) -> str | None:
         node.refuse(
             f"unknown attribute {text!r}",
             nearest(text, attributes) or "Declare it under 'attributes' (lead).",
+            rule="undeclared-attribute",
         )
     return text or None

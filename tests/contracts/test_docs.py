@@ -18,6 +18,7 @@ from services.contracts import rates
 from services.notifier import metrics as notifier_metrics
 from services.notifier.settings import NotifierSettings
 from services.stage_service import metrics as stage_metrics
+from services.stage_service.playbook_catalogue import CHECKS
 from services.stage_service.settings import StageSettings
 from services.stage_service.subscriptions import metrics as subscription_metrics
 
@@ -75,6 +76,15 @@ def test_every_error_code_has_its_heading() -> None:
     assert "missing-attribute" in codes
     assert "gate-unmet" in codes
     assert codes - set(slugs(page("docs/errors.md"))) == set()
+
+
+def test_every_check_of_a_playbook_is_documented() -> None:
+    """By its level: errors and warnings have a table each."""
+    text = page("docs/playbook.md")
+    _, errors, warnings = re.split(r"^### (?:Errors|Warnings)$", text, flags=re.MULTILINE)
+    for level, part in (("error", errors), ("warning", warnings.split("\n### ")[0])):
+        told = re.findall(r"^\| `([a-z-]+)` \|", part, re.MULTILINE)
+        assert told == [check.id for check in CHECKS.values() if check.level == level]
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

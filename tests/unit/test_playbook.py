@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from services.baton.playbooks import problems_of
 from services.contracts.team import parse_team
 from services.contracts.yaml_source import SourceError
 from services.stage_service.conditions import Conditions
@@ -277,11 +276,6 @@ def test_deadlines_and_ladders_are_drawn_where_they_begin() -> None:
     picture = svg(playbook)
     assert ">answer 4 h, No activity 14 d</text>" in picture
     assert "4 h after: sales leadership" in picture
-
-
-def test_files_that_cannot_be_read_are_problems_too(tmp_path: Path) -> None:
-    assert problems_of(tmp_path / "none.yaml")[0].line == 1
-    assert problems_of(ROOT / "playbooks/sales.yaml") == []
 
 
 def test_the_roster_is_checked_too() -> None:
