@@ -106,12 +106,12 @@ def own_path(text: str | None) -> str:
     return text if text and good else "/"
 
 
-async def form_of(request: Request) -> dict[str, str]:
+async def form_of(request: Request, bytes_max: int = FORM_BYTES_MAX) -> dict[str, str]:
     """Read an urlencoded form. Raises TooLargeError, InvalidRequestError."""
     body = b""
     async for part in request.stream():
         body += part
-        if len(body) > FORM_BYTES_MAX:
+        if len(body) > bytes_max:
             raise TooLargeError("the form is too large", remedy="Write less.")
     try:
         pairs = parse_qsl(
