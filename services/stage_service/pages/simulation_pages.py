@@ -20,7 +20,7 @@ from services.stage_service.pages.rendering import PageRoute, form_of, page
 from services.stage_service.simulations import records
 
 TEXT_BYTES_MAX = 1024 * 1024
-DIFFERENCES_SHOWN = 50
+DIFFERENCES_SHOWN = 20
 DAYS_MAX = 3660
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)

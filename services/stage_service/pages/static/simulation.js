@@ -35,7 +35,7 @@ function draw(place) {
   const table = document.getElementById(place.dataset.plots);
   const heads = [...table.tHead.rows[0].cells].map((cell) => cell.textContent);
   const [muted, accent, line, bad] = ["--muted", "--accent", "--line", "--bad"].map(colour);
-  const strokes = [muted, accent, muted, bad];
+  const strokes = [muted, accent, bad, bad];
   const axis = { stroke: muted, grid: { stroke: line, width: 1 }, ticks: { stroke: line, width: 1 } };
   const columns = numbers(table);
   const few = columns[0].length < 40;
@@ -50,7 +50,7 @@ function draw(place) {
     scales: { y: { range: (_, low, high) => [0, Math.max(1, high * 1.08)] } },
     series: [{ label: "Day", value: "{YYYY}-{MM}-{DD}" }, ...series],
     axes: [
-      { ...axis, incrs: [1, 2, 7, 14, 28, 91, 182, 364].map((days) => days * 86400) },
+      { ...axis, values: "{D} {MMM}", incrs: [1, 2, 7, 14, 28, 91, 182, 364].map((days) => days * 86400) },
       { ...axis, size: 46, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000] },
     ],
   }, columns, place));
