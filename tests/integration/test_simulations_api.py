@@ -162,6 +162,24 @@ async def test_one_at_a_time_and_any_replica_ends_it(database_url: str) -> None:
         assert over.status_code == 409
 
 
+async def test_the_same_request_again_is_the_same_simulation(database_url: str) -> None:
+    """With an Idempotency-Key; where it is, is said both times."""
+    async with running_stage(database_url) as stage:
+        await stage.connection.execute("BEGIN; LOCK TABLE stage.journeys IN ACCESS EXCLUSIVE MODE")
+        first, second = [
+            await stage.client.post(
+                "/v1/playbooks/simulate", content=EASIER, headers={"idempotency-key": '"once"'}
+            )
+            for _ in range(2)
+        ]
+        assert (first.status_code, second.status_code) == (202, 202)
+        assert second.headers["idempotency-replayed"] == "true"
+        assert second.headers["location"] == first.headers["location"]
+        assert second.json() == first.json()
+        again = await stage.house.simulations.start(EASIER, None, 1, "x", first.json()["id"])
+        assert again.id == first.json()["id"]
+
+
 async def test_a_stop_ends_the_processes_which_are_low_in_priority(database_url: str) -> None:
     async with running_stage(database_url) as stage:
         id, leader = await never_ending(stage)

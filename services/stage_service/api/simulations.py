@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import uuid
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
 
 from services.contracts.access import Principal
+from services.contracts.answers import OnceRoute, attempt_of
 from services.contracts.simulations import Simulated
 from services.contracts.yaml_source import SourceError
 from services.stage_service.api.access import House, allow, house
@@ -23,15 +25,38 @@ from services.stage_service.simulations.report import write_csv
 PROBLEMS_MAX = 50
 RUNS = "/v1/playbooks/simulations"
 
-router = APIRouter(tags=["playbooks"])
+
+class SimulationRoute(OnceRoute):
+    """A route that says where the simulation it began is, the first time and each time it is asked again."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Give the route's way from a request to its response."""
+        once = super().get_route_handler()
+
+        async def located(request: Request) -> Response:
+            response = await once(request)
+            if response.status_code == 202:
+                response.headers["location"] = (
+                    f"{RUNS}/{msgspec.json.decode(response.body, type=_Named).id}"
+                )
+            return response
+
+        return located
+
+
+class _Named(msgspec.Struct):
+    id: str
+
+
+router = APIRouter(tags=["playbooks"], route_class=SimulationRoute)
 Reader = Annotated[Principal, Depends(allow("read"))]
 # It costs minutes of work on the machine and the database that serve everybody.
 Admin = Annotated[Principal, Depends(allow("admin"))]
 _encode = msgspec.json.Encoder().encode
 
 
-def _json(body: Any, status: int = 200, **headers: str) -> Response:
-    return Response(_encode(body), status, headers, "application/json")
+def _json(body: Any, status: int = 200) -> Response:
+    return Response(_encode(body), status, media_type="application/json")
 
 
 def refused(error: SourceError) -> InvalidRequestError:
@@ -48,9 +73,9 @@ def refused(error: SourceError) -> InvalidRequestError:
 
 
 async def begin_simulation(
-    it: House, who: Principal, text: str, since: str, workers: int | None
+    it: House, who: Principal, text: str, since: str, workers: int | None, id: str | None = None
 ) -> Run:
-    """Start a simulation of the playbook `text`.
+    """Start a simulation of the playbook `text`; one that has the id `id` already is given as it is.
 
     Raises InvalidRequestError, ConflictError when one is running, OverloadedError, UnavailableError.
     """
@@ -72,7 +97,7 @@ async def begin_simulation(
         ) from None
     begin = begin and datetime.astimezone(begin, UTC)
     try:
-        return await it.simulations.start(text, begin, workers or most, who.name)
+        return await it.simulations.start(text, begin, workers or most, who.name, id)
     except SourceError as error:
         raise refused(error) from None
 
@@ -110,8 +135,11 @@ async def simulate_playbook(
         raise InvalidRequestError(
             "the playbook is not UTF-8", field="body", remedy="Save it as UTF-8."
         ) from None
-    run = await begin_simulation(house(request), who, text, since, workers)
-    return _json(_shown(run), 202, location=f"{RUNS}/{run.id}")
+    attempt = attempt_of(request)
+    run = await begin_simulation(
+        house(request), who, text, since, workers, str(attempt.effect_id) if attempt else None
+    )
+    return _json(_shown(run), 202)
 
 
 def _shown(run: Run, result: bytes | None = None) -> dict[str, Any]:

@@ -134,12 +134,18 @@ async def end(
     ) or False  # fmt: skip
 
 
+async def look(executor: Executor, id: str) -> Run | None:
+    """Give a simulation, None when there is none of that id."""
+    rows = await executor.fetch(_COLUMNS + "WHERE id = $1", id)
+    return _run(rows[0]) if rows else None
+
+
 async def find(executor: Executor, id: str) -> Run:
     """Give a simulation; raises NotFoundError."""
-    rows = await executor.fetch(_COLUMNS + "WHERE id = $1", id)
-    if not rows:
+    found = await look(executor, id)
+    if found is None:
         raise unknown(id)
-    return _run(rows[0])
+    return found
 
 
 async def newest(executor: Executor) -> list[Run]:

@@ -108,8 +108,12 @@ class Simulations:
         self._id = ""
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self, source: str, since: datetime | None, workers: int, by: str) -> Run:
+    async def start(
+        self, source: str, since: datetime | None, workers: int, by: str, id: str | None = None
+    ) -> Run:
         """Begin to simulate the playbook `source` with `workers` processes, for `by`.
+
+        With `id` it gets that id; when there is one of that id it is given as it is.
 
         Raises SourceError when it is no playbook, ConflictError when a simulation runs already, here or
         elsewhere, OverloadedError when the service stops, UnavailableError when no process can be started.
@@ -117,6 +121,8 @@ class Simulations:
         async with self._starting:
             if self._stopping.is_set():
                 raise OverloadedError("the service is stopping", remedy="Ask again.")
+            if id is not None and (found := await records.look(self._pool, id)) is not None:
+                return found
             if (other := await records.running(self._pool)) is not None:
                 raise records.busy(other)
             if self._task is not None:  # ended in the table, and about to end here
@@ -126,22 +132,12 @@ class Simulations:
                 self._memory_bytes,
             ))  # fmt: skip
             try:
-                told, _ = await asyncio.wait_for(child.message(), START_S)
-                if isinstance(told, Refused):
-                    raise SourceError(told.problems)
-                if not isinstance(told, Begun):
-                    raise UnavailableError("the simulation did not begin", remedy="Ask again.")
+                told = await self._first(child)
                 run = Run(
-                    str(uuid_utils.compat.uuid7()), told.playbook, told.digest, "running", None,
+                    id or str(uuid_utils.compat.uuid7()), told.playbook, told.digest, "running", None,
                     since, workers, by, self._now(), None, child.progress,
                 )  # fmt: skip
                 await records.begin(self._pool, run, source)
-            except TimeoutError:
-                await child.end()
-                raise UnavailableError(
-                    "the simulation did not begin in time",
-                    remedy="Ask again when there is less to do.",
-                ) from None
             except BaseException:
                 await child.end()
                 raise
@@ -149,6 +145,18 @@ class Simulations:
             self._task = asyncio.create_task(self._follow(run.id, child), name="simulation")
             _log.info("simulation.started", id=run.id, playbook=run.playbook, workers=workers)
             return run
+
+    async def _first(self, child: _Child) -> Begun:
+        """Wait until the candidate is read. Raises SourceError, UnavailableError."""
+        try:
+            told, _ = await asyncio.wait_for(child.message(), START_S)
+        except TimeoutError:
+            told = None
+        if isinstance(told, Refused):
+            raise SourceError(told.problems)
+        if not isinstance(told, Begun):
+            raise UnavailableError("the simulation did not begin", remedy="Ask again.")
+        return told
 
     async def cancel(self, id: str) -> bool:
         """End the simulation `id`, wherever it runs, here at once; False: it had ended."""

@@ -47,6 +47,7 @@ function draw(place) {
   drawn.set(place, new uPlot({
     width: place.clientWidth, height: HEIGHT, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "UTC"),
     cursor: { points: { size: 7 } },
+    legend: { markers: { dash: (_, at) => (at % 2 ? "dashed" : "solid") } },
     scales: { y: { range: (_, low, high) => [0, Math.max(1, high * 1.08)] } },
     series: [{ label: "Day", value: "{YYYY}-{MM}-{DD}" }, ...series],
     axes: [
