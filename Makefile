@@ -20,7 +20,7 @@ endif
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .SUFFIXES:
-.PHONY: help up test test-full check bench fmt screenshots sync kafka clients clean
+.PHONY: help up test test-full check bench fmt screenshots sync kafka clients spark clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## "; print "\nBaton carries a sales lead from hand to hand.\n" } \
@@ -59,6 +59,9 @@ kafka: ## fetch Apache Kafka for the tests (needs Java 17 and Maven; 45 MB, once
 clients: ## fetch what tests take from npm: clients, schemas, generators (needs npm)
 	@mkdir -p .cache/clients && cp tests/system/clients/package.json .cache/clients/
 	@npm install --prefix .cache/clients --ignore-scripts --no-package-lock --no-audit --no-fund --silent
+
+spark: .venv/.synced ## install PySpark for its test (needs Java 17; 450 MB)
+	@$(UV) sync --quiet --frozen --all-extras --group spark
 
 sync: .venv/.synced ## install everything from uv.lock
 

@@ -1,4 +1,4 @@
-"""`python -m bench [a b c d e f g h j]`: measure, show, and write `RESULTS.md` and `results.json`."""
+"""`python -m bench [a b c d e f g h i j k]`: measure, show, and write `RESULTS.md` and `results.json`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rich.markup import escape
 from bench import (
     alerts,
     batched,
+    beside,
     channels,
     clocks,
     folding,
@@ -43,12 +44,15 @@ BENCHMARKS = {
         channels,
         subscriptions,
         simulating,
+        beside,
     )
 }
 
 
 def main(
-    which: Annotated[list[str] | None, typer.Argument(help="of: a b c d e f g h i j (all)")] = None,
+    which: Annotated[
+        list[str] | None, typer.Argument(help="of: a b c d e f g h i j k (all)")
+    ] = None,
     *,
     quick: Annotated[bool, typer.Option("--quick", help="short rounds, few leads")] = False,
     rounds: Annotated[int, typer.Option(help="rounds of each; at least 3 (0: as it comes)")] = 0,
@@ -60,7 +64,7 @@ def main(
 
     a: single events, b: batches, c: POST to alert through Kafka, d: the fold, e: a with a million leads,
     f: a signed webhook against a, g: 10,000 clocks due in one minute, h: healthy channels beside one in
-    trouble, j: a simulated playbook.
+    trouble, j: a simulated playbook, k: single events beside one.
     """
     console = Console(width=None if sys.stdout.isatty() else 150)
     wanted = list(dict.fromkeys(which or BENCHMARKS))

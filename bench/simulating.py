@@ -15,11 +15,11 @@ from bench.ground import Ground, count, settle
 from bench.measure import Figure, Options, Result, alternate
 from bench.million import TEMPLATES, fill
 from services.baton.places import PLAYBOOKS
-from services.baton.simulate import simulate
 from services.contracts.team import load_team
 from services.stage_service import funnel, store
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.simulation import Tally
+from services.stage_service.simulations.pool import hours_of, simulate
 
 KEY = "j"
 TITLE = "Simulation of another threshold"
@@ -27,7 +27,7 @@ EVENTS = 1_000_000
 LEADS_A_TIME = 500
 METHOD = (
     "{leads:,} leads with {events:,} stored events, copies of {templates} that went through the service "
-    "(see (e)). `baton.simulate` folds all of them under the sales playbook with an MQL threshold of 40 "
+    "(see (e)). The simulation folds all of them under the sales playbook with an MQL threshold of 40 "
     "instead of 60, compares with the recorded moves and counts both sides, in one process a core "
     "({cores}); timed from the call to the answer, the start of the processes included. Baseline: a plain "
     "re-fold in one process, as `baton verify` reads (500 leads a query), that compares and counts nothing. "
@@ -44,7 +44,7 @@ async def run(options: Options) -> Result:
     path = PLAYBOOKS / "sales.yaml"
     text = path.read_text(encoding="utf-8")
     candidate = parse_playbook(text.replace("score.total >= 60", "score.total >= 40"), str(path))
-    team = load_team(PLAYBOOKS / "team.yaml")
+    hours = hours_of(load_team(PLAYBOOKS / "team.yaml"))
     async with Ground() as ground:
         url, key = await ground.database("history")
         service = await ground.service("stage", url)
@@ -60,7 +60,7 @@ async def run(options: Options) -> Result:
         async def ours(_: int) -> float:
             watching = asyncio.create_task(_watch())
             began = time.perf_counter()
-            tally = await simulate(url, candidate, str(path), team, datetime.now(UTC))
+            tally = await simulate(url, candidate, str(path), hours, datetime.now(UTC))
             seconds = time.perf_counter() - began
             watching.cancel()
             memory.append((MEMORY_TARGET_MB, max(_peak)))

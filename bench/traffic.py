@@ -54,8 +54,8 @@ def batches(
     return made
 
 
-def encoded(batch: list[dict[str, Any]]) -> bytes:
-    """Write a batch as its request body."""
+def encoded(batch: list[dict[str, Any]] | dict[str, Any]) -> bytes:
+    """Write a batch, or one event, as its request body."""
     return msgspec.json.encode(batch)
 
 

@@ -105,6 +105,7 @@ def pictures(browser: Browser, link: str) -> None:
     page.click("tbody a")
     page.click("text=Try the source file")
     take(page, "quarantine")
+    _simulation(page, url)
     page.set_viewport_size(PHONE)
     for name, address in (("board", url), ("lead", lead), ("leads", f"{url}/leads"),
                           ("funnel", f"{url}/funnel"), ("alerts", f"{url}/alerts"),
@@ -112,6 +113,20 @@ def pictures(browser: Browser, link: str) -> None:
         page.goto(address)
         take(page, f"{name}-phone")
     context.close()
+
+
+def _simulation(page: Page, url: str) -> None:
+    page.goto(f"{url}/simulation")
+    text = page.locator("#text")
+    text.fill(text.input_value().replace("score.total >= 60", "score.total >= 40"))
+    page.click("button:has-text('Simulate')")
+    page.wait_for_selector("#stages", timeout=60_000)
+    page.wait_for_selector(".plot canvas")
+    page.screenshot(
+        path=IMAGES / "simulation.png", full_page=True, animations="disabled",
+        clip={"x": 0, "y": 0, "width": 1440, "height": 1270},
+    )  # fmt: skip
+    print("docs/images/simulation.png")
 
 
 def main() -> None:

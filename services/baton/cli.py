@@ -39,7 +39,7 @@ app = typer.Typer(
 )  # fmt: skip
 keys = typer.Typer(no_args_is_help=True, help="API keys: create, list, revoke.")
 playbook = typer.Typer(no_args_is_help=True, help="Playbooks: check, try, publish, roll back.")
-events = typer.Typer(no_args_is_help=True, help="Lead events: send.")
+events = typer.Typer(no_args_is_help=True, help="Lead events: send, export.")
 leads = typer.Typer(no_args_is_help=True, help="Leads: why, merge, unmerge, publish again.")
 dead_letters = typer.Typer(no_args_is_help=True, help="What could not be delivered: list, retry.")
 for name, group in (
@@ -194,6 +194,22 @@ def tail(url: Url = STAGE_URL, notifier_url: NotifierUrl = NOTIFIER_URL, data: D
     from services.baton.tail import follow
 
     run(follow(url, notifier_url, api_key(data)))
+
+
+@events.command("export")
+def events_export(
+    parquet: Annotated[Path, typer.Option("--parquet", help="a new directory for the files")],
+    data: Data = DATA,
+) -> None:
+    """Write all lead events as Parquet, with what a fold of them needs; for Spark, DuckDB and the like."""
+    from services.baton import export
+
+    try:
+        export.command(parquet, database_url(data))
+    except ImportError:
+        fail(export.MISSING, 2)
+    except FileExistsError as error:
+        fail(str(error), 2)
 
 
 @events.command("send")

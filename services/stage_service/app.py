@@ -41,6 +41,7 @@ from services.stage_service.api import (
     moves,
     quarantine,
     reads,
+    simulations,
     subscription_answers,
     subscription_secrets,
     subscriptions,
@@ -72,6 +73,7 @@ from services.stage_service.pulse import Pulse
 from services.stage_service.relay import Relay
 from services.stage_service.settings import StageSettings
 from services.stage_service.shelf import Shelf
+from services.stage_service.simulations.runs import Simulations
 from services.stage_service.snapshots import forget, kafka_snapshots
 from services.stage_service.source_secrets import SourceSecrets, given_secrets
 from services.stage_service.sources.book import SourceBook
@@ -138,6 +140,7 @@ def create_app(settings: StageSettings, *, now: Callable[[], datetime] = utc_now
     )
     app.include_router(health.router)
     app.include_router(descriptions_router(settings.kafka_bootstrap_servers))
+    app.include_router(simulations.router)
     app.include_router(reads.router)
     app.include_router(timeline.router)
     app.include_router(why.router)
@@ -309,11 +312,15 @@ async def _house(
         pool, pulse, gatekeeper, asyncio.Event(), streams_max=settings.streams_max,
         streams_per_key_max=settings.streams_per_key_max, stall_s=settings.stream_stall_s,
     )  # fmt: skip
+    simulations = Simulations(
+        pool, settings.database_url, lambda: lane.team, now, following.stopping,
+        workers_max=settings.simulation_workers, memory_mb=settings.simulation_memory_mb,
+    )  # fmt: skip
     house = House(
         pool, engine, gatekeeper, lane, pulse, notifier,
         settings.public_url or f"http://{settings.host}:{settings.port}",
         Once(pool, now, uuid_utils.compat.uuid7, settings.idempotency_keep_s), following,
-        now, roster_is_file=settings.roster == "file", answer_links=_answer_links(settings),
+        simulations, now, roster_is_file=settings.roster == "file", answer_links=_answer_links(settings),
         terms=terms,
     )  # fmt: skip
     pulse.start()
@@ -331,6 +338,7 @@ async def _house(
         parts.push_async_callback(work.stop)
     following.start()
     parts.push_async_callback(following.stop)
+    parts.push_async_callback(simulations.stop)
     parts.callback(house.stopping.set)
     return house
 
@@ -400,6 +408,7 @@ async def _connected(settings: StageSettings) -> asyncpg.Pool[Any]:
         await pool.fetchval("SELECT count(*) FROM stage.snapshot_feed WHERE false")
         await pool.fetchval("SELECT count(*) FROM stage.deliveries WHERE false")
         await pool.fetchval("SELECT count(*) FROM stage.playbook_sweeps WHERE false")
+        await pool.fetchval("SELECT count(*) FROM stage.simulations WHERE false")
     except BaseException:
         pool.terminate()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -129,6 +130,13 @@ class StageSettings(BaseSettings):
     streams_per_key_max: int = Field(200, ge=1, description="the same for one key")
     stream_stall_s: float = Field(
         30.0, gt=0, description="seconds after which a client that does not read is dropped"
+    )
+    simulation_workers: int = Field(
+        max(1, (os.cpu_count() or 1) // 2), ge=1, le=1024,
+        description="processes that a simulation asked for over HTTP may use; half the cores by itself",
+    )  # fmt: skip
+    simulation_memory_mb: int = Field(
+        400, ge=200, description="what each of those processes may take, in MiB; more ends it"
     )
     log_format: str = Field("auto", description="json, console, or auto: console on a terminal")
     log_level: str = Field("info", description="debug, info, warning or error")

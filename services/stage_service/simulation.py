@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from services.contracts.events import SOURCE, LeadEvent
+from services.contracts.simulations import Days, Difference
 from services.contracts.team import Person
 from services.stage_service import clocks, funnel, offers
 from services.stage_service.funnel import Journey, Move
@@ -36,26 +37,6 @@ class Step(msgspec.Struct, frozen=True, order=True):
     event_id: str
 
 
-class Difference(msgspec.Struct, frozen=True, order=True):
-    """A journey that would have gone another way; the first event at which the ways part, and why.
-
-    `today` and `candidate` are the stages entered, in order. `rule` is the candidate's there (None: it
-    makes no move), `rule_today` the recorded one's.
-    """
-
-    lead_id: str
-    journey: str
-    today: list[str]
-    candidate: list[str]
-    at: datetime
-    event_type: str
-    event_source: str
-    event_id: str
-    rule: str | None
-    rule_today: str | None
-    why: str
-
-
 class StageTally(msgspec.Struct):
     """Of one stage: journeys that ever entered or passed it, moves into it, journeys that are in it now."""
 
@@ -65,10 +46,15 @@ class StageTally(msgspec.Struct):
 
 
 class Side(msgspec.Struct):
-    """One side's numbers: by stage, alerts by (role, day), handoffs offered, missed and open by role."""
+    """One side's numbers: by stage, by (role, day), and handoffs by role.
+
+    `alerts` are by the day of the move, `due` and `overdue` deadlines by the day they fall on.
+    """
 
     stages: dict[str, StageTally] = msgspec.field(default_factory=dict[str, StageTally])
-    alerts: dict[str, dict[str, int]] = msgspec.field(default_factory=dict[str, dict[str, int]])
+    alerts: Days = msgspec.field(default_factory=dict[str, dict[str, int]])
+    due: Days = msgspec.field(default_factory=dict[str, dict[str, int]])
+    overdue: Days = msgspec.field(default_factory=dict[str, dict[str, int]])
     handoffs: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     missed: dict[str, int] = msgspec.field(default_factory=dict[str, int])
     waiting: dict[str, int] = msgspec.field(default_factory=dict[str, int])
@@ -76,6 +62,22 @@ class Side(msgspec.Struct):
     def stage(self, key: str) -> StageTally:
         """Give the tally of a stage."""
         return self.stages.setdefault(key, StageTally())
+
+    def add(self, other: Side) -> None:
+        """Add the numbers of other leads."""
+        for key, tally in other.stages.items():
+            stage = self.stage(key)
+            stage.reached += tally.reached
+            stage.entered += tally.entered
+            stage.current += tally.current
+        for mine, theirs in (
+            (self.alerts, other.alerts), (self.due, other.due), (self.overdue, other.overdue),
+        ):  # fmt: skip
+            for role, days in theirs.items():
+                _add(mine.setdefault(role, {}), days)
+        _add(self.handoffs, other.handoffs)
+        _add(self.missed, other.missed)
+        _add(self.waiting, other.waiting)
 
 
 class Tally(msgspec.Struct):
@@ -95,20 +97,8 @@ class Tally(msgspec.Struct):
         self.events += other.events
         self.journeys += other.journeys
         self.differing += other.differing
-        for mine, theirs in ((self.today, other.today), (self.candidate, other.candidate)):
-            for key, tally in theirs.stages.items():
-                stage = mine.stage(key)
-                stage.reached += tally.reached
-                stage.entered += tally.entered
-                stage.current += tally.current
-            for role, days in theirs.alerts.items():
-                known = mine.alerts.setdefault(role, {})
-                for day, count in days.items():
-                    known[day] = known.get(day, 0) + count
-            for name in ("handoffs", "missed", "waiting"):
-                counts = getattr(mine, name)
-                for role, count in getattr(theirs, name).items():
-                    counts[role] = counts.get(role, 0) + count
+        self.today.add(other.today)
+        self.candidate.add(other.candidate)
         self.differences = sorted([*self.differences, *other.differences])[:DIFFERENCES_MAX]
 
 
@@ -252,8 +242,7 @@ class Simulation:
             side.stage(move.to_stage).entered += 1
             day = move.occurred_at.date().isoformat()
             for role in _alerted(playbook, move):
-                days = side.alerts.setdefault(role, {})
-                days[day] = days.get(day, 0) + 1
+                _bump(side.alerts.setdefault(role, {}), day)
 
     def _offered(
         self,
@@ -269,10 +258,16 @@ class Simulation:
         if answered_at is None:
             _bump(side.waiting, role)
         plan = playbook.handoffs.get(role)
-        if plan is not None and (answered_at or self._now) > clocks.reached(
+        if plan is None:
+            return
+        deadline = clocks.reached(
             plan.clock, offered_at, plan.clock.within_s, self._hours.get(role)
-        ):
+        )
+        day = deadline.date().isoformat()
+        _bump(side.due.setdefault(role, {}), day)
+        if (answered_at or self._now) > deadline:
             _bump(side.missed, role)
+            _bump(side.overdue.setdefault(role, {}), day)
 
 
 def _for_any(event: LeadEvent, answered: Collection[datetime]) -> LeadEvent:
@@ -295,6 +290,11 @@ def _alerted(playbook: Playbook, move: Step) -> Sequence[str]:
     if role in to.alerts or came_from is None or not offers.is_offered(playbook, came_from, to):
         return to.alerts
     return (*to.alerts, role)
+
+
+def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    for key, count in more.items():
+        counts[key] = counts.get(key, 0) + count
 
 
 def _bump(counts: dict[str, int], key: str) -> None:

@@ -443,3 +443,24 @@ deliveries = Table(
     _moment("done_at", nullable=True),
     schema="stage",
 )
+
+simulations = Table(
+    "simulations",
+    metadata,
+    Column("id", UUID(as_uuid=False), primary_key=True),
+    Column("playbook", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    _moment("since", nullable=True),
+    Column("workers", Integer, nullable=False),
+    Column("asked_by", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("reason", Text),
+    Column("leads_done", Integer, nullable=False),
+    Column("leads_total", Integer),
+    _moment("started_at"),
+    _moment("beat_at"),
+    _moment("ended_at", nullable=True),
+    Column("result", LargeBinary),
+    schema="stage",
+)

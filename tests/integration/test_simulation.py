@@ -14,20 +14,23 @@ import asyncpg
 import msgspec
 import pytest
 
-from services.baton import simulated
 from services.baton.embedded import EmbeddedPostgres
-from services.baton.simulate import parse_candidate, simulate, since_of
 from services.contracts.events import LeadEvent
 from services.contracts.roster import Roster
+from services.contracts.simulations import encoded
 from services.contracts.team import load_team
 from services.stage_service.lane import Lane
 from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.shelf import Shelf
 from services.stage_service.simulation import Side, Tally
+from services.stage_service.simulations.history import parse_candidate
+from services.stage_service.simulations.pool import hours_of, simulate, since_of
+from services.stage_service.simulations.report import _harmless, report, write_csv
 from tests.integration.test_lane import event
 
 ROOT = Path(__file__).parents[2]
 TEAM = load_team(ROOT / "playbooks/team.yaml")
+HOURS = hours_of(TEAM)
 SALES = (ROOT / "playbooks/sales.yaml").read_text()
 EASIER = SALES.replace('when: "score.total >= 60"', 'when: "score.total >= 20"')
 ENDED = datetime(2026, 6, 1, tzinfo=UTC)
@@ -81,7 +84,7 @@ async def run_under(url: str, text: str, events: list[LeadEvent]) -> None:
 
 
 async def simulated_on(url: str, text: str, **options: Any) -> Tally:
-    return await simulate(url, playbook(text), "candidate.yaml", TEAM, ENDED, workers=1, **options)
+    return await simulate(url, playbook(text), "candidate.yaml", HOURS, ENDED, workers=1, **options)
 
 
 @pytest.fixture
@@ -132,12 +135,31 @@ async def test_the_same_answer_with_any_number_of_processes(database_url: str) -
     one = await simulated_on(database_url, EASIER)
     done: list[int] = []
     many = await simulate(
-        database_url, playbook(EASIER), "c", TEAM, ENDED, workers=3, leads_a_task=7,
+        database_url, playbook(EASIER), "c", HOURS, ENDED, workers=3, leads_a_task=7,
         progress=lambda leads, total: done.append(leads * 1000 + total),
     )  # fmt: skip
     assert many == one
-    assert done[-1] == 60_060
-    assert len(done) == 9
+    assert (done[0], done[-1]) == (60, 60_060)
+    assert len(done) == 10
+
+
+@pytest.mark.parametrize("since", [None, 9000.0, 20_000.0, 10_000_000.0])
+@pytest.mark.parametrize("leads_a_task", [7, 2000])
+async def test_progress_ends_at_its_total(
+    database_url: str, since: float | None, leads_a_task: int
+) -> None:
+    """Of the leads that are folded, not of all there are; with none of them, too."""
+    await run_under(database_url, SALES, stories(30))
+    told: list[tuple[int, int]] = []
+    tally = await simulated_on(
+        database_url, SALES, leads_a_task=leads_a_task,
+        since=None if since is None else event("x", since).time,
+        progress=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert told[0] == (0, tally.leads)
+    assert told[-1] == (tally.leads, tally.leads)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert {total for _, total in told} == {tally.leads}
 
 
 async def test_the_present_playbook_changes_nothing_and_nothing_is_written(
@@ -189,12 +211,17 @@ async def test_a_difference_says_where_the_ways_part_and_why(database_url: str) 
     assert (one.today, one.candidate, one.rule_today) == (["mql"], [], "demo-requested")
     assert one.why == "No rule moves it from lead to mql at demo.requested."
     out = io.StringIO()
-    simulated.write_csv(tally, out)
+    write_csv(tally.differences, out)
     [row] = csv.DictReader(io.StringIO(out.getvalue()))
     assert (row["today"], row["candidate"], row["rule"]) == ("mql", "mql", "score-reached")
-    document = msgspec.json.decode(msgspec.json.encode(simulated.as_json(tally, playbook(EASIER))))
+    document = msgspec.json.decode(encoded(report(tally, playbook(EASIER), ENDED)))
     assert document["differing"] == 1
-    assert document["candidate"]["stages"]["mql"] == {"reached": 1, "entered": 1, "current": 1}
+    assert document["candidate"]["stages"]["mql"] == {
+        "reached": 1, "entered": 1, "current": 1, "rate": 0.0,
+    }  # fmt: skip
+    assert document["stages"][0] == {
+        "stage": "lead", "title": "Lead Generation", "on_path": True,
+    }  # fmt: skip
 
 
 async def test_alerts_by_role_and_day_and_deadlines(database_url: str) -> None:
@@ -208,6 +235,8 @@ async def test_alerts_by_role_and_day_and_deadlines(database_url: str) -> None:
         assert side.alerts == {"lead_agent": {"2026-01-05": 1}, "ae": {"2026-01-07": 1}}
         assert side.handoffs == {"lead_agent": 1, "ae": 1}
         assert side.missed == {"lead_agent": 1}
+        assert side.due == {"lead_agent": {"2026-01-05": 1}, "ae": {"2026-01-07": 1}}
+        assert side.overdue == {"lead_agent": {"2026-01-05": 1}}
         assert side.waiting == {}
     longer = SALES.replace("  lead_agent:\n    within: 4h", "  lead_agent:\n    within: 100h")
     assert longer != SALES
@@ -281,8 +310,9 @@ def test_since_is_days_or_a_date() -> None:
     assert since_of("", now) is None
     assert since_of("90d", now) == now - timedelta(days=90)
     assert since_of("2026-09-01", now) == datetime(2026, 9, 1, tzinfo=UTC)
-    with pytest.raises(ValueError, match="write 90d, or 2026-09-01"):
-        since_of("ninety", now)
+    for text in ("ninety", "d", "-3d", "1000000d"):
+        with pytest.raises(ValueError, match="write 90d, or 2026-09-01"):
+            since_of(text, now)
 
 
 def test_tallies_add_up_in_any_order() -> None:
@@ -298,5 +328,5 @@ def test_tallies_add_up_in_any_order() -> None:
 
 
 def test_a_spreadsheet_reads_no_formula() -> None:
-    assert simulated._harmless("=1+1") == "'=1+1"
-    assert simulated._harmless("plain") == "plain"
+    assert _harmless("=1+1") == "'=1+1"
+    assert _harmless("plain") == "plain"

@@ -27,7 +27,10 @@ from tests.system.running import RunningBaton, free_port, lead_event, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
-PAGES = ("/", "/funnel", "/leads", "/handoffs", "/alerts", "/people", "/playbook", "/quarantine")
+PAGES = (
+    "/", "/funnel", "/leads", "/handoffs", "/alerts", "/people", "/playbook", "/quarantine",
+    "/simulation",
+)  # fmt: skip
 
 
 class Running(RunningBaton):
@@ -581,3 +584,40 @@ def test_a_lead_says_what_would_move_it_and_what_it_was_before(
     then = page.locator("td[data-label=Reached]").nth(2).inner_text()
     page.get_by_role("link", name="Back to now").click()
     expect(page.locator("td[data-label=Reached]").nth(2)).not_to_have_text(then)
+
+
+def test_a_simulation_from_the_text_to_the_plots(running: Running, page: Page) -> None:
+    """It is folded, shown beside today with plots and their tables, and leads to the leads."""
+    email, lead_id = running.lead(name="Sim Ulated", employees=300)
+    running.tell("webinar.attended", email)
+    running.tell("content.downloaded", email)
+    page.goto("/simulation")
+    text = page.get_by_label("The playbook to try")
+    text.fill(text.input_value().replace("score.total >= 60", "score.total >= 20"))
+    page.get_by_role("button", name="Simulate", exact=True).click()
+    expect(page.get_by_role("heading", name="Stages: today → candidate")).to_be_visible(
+        timeout=60_000
+    )
+    expect(page.locator("#alerts-1")).to_be_attached()
+    expect(page.locator("[data-plots=alerts-1] canvas")).to_be_visible()
+    page.get_by_text("The numbers by day").first.click()
+    expect(page.locator("#alerts-1")).to_contain_text(f"{datetime.now(UTC):%Y-%m-%d}")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV").click()
+    assert lead_id in download.value.path().read_text()
+    page.locator("#theme").click()
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.locator(f'a[href="/leads/{lead_id}"]').click()
+    expect(page.get_by_role("heading", name="Sim Ulated")).to_be_visible()
+
+
+def test_a_text_that_is_no_playbook_is_told_so(running: Running, context: BrowserContext) -> None:
+    """The text stays, and the mistake is told with its line. (A refusal is a line on the console.)"""
+    page = context.new_page()
+    page.goto("/simulation")
+    text = page.get_by_label("The playbook to try")
+    text.fill(text.input_value().replace("score.total >= 60", "score.totl >= 60"))
+    page.get_by_role("button", name="Simulate", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("undeclared reference to 'score.totl'")
+    expect(page.get_by_label("The playbook to try")).to_have_value(re.compile("score.totl"))

@@ -39,6 +39,7 @@ from services.contracts.handoffs import (
     HandoffTold,
 )
 from services.contracts.leads import WholeLead
+from services.contracts.simulations import SIMULATION, Simulated
 from services.contracts.webhooks import WEBHOOK_EVENT, WebhookEvent
 
 HERE = Path(__file__).parent
@@ -61,7 +62,10 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     SUBSCRIPTION_STOPPED: SubscriptionStopped,
 }
 """Each published type and what its data is."""
-OTHERS: dict[str, type[msgspec.Struct]] = {WEBHOOK_EVENT: WebhookEvent}
+OTHERS: dict[str, type[msgspec.Struct]] = {
+    WEBHOOK_EVENT: WebhookEvent,
+    SIMULATION: Simulated,
+}
 """What else is public JSON made by Baton, by the name of its schema."""
 
 

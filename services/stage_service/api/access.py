@@ -39,6 +39,7 @@ from services.stage_service.errors import (
 from services.stage_service.lane import Lane
 from services.stage_service.playbook import Playbook
 from services.stage_service.pulse import Pulse
+from services.stage_service.simulations.runs import Simulations
 from services.stage_service.subscriptions.addresses import Allowed
 from services.stage_service.subscriptions.changes import Terms
 
@@ -74,6 +75,7 @@ class House:
     public_url: str
     once: Once
     following: Following
+    simulations: Simulations
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     roster_is_file: bool = False
     """Whether people are changed in the roster's file only."""

@@ -25,7 +25,7 @@ TAGS = {
     "subscriptions": "Published events out, as signed webhooks.",
     "funnel": "The funnel in numbers.",
     "handoffs": "Leads handed from role to role, and the answers.",
-    "playbooks": "Playbooks: check, compare, publish, schedule, roll back.",
+    "playbooks": "Playbooks: check, compare, try on real history, publish, schedule, roll back.",
     "people": "The roster, and who changed what.",
     "quarantine": "Deliveries that could not be mapped.",
     "operations": "For the platform.",
@@ -88,6 +88,13 @@ ANSWERS: dict[str, Answer] = {
     "get_funnel": Answer((shapes.Funnel, shapes.Durations), problems=(404,)),
     "get_durations": Answer(shapes.Durations, problems=(404,)),
     "list_playbooks": Answer(shapes.PlaybookShown, many=True),
+    "simulate_playbook": Answer(
+        shapes.SimulationShown, status=202, problems=(409,), sent=shapes.PLAYBOOK_TEXT
+    ),
+    "list_simulations": Answer(shapes.SimulationListed, many=True),
+    "get_simulation": Answer(shapes.SimulationShown),
+    "cancel_simulation": Answer(status=204, problems=(409,)),
+    "get_simulation_result": Answer(problems=(409,)),
     "list_handoffs": Answer(shapes.Handoff, many=True, problems=(404,)),
     "get_handoff_numbers": Answer(shapes.HandoffNumbers, problems=(404,)),
     "get_handoff": Answer(shapes.Handoff),

@@ -13,6 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from services.contracts.events import JourneyRef, PersonRef, Score
 from services.contracts.leads import HeldMove, Id, LeadNow, Moment, WholeLead
+from services.contracts.simulations import Simulated
 from services.stage_service.next_moves import NextMove
 from services.stage_service.why import RuleWhy
 
@@ -255,6 +256,39 @@ class PlaybookShown(msgspec.Struct):
     digest: str
     path: list[Stage]
     stages: list[PlaybookStage]
+
+
+PLAYBOOK_TEXT = "name: sales\ntitle: Sales\n"
+"""How a playbook begins."""
+
+
+class SimulationProgress(msgspec.Struct):
+    """How far it is; `leads_total` is null until they are counted."""
+
+    leads_done: int
+    leads_total: int | None
+
+
+class SimulationListed(msgspec.Struct):
+    """A simulation; `reason` says why it failed, `asked_by` whose key began it."""
+
+    id: Id
+    playbook: str
+    digest: str
+    state: Literal["running", "done", "failed", "cancelled"]
+    reason: str | None
+    since: Moment | None
+    workers: int
+    asked_by: str
+    started_at: Moment
+    ended_at: Moment | None
+    progress: SimulationProgress
+
+
+class SimulationShown(SimulationListed):
+    """A simulation with its result, null until it is done."""
+
+    result: Simulated | None
 
 
 class Assigned(msgspec.Struct):

@@ -42,6 +42,7 @@ from services.stage_service.pages import (
     playbook_pages,
     quarantine_pages,
     session,
+    simulation_pages,
     subscription_pages,
 )
 from services.stage_service.pages.alert_view import DEEDS, NotifierAwayError, act, ask
@@ -83,7 +84,7 @@ def pages_router() -> APIRouter:
     counted = [Depends(handoff_pages.count_for_menu)]
     for each in (
         router, handoff_pages.router, quarantine_pages.router, people_view.router, playbook_pages.router,
-        subscription_pages.router,
+        subscription_pages.router, simulation_pages.router,
     ):  # fmt: skip
         whole.include_router(each, dependencies=counted)
     whole.include_router(_nowhere)
