@@ -11,6 +11,7 @@ import typer
 
 from services.baton import (
     cli_alerts,
+    cli_audit,
     cli_connectors,
     cli_handoffs,
     cli_kafka,
@@ -54,6 +55,7 @@ app.add_typer(cli_people.app, name="people")
 app.add_typer(cli_handoffs.app, name="handoffs")
 app.add_typer(cli_kafka.app, name="kafka")
 app.add_typer(cli_subscriptions.app, name="subscriptions")
+app.add_typer(cli_audit.app, name="audit")
 
 
 @app.command()

@@ -14,10 +14,11 @@ from typing import Any
 
 import msgspec
 
+from services.contracts.audit import record
 from services.contracts.events import ASSIGNED_BY_HAND, SOURCE, UNMERGED_BY_HAND, LeadEvent, Score
 from services.contracts.handoffs import HANDOFF_REJECTED
 from services.contracts.roster import Roster
-from services.stage_service import funnel, offers, store, store_handoffs
+from services.stage_service import deeds, funnel, offers, store, store_handoffs
 from services.stage_service.assignment import Assigner
 from services.stage_service.corrections import Corrections, change_by
 from services.stage_service.funnel import Lead, Move
@@ -143,6 +144,9 @@ class Batch:
             self._hand_over(lead_id, mine, handoffs.get(lead_id, {}) if lead_id in late else None)
         if fresh:
             await self._write(fresh)
+            # Last: what is locked after this is the head of the audit's chain, at the commit.
+            for by, note in deeds.notes_of(fresh, self.moved, self._handed, self._records):
+                await record(self._connection, by, note)
         return answers
 
     async def _recognise(

@@ -12,9 +12,11 @@ from typing import Any
 import asyncpg
 import structlog
 
+from services.contracts.audit import Actor, Note, record
 from services.contracts.postgres_log import Executor
 from services.stage_service.playbook import Playbook, parse_playbook
 
+FILE = Actor("playbook file", via="system")
 _log = structlog.get_logger("baton.playbook")
 
 
@@ -85,6 +87,11 @@ class Shelf:
                        FROM stage.playbook_versions WHERE name = $1 RETURNING version""",
                     playbook.name, playbook.digest, playbook.source,
                 )  # fmt: skip
+                await record(connection, FILE, Note(
+                    "published", "playbook", playbook.name,
+                    {"version": version - 1} if version > 1 else None,
+                    {"version": version, "digest": playbook.digest},
+                ))  # fmt: skip
                 _log.info("playbook.published", playbook=playbook.name, version=version)
         await self.load(pool)
         return version

@@ -25,7 +25,8 @@ TAGS = {
     "funnel": "The funnel in numbers.",
     "handoffs": "Leads handed from role to role, and the answers.",
     "playbooks": "The active playbooks.",
-    "people": "The roster, and who changed what.",
+    "people": "The roster.",
+    "audit": "Who did what.",
     "quarantine": "Deliveries that could not be mapped.",
     "operations": "For the platform.",
 }
@@ -98,6 +99,7 @@ ANSWERS: dict[str, Answer] = {
     ),
     "leave_person": Answer(shapes.Left, problems=(409,), sent={"to": "elena"}),
     "list_audit": Answer(shapes.AuditEntry, many=True),
+    "export_audit": Answer(),
     "list_quarantine": Answer(shapes.Quarantined, many=True),
     "get_quarantined": Answer(shapes.WholeQuarantined),
     "replay_quarantine": Answer(
