@@ -237,7 +237,8 @@ def _place(found: re.Match[str]) -> str:
         return f"{scheme}://..."
     # A hook's path is often its secret; its host tells where things go.
     host = re.split(r"[/?#]", rest)[0]
-    return f"{scheme}://..." if "@" in rest else f"{scheme}://{host}" + rest[len(host) :][:1]
+    slash = "/" if rest[len(host) :].startswith("/") else ""
+    return f"{scheme}://..." if "@" in rest else f"{scheme}://{host}{slash}"
 
 
 def digest_of(before: bytes, entry: Entry) -> bytes:
