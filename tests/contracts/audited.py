@@ -66,7 +66,7 @@ ROUTES_NOT_AUDITED: dict[tuple[str, str, str], str] = {
     **{
         ("stage", "POST", f"/v1/{call}"): MACHINES
         for call in (
-            "identify", "track", "page", "group", "alias", "batch",
+            "identify", "track", "page", "screen", "group", "alias", "batch",
         )
     },
     ("stage", "POST", "/alerts/{id}/{deed}"): "passes it on to the notifier, which audits it",

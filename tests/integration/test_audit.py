@@ -287,7 +287,8 @@ def test_what_is_hashed_leaves_no_two_readings() -> None:
     """Lengths stand with the fields: moving a letter from one to the next is another entry."""
     base: dict[str, Any] = {
         "id": 1, "at": datetime(2026, 1, 1, tzinfo=UTC), "via": "key", "key_id": None, "on_behalf_of": None,
-        "kind": "k", "subject": "s", "lead_id": None, "before": msgspec.Raw(b"null"), "after": msgspec.Raw(b"null"), "digest": "",
+        "kind": "k", "subject": "s", "lead_id": None,
+        "before": msgspec.Raw(b"null"), "after": msgspec.Raw(b"null"), "digest": "",
     }  # fmt: skip
     made = [
         audit.Entry(**base | {"actor": a, "action": b})

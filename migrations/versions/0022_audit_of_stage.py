@@ -2,12 +2,12 @@
 
 `stage.audit` stays, for the version before; nothing reads it any more.
 
-Revision ID: 0021
+Revision ID: 0022
 """
 
 from alembic import op
 
-revision = "0021"
+revision = "0022"
 down_revision = "0020"
 
 _VIA = """CASE WHEN {0}.key_id IS NULL THEN 'system'
