@@ -61,6 +61,8 @@ class Verification(msgspec.Struct):
     found: int = 0
     listed: list[Finding] = []
     """The first of them, in the order of their leads."""
+    damaged: list[str] = []
+    """The leads with something wrong."""
     repair: Repair | None = None
 
     @property
@@ -76,6 +78,12 @@ class Verification(msgspec.Struct):
     def add_finding(self, finding: str, lead_id: str | None = None) -> None:
         """Note something wrong."""
         self.found += 1
+        if (
+            lead_id is not None
+            and len(self.damaged) < LEADS_MAX
+            and lead_id not in self.damaged[-1:]
+        ):
+            self.damaged.append(lead_id)
         if len(self.listed) < FINDINGS_MAX:
             self.listed.append(Finding(finding, lead_id))
 
@@ -87,6 +95,7 @@ class Verification(msgspec.Struct):
         ):  # fmt: skip
             setattr(self, name, getattr(self, name) + getattr(part, name))
         self.listed += part.listed[: FINDINGS_MAX - len(self.listed)]
+        self.damaged += part.damaged[: LEADS_MAX - len(self.damaged)]
 
     def lines(self) -> Iterable[str]:
         """Give the report as lines of text."""
