@@ -18,7 +18,8 @@ from services.contracts.events import StageTransitioned as Told
 from services.contracts.roster import Roster
 from services.stage_service import funnel, store
 from services.stage_service.batch import Batch
-from services.stage_service.funnel import Journey, Move, Refolded, journey_name
+from services.stage_service.clocks import Ticking
+from services.stage_service.funnel import Journey, Lead, Move, Refolded, journey_name
 from services.stage_service.identities import LEAD_IDENTITY, Policy, keys_of
 from services.stage_service.journal import journey_id
 from services.stage_service.shelf import Shelf
@@ -51,6 +52,11 @@ SELECT k.*, (SELECT r.id FROM stage.transitions r
   WHERE r.journey_id = k.journey_id AND k.id = ANY(r.replaces) ORDER BY r.sequence LIMIT 1)
 FROM unnest($1::stage.transition_row[]) AS k
 """  # noqa: S608
+_CLOCKS = """
+SELECT playbook, deal, key, id::text, since, deadline, step, due_at, person_id AS person,
+  handoff_id::text, stage, begin
+FROM stage.clocks WHERE lead_id = $1::uuid AND state = 'running'
+"""
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -66,6 +72,14 @@ async def locked_record(connection: Connection, lead_id: str) -> Record | None:
         record = store.unpack_record(lead_id, state)
     except (msgspec.DecodeError, UnicodeDecodeError, OverflowError):
         record = Record(lead_id, None, {})
+    for name, facts in (await _facts_of_rows(connection, lead_id)).items():
+        record.facts.setdefault(name, facts)
+    return record
+
+
+async def _facts_of_rows(connection: Connection, lead_id: str) -> dict[str, Facts]:
+    """Give what the rows know of the lead's facts: owners, and the clocks that run, by journey."""
+    found: dict[str, Facts] = {}
     for row in await connection.fetch(
         "SELECT playbook, key, owners FROM stage.journeys WHERE lead_id = $1::uuid", lead_id
     ):
@@ -73,8 +87,14 @@ async def locked_record(connection: Connection, lead_id: str) -> Record | None:
             role: Owner(o["id"], o["name"], o.get("why") or "")
             for role, o in msgspec.json.decode(row["owners"]).items()
         }
-        record.facts.setdefault(journey_name(row["playbook"], row["key"]), Facts(0, owners))
-    return record
+        found[journey_name(row["playbook"], row["key"])] = Facts(0, owners, {})
+    for row in await connection.fetch(_CLOCKS, lead_id):
+        clock = dict(row)
+        name, key = journey_name(clock.pop("playbook"), clock.pop("deal")), clock.pop("key")
+        running = found.setdefault(name, Facts(0, {}, {})).clocks
+        # Whom its steps have told stands in the state alone.
+        running[key] = Ticking(**clock, told=[])
+    return found
 
 
 class Mending:
@@ -111,6 +131,9 @@ class Mending:
             await self._shelf.load(self._connection)
         whole = funnel.refold((event, self._shelf.at(epoch)) for event, epoch in events)
         assert whole.lead is not None  # noqa: S101  there are events
+        if record.lead is not None and _place(record.lead) != _place(whole.lead):
+            # The state is not of these events, and so are its facts not: the rows know better.
+            record.lead, record.facts = None, await _facts_of_rows(self._connection, record.id)
         counted = {name: facts.sequence for name, facts in record.facts.items()}
         await self._claim(record.id, [event for event, _ in events])
         await self._restore_journeys(record, whole)
@@ -231,6 +254,10 @@ class Mending:
                WHERE lead_id = $1::uuid AND state = 'running' AND id <> ALL($2::uuid[])""",
             record.id, known, self._now,
         )  # fmt: skip
+
+
+def _place(lead: Lead) -> tuple[Any, ...]:
+    return (lead.first_seen_at, *lead.last)
 
 
 def _row_of(
