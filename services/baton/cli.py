@@ -11,6 +11,7 @@ import typer
 
 from services.baton import (
     cli_alerts,
+    cli_audit,
     cli_connectors,
     cli_handoffs,
     cli_kafka,
@@ -56,6 +57,7 @@ app.add_typer(cli_people.app, name="people")
 app.add_typer(cli_handoffs.app, name="handoffs")
 app.add_typer(cli_kafka.app, name="kafka")
 app.add_typer(cli_subscriptions.app, name="subscriptions")
+app.add_typer(cli_audit.app, name="audit")
 
 
 @app.command()
@@ -174,18 +176,22 @@ def login(url: Url = STAGE_URL, data: Data = DATA) -> None:
 
 
 @app.command()
-def verify(data: Data = DATA) -> None:
-    """Fold every stored event again and compare with what is stored; exit 1 on any difference."""
-    from rich.console import Console
+def verify(
+    workers: Annotated[int, typer.Option(min=0, help="processes; 0: one a core")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
+    repair: Annotated[
+        bool, typer.Option(help="show what a repair would do, and do it once that is confirmed")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="repair without asking")] = False,
+    data: Data = DATA,
+) -> None:
+    """Fold every stored event again and compare with what is stored.
 
-    from services.baton.verify import verify_database
+    Exit 0: nothing is wrong, or is any more; 1: something is; 2: it could not be checked.
+    """
+    from services.baton.verify_command import command
 
-    report = run(verify_database(database_url(data)))
-    console = Console(highlight=False)
-    for line in report.lines():
-        console.print(line, soft_wrap=True, markup=False)
-    if report.findings:
-        raise typer.Exit(1)
+    raise typer.Exit(command(database_url(data), workers, as_json=as_json, repair=repair, yes=yes))
 
 
 @app.command()

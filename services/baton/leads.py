@@ -9,6 +9,7 @@ import asyncpg
 import httpx
 
 from services.baton.command import told
+from services.contracts.audit import Note, on_the_command_line, record
 from services.stage_service.snapshots import fill_again
 
 
@@ -37,8 +38,11 @@ async def snapshot_again(database_url: str) -> int | None:
     """Have every lead published to ``baton.leads`` once more; gives how many, None: nobody publishes."""
     connection = await asyncpg.connect(database_url)
     try:
-        if not await fill_again(connection):
-            return None
+        async with connection.transaction():
+            if not await fill_again(connection):
+                return None
+            asked = Note("published again", "snapshots", "baton.leads")
+            await record(connection, on_the_command_line(), asked)
         return await connection.fetchval("SELECT count(*) FROM stage.leads")
     finally:
         await connection.close()

@@ -11,6 +11,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from services.contracts.audit import Note, on_the_command_line, record
 from services.contracts.yaml_source import SourceError
 from services.stage_service import source_secrets
 from services.stage_service.encryption import Cipher
@@ -133,7 +134,10 @@ async def set_secret(
     try:
         async with connection.transaction():
             id = await source_secrets.add_secret(connection, cipher, source, secret)
-            return 0 if keep else await source_secrets.remove_secrets(connection, source, but=id)
+            gone = 0 if keep else await source_secrets.remove_secrets(connection, source, but=id)
+            change = Note("secret set", "source", source, {"removed": gone}, {"added": 1})
+            await record(connection, on_the_command_line(), change)
+            return gone
     finally:
         await connection.close()
 
@@ -142,6 +146,11 @@ async def remove_secrets(database_url: str, source: str) -> int:
     """Remove the stored secrets of `source`; gives how many there were."""
     connection = await asyncpg.connect(database_url)
     try:
-        return await source_secrets.remove_secrets(connection, source)
+        async with connection.transaction():
+            gone = await source_secrets.remove_secrets(connection, source)
+            if gone:
+                change = Note("secrets removed", "source", source, {"removed": gone})
+                await record(connection, on_the_command_line(), change)
+            return gone
     finally:
         await connection.close()

@@ -1,278 +1,151 @@
 """`baton verify`: fold every stored event again and compare with what is stored (I1-I5, I7).
 
-Reads in one snapshot, lead by lead, so it can run beside live traffic. It writes nothing.
+All processes read one snapshot of the database, so it can run beside live traffic, and says the same however
+many processes there are. A process holds the events of some hundred leads at a time. It writes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
-from dataclasses import dataclass, field
+import asyncio
+import multiprocessing
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from itertools import pairwise
-from typing import Any
 
 import asyncpg
-import msgspec
 
-from services.baton.verify_handoffs import check_clocks, check_handoffs, rows_of_leads
-from services.baton.verify_identities import check_identities, identities_of_leads
+from services.baton.verify_leads import check_leads
 from services.baton.verify_merges import check_merges
-from services.contracts.events import HANDOFFS_TOPIC, MOVED_BY_HAND, TRANSITIONS_TOPIC
-from services.stage_service import funnel, store
-from services.stage_service.funnel import Lead, Move
-from services.stage_service.journal import journey_id
+from services.baton.verify_whole import check_alerts, check_bus, check_orphans
+from services.contracts.verification import Verification
 from services.stage_service.shelf import Shelf
-from services.stage_service.store import Connection, Past
+from services.stage_service.store import Connection
 
+Report = Verification
 LEADS_A_TIME = 500
-FINDINGS_MAX = 200
+LEADS_A_TASK = 2000
+NONE_YET = "00000000-0000-0000-0000-000000000000"
+
+Progress = Callable[[int, int], None]
+"""Hears (leads done, leads at all)."""
+
+_BOUNDS = """
+SELECT id::text FROM (
+  SELECT id, row_number() OVER (ORDER BY id) AS n FROM stage.leads WHERE merged_into IS NULL) AS leads
+WHERE n % $1 = 0 ORDER BY id
+"""
+_IDS = """
+SELECT id::text FROM stage.leads
+WHERE id > $1::uuid AND ($2 = '' OR id <= nullif($2, '')::uuid) AND merged_into IS NULL
+ORDER BY id LIMIT $3
+"""
 
 
-@dataclass
-class Report:
-    """What was looked at, and what is wrong."""
+async def verify_database(
+    database_url: str,
+    *,
+    workers: int = 1,
+    leads_a_task: int = LEADS_A_TASK,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check the database and give the report, the same with any number of `workers`.
 
-    leads: int = 0
-    events: int = 0
-    transitions: int = 0
-    published: int = 0
-    pending: int = 0
-    alerts: int = 0
-    alerts_waiting: int = 0
-    merges: int = 0
-    handoffs: int = 0
-    findings: list[str] = field(default_factory=list[str])
-
-    def found(self, finding: str) -> None:
-        """Note something wrong."""
-        if len(self.findings) < FINDINGS_MAX:
-            self.findings.append(finding)
-
-    def lines(self) -> Iterable[str]:
-        """Give the report as lines of text."""
-        yield (
-            f"{self.events} events of {self.leads} leads folded again; {self.transitions} records, "
-            f"{self.published} published, {self.pending} waiting for the relay; "
-            f"{self.alerts} alerts, {self.alerts_waiting} waiting for the notifier; "
-            f"{self.merges} merges, {self.handoffs} handoffs"
-        )
-        yield from (f"WRONG: {finding}" for finding in self.findings)
-        yield "clean" if not self.findings else f"{len(self.findings)} findings"
-
-
-async def verify_database(database_url: str) -> Report:
-    """Check the database and give the report; raises what the database raises."""
-    report = Report()
-    pool = await asyncpg.create_pool(database_url, min_size=1, max_size=2)
+    `workers` is the number of processes; 1: this one, 0: one a core. Raises what the database raises.
+    """
+    connection = await asyncpg.connect(database_url)
     try:
-        shelf = Shelf()
-        async with (
-            pool.acquire() as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
-            await shelf.load(connection)
-            await _orphans(connection, report)
-            await _bus(connection, report)
-            await _alerts(connection, report)
-            report.merges = await check_merges(connection, report.found)
-            async for ids in _lead_ids(connection):
-                await _leads(connection, shelf, ids, report)
+        # As long as this transaction is open, the others can read what it sees.
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            report = Verification()
+            await check_orphans(connection, report)
+            await check_bus(connection, report)
+            await check_alerts(connection, report)
+            report.merges = await check_merges(connection, report.add_finding)
+            total = await connection.fetchval(
+                "SELECT count(*) FROM stage.leads WHERE merged_into IS NULL"
+            )
+            bounds = [r["id"] for r in await connection.fetch(_BOUNDS, leads_a_task)]
+            tasks = list(pairwise([NONE_YET, *bounds, ""]))
+            number = min(workers or os.cpu_count() or 1, len(tasks))
+            parts = (
+                _here(connection, tasks) if number == 1
+                else _on_all(connection, database_url, tasks, number)
+            )  # fmt: skip
+            async for part in parts:
+                report.add(part)
+                if progress is not None:
+                    progress(report.leads, total)
     finally:
-        await pool.close()
+        await connection.close()
     return report
 
 
-async def _lead_ids(connection: Connection) -> AsyncIterator[list[str]]:
-    last = "00000000-0000-0000-0000-000000000000"
-    while True:
-        rows = await connection.fetch(
-            """SELECT id::text FROM stage.leads WHERE id > $1::uuid AND merged_into IS NULL
-               ORDER BY id LIMIT $2""",
-            last, LEADS_A_TIME,
-        )  # fmt: skip
-        if not rows:
-            return
-        ids = [r["id"] for r in rows]
-        yield ids
-        last = ids[-1]
+async def _here(
+    connection: Connection, tasks: Sequence[tuple[str, str]]
+) -> AsyncIterator[Verification]:
+    shelf = Shelf()
+    await shelf.load(connection)
+    for after, until in tasks:
+        yield await _range(connection, shelf, after, until)
 
 
-async def _leads(connection: Connection, shelf: Shelf, ids: list[str], report: Report) -> None:
-    rows = await connection.fetch(
-        """SELECT id::text, state, email, attributes FROM stage.leads
-           WHERE id = ANY($1::uuid[])""",
-        ids,
-    )
-    columns = {r["id"]: (r["email"], msgspec.json.decode(r["attributes"])) for r in rows}
-    states = {r["id"]: store.unpack_record(r["id"], r["state"]) for r in rows}
-    stored = await store.events_of_leads(connection, ids)
-    beyond = await store.events_of_leads(connection, ids, beyond_horizon=True)
-    history = await store.history(connection, ids)
-    owned = await identities_of_leads(connection, ids)
-    handoffs, running = await rows_of_leads(connection, ids)
-    journeys: dict[str, dict[str, Any]] = {}
-    for r in await connection.fetch(
-        """SELECT lead_id::text, id::text, stage, furthest_stage, sequence, started_at, entered_at,
-             (SELECT count(*) FROM stage.transitions t WHERE t.journey_id = j.id) AS records,
-             (SELECT coalesce(max(sequence), 0) FROM stage.transitions t WHERE t.journey_id = j.id)
-               AS newest
-           FROM stage.journeys j WHERE lead_id = ANY($1::uuid[])""",
-        ids,
-    ):
-        journeys.setdefault(r["lead_id"], {})[r["id"]] = r
-    for lead_id in ids:
-        report.leads += 1
-        report.events += len(stored[lead_id])
-        told = (e for e, _ in (*stored[lead_id], *beyond[lead_id]))
-        check_identities(lead_id, owned[lead_id], told, report.found)
-        record = states[lead_id]
-        whole = funnel.refold(stored[lead_id], shelf.at)
-        lead, moves = whole.lead, whole.moves
-        if lead is None or record.lead is None:
-            report.found(f"lead {lead_id} has no events")
-            continue
-        _compare_states(lead_id, record.lead, lead, report)
-        check_handoffs(lead_id, handoffs[lead_id], whole.handed, report.found)
-        check_clocks(lead_id, running[lead_id], record.facts, report.found)
-        report.handoffs += len(handoffs[lead_id])
-        if columns[lead_id] != (lead.email, _plain_json(lead.attributes)):
-            report.found(f"lead {lead_id}: e-mail or attributes are not what the events fold to")
-        mine = journeys.get(lead_id, {})
-        if len(mine) != len(lead.journeys):
-            report.found(
-                f"lead {lead_id}: {len(mine)} journeys stored, {len(lead.journeys)} folded"
-            )
-        for name, journey in lead.journeys.items():
-            id = journey_id(lead_id, name)
-            row = mine.get(id)
-            if row is None:
-                report.found(f"lead {lead_id}: journey {name} is not stored")
-                continue
-            report.transitions += row["records"]
-            if (row["stage"], row["furthest_stage"]) != (journey.stage, journey.furthest):
-                report.found(f"journey {id}: in {row['stage']}, the fold says {journey.stage}")
-            if (row["started_at"], row["entered_at"]) != (journey.started_at, journey.entered_at):
-                report.found(f"journey {id}: its times are not what the events fold to")
-            if not row["records"] == row["newest"] == row["sequence"]:
-                report.found(
-                    f"journey {id}: {row['records']} records, numbered to {row['newest']}, "
-                    f"counted to {row['sequence']}"
-                )
-            past = history.get(lead_id, {}).get(id, [])
-            _compare_history(id, past, [m for m in moves if m.journey == name], report)
+async def _on_all(
+    connection: Connection, database_url: str, tasks: Sequence[tuple[str, str]], workers: int
+) -> AsyncIterator[Verification]:
+    """Give the parts in the order of `tasks`, whichever ends first: so the report is always the same."""
+    snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
+    # Started afresh, not forked: a connection and a loop of ours must not be theirs.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _begin, (database_url, snapshot)) as pool:
+        running = [asyncio.wrap_future(pool.submit(_task, *task)) for task in tasks]
+        try:
+            for part in running:
+                yield await part
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _compare_states(lead_id: str, stored: Lead, folded: Lead, report: Report) -> None:
-    if _plain(stored) == _plain(folded):
-        return
-    names = Lead.__struct_fields__
-    differing = [n for n in names if _plain(getattr(stored, n)) != _plain(getattr(folded, n))]
-    report.found(f"lead {lead_id}: stored and folded state differ in {', '.join(differing)}")
+async def _range(connection: Connection, shelf: Shelf, after: str, until: str) -> Verification:
+    """Check the leads with ids after `after` up to `until` ("": to the end)."""
+    report = Verification()
+    while ids := [r["id"] for r in await connection.fetch(_IDS, after, until, LEADS_A_TIME)]:
+        report.add(await check_leads(connection, shelf, ids))
+        after = ids[-1]
+    return report
 
 
-def _plain(value: Any) -> Any:
-    """Give `value` as it comes back from being packed, so that tuples equal lists."""
-    return msgspec.msgpack.decode(msgspec.msgpack.encode(value))
+_workers: list[_Worker] = []
+"""This process's, when it is one of the pool."""
 
 
-def _plain_json(value: Any) -> Any:
-    return msgspec.json.decode(msgspec.json.encode(value))
+def _begin(database_url: str, snapshot: str) -> None:
+    _workers.append(_Worker(database_url, snapshot))
 
 
-def _compare_history(id: str, past: list[Past], moves: list[Move], report: Report) -> None:
-    held = [p for p in past if p.kind != "retraction"]
-    if [_told(p) for p in held] != [_told(m) for m in moves]:
-        report.found(f"journey {id}: recorded history is not what the events fold to")
-    # Retractions too stand in the chain: they start and end in the stage that holds.
-    for before, after in pairwise(past):
-        if before.to_stage != after.from_stage:
-            report.found(
-                f"journey {id}: record {after.sequence} does not start where {before.sequence} ended"
-            )
+def _task(after: str, until: str) -> Verification:
+    return _workers[0].run(after, until)
 
 
-def _told(record: Past | Move) -> tuple[Any, ...]:
-    """Give all that a record tells about a move, but for the person chosen."""
-    version = record.version if isinstance(record, Move) else record.playbook_version
-    return (*record.identity, record.visit_entered_at, record.role, version, record.skipped)
+class _Worker:
+    """One process's part: its connection in the common snapshot, and the playbooks."""
 
+    def __init__(self, database_url: str, snapshot: str) -> None:
+        self._database_url, self._snapshot = database_url, snapshot
+        self._loop = asyncio.new_event_loop()
+        self._open: tuple[Connection, Shelf] | None = None
 
-async def _orphans(connection: Connection, report: Report) -> None:
-    """Look for rows that point nowhere: there are no foreign keys on the lane's tables."""
-    for table, column in (
-        ("events", "lead_id"),
-        ("identities", "lead_id"),
-        ("journeys", "lead_id"),
-    ):
-        count = await connection.fetchval(
-            f"SELECT count(*) FROM stage.{table} x WHERE {column} IS NOT NULL AND NOT EXISTS "  # noqa: S608
-            f"(SELECT FROM stage.leads l WHERE l.id = x.{column})"
-        )
-        if count:
-            report.found(f"{count} rows of stage.{table} belong to no lead")
-    count = await connection.fetchval(
-        """SELECT count(*) FROM stage.transitions t WHERE NOT EXISTS
-             (SELECT FROM stage.journeys j WHERE j.id = t.journey_id)
-             AND t.replaced_by IS NULL AND t.kind <> 'retraction' AND NOT EXISTS
-             (SELECT FROM stage.leads l WHERE l.id = t.lead_id AND l.merged_into IS NOT NULL)"""
-    )
-    if count:
-        report.found(f"{count} transitions belong to no journey")
-    count = await connection.fetchval(
-        """SELECT count(*) FROM stage.transitions t WHERE event_type <> $1 AND NOT EXISTS
-           (SELECT FROM stage.events e WHERE e.source = t.event_source AND e.id = t.event_id)""",
-        MOVED_BY_HAND,
-    )
-    if count:
-        report.found(f"{count} transitions name an event that is not stored")
+    def run(self, after: str, until: str) -> Verification:
+        """Check a range of leads."""
+        return self._loop.run_until_complete(self._checked(after, until))
 
-
-async def _bus(connection: Connection, report: Report) -> None:
-    row = await connection.fetchrow(
-        """SELECT (SELECT count(*) FROM bus.log) AS logged,
-                  (SELECT coalesce(max(position), 0) FROM bus.log) AS newest,
-                  (SELECT count(*) FROM bus.pending) AS pending,
-                  (SELECT count(*) FROM bus.outbox) AS written,
-                  (SELECT count(*) FROM stage.transitions t WHERE NOT EXISTS
-                    (SELECT FROM bus.outbox o WHERE o.message_id = t.id::text)) AS unheard"""
-    )
-    assert row is not None  # noqa: S101
-    report.published, report.pending = row["logged"], row["pending"]
-    if row["logged"] != row["newest"]:
-        report.found(f"the published log has {row['logged']} messages and ends at {row['newest']}")
-    for topic in await connection.fetch(
-        """SELECT topic, count(*) AS logged, count(DISTINCT number) AS told FROM bus.log
-           GROUP BY topic"""
-    ):
-        if topic["told"] != topic["logged"]:
-            report.found(
-                f"{topic['logged']} messages of {topic['topic']} have {topic['told']} numbers"
-            )
-    if row["logged"] + row["pending"] != row["written"]:
-        report.found(
-            f"{row['written']} messages written, {row['logged']} published, {row['pending']} waiting"
-        )
-    if row["unheard"]:
-        report.found(f"{row['unheard']} transitions have no message in the outbox")
-
-
-async def _alerts(connection: Connection, report: Report) -> None:
-    if await connection.fetchval("SELECT to_regclass('notifier.alerts')") is None:
-        return
-    report.alerts = await connection.fetchval("SELECT count(*) FROM notifier.alerts")
-    strange = await connection.fetchval(
-        """SELECT count(*) FROM notifier.alerts a WHERE NOT EXISTS
-           (SELECT FROM stage.transitions t WHERE t.id = a.transition_id)
-           AND NOT EXISTS (SELECT FROM bus.outbox o WHERE o.message_id = a.transition_id::text)"""
-    )
-    if strange:
-        report.found(f"{strange} alerts are about nothing that was published")
-    # What was published and wished for; the notifier may be a moment behind, so it is no finding.
-    report.alerts_waiting = await connection.fetchval(
-        """SELECT count(*) FROM bus.log l JOIN bus.outbox o ON o.id = l.outbox_id
-             CROSS JOIN LATERAL jsonb_array_elements(
-               convert_from(o.value, 'UTF8')::jsonb -> 'alerts') AS wish
-           WHERE o.topic = ANY($1::text[]) AND NOT EXISTS
-             (SELECT FROM notifier.alerts a WHERE a.transition_id = o.message_id::uuid
-              AND a.recipient = coalesce(wish -> 'person' ->> 'id', 'role:' || (wish ->> 'role')))""",
-        [TRANSITIONS_TOPIC, HANDOFFS_TOPIC],
-    )
+    async def _checked(self, after: str, until: str) -> Verification:
+        if self._open is None:
+            connection = await asyncpg.connect(self._database_url)
+            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            await connection.execute(f"SET TRANSACTION SNAPSHOT '{self._snapshot}'")
+            shelf = Shelf()
+            await shelf.load(connection)
+            self._open = (connection, shelf)
+        return await _range(*self._open, after, until)

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from services.contracts import audit
+from services.contracts.audit import Actor, Note
 from services.contracts.postgres_log import Executor
 from services.contracts.problems import NotAllowedError, NotAuthenticatedError
 from services.contracts.rates import RateLimits, quota_of
@@ -99,8 +101,9 @@ async def create_key(
     sources: Iterable[str] = (),
     rate: str | None = None,
     event_rate: str | None = None,
+    by: Actor | None = None,
 ) -> tuple[str, str]:
-    """Create a key and give (id, token). The token cannot be shown again.
+    """Create a key and give (id, token). The token cannot be shown again. Without `by`: who runs the command.
 
     With `sources` the key only ingests for these (`Principal.may_ingest_for`). `rate` of requests and
     `event_rate` take the place of the settings' limits. Raises ValueError for an unknown scope, for
@@ -115,11 +118,18 @@ async def create_key(
         if text is not None:
             quota_of(text)
     id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
-    await connection.execute(
+    made = {
+        "name": name, "kind": kind, "scopes": wanted, "sources": bound, "rate": rate,
+        "event_rate": event_rate,
+    }  # fmt: skip
+    await audit.done(
+        connection,
         """INSERT INTO access.keys (id, name, kind, hash, scopes, expires_at, sources, rate, event_rate)
-           VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $7, $8, $9)""",
-        id, name, kind, _hash(secret), wanted, lifetime_s, bound, rate, event_rate,
-    )  # fmt: skip
+           VALUES ($1, $2, $3, $4, $5, now() + make_interval(secs => $6), $7, $8, $9) RETURNING id""",
+        (id, name, kind, _hash(secret), wanted, lifetime_s, bound, rate, event_rate),
+        by or audit.on_the_command_line(),
+        Note("added", "key" if kind == "key" else "session", id, None, made),
+    )
     return id, f"{_PREFIX}_{id}_{secret}"
 
 
@@ -150,13 +160,20 @@ async def list_keys(connection: Executor) -> list[dict[str, Any]]:
     return [dict(r) for r in rows]
 
 
-async def revoke_key(connection: Executor, id: str) -> bool:
-    """Revoke the key `id`; False when there is no such key or it was revoked before."""
-    rows = await connection.fetch(
+async def revoke_key(
+    connection: Executor, id: str, by: Actor | None = None, kind: Literal["key", "session"] = "key"
+) -> bool:
+    """Revoke the key or session `id`; False when there is none or it was revoked before.
+
+    Without `by`: who runs the command.
+    """
+    rows = await audit.done(
+        connection,
         "UPDATE access.keys SET revoked_at = now() "
         "WHERE id = $1 AND revoked_at IS NULL RETURNING id",
-        id,
-    )
+        (id,), by or audit.on_the_command_line(),
+        Note("revoked", kind, id, {"active": True}, {"active": False}),
+    )  # fmt: skip
     return bool(rows)
 
 
@@ -175,7 +192,7 @@ async def redeem_login(connection: Executor, token: str) -> str | None:
         return None
     _, session = await create_key(
         connection, rows[0]["name"], rows[0]["scopes"], kind="session",
-        lifetime_s=SESSION_DAYS * 86_400,
+        lifetime_s=SESSION_DAYS * 86_400, by=Actor(rows[0]["name"], parsed[0]),
     )  # fmt: skip
     return session
 

@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.contracts.access import Principal
 from services.contracts.answers import OnceRoute, attempt_of
+from services.contracts.audit import Actor, Note, record
 from services.notifier import reads, store
 from services.notifier.access import House, allow, house
 from services.notifier.errors import ConflictError, NotFoundError, UnreadableError
@@ -67,12 +68,12 @@ async def get_alert(request: Request, _: Reader, id: UUID) -> dict[str, Any]:
 async def acknowledge(request: Request, principal: Mover, id: UUID) -> dict[str, Any]:
     """Record that the alert was seen, by whom and when; what is still to be sent is not sent."""
     parts = house(request)
-    await store.acknowledge(parts.pool, id, principal.name, parts.now())
+    await store.acknowledge(parts.pool, id, Actor(principal.name, principal.id), parts.now())
     return await _alert(parts, id)
 
 
 @router.post("/v1/alerts/{id}/retry")
-async def retry(request: Request, _: Mover, id: UUID) -> dict[str, Any]:
+async def retry(request: Request, principal: Mover, id: UUID) -> dict[str, Any]:
     """Begin anew on every channel that ended undelivered; 409 when there is none, or it was seen."""
     parts = house(request)
     alert = await _alert(parts, id)
@@ -80,7 +81,9 @@ async def retry(request: Request, _: Mover, id: UUID) -> dict[str, Any]:
     if attempt is not None and attempt.done:
         return alert
     mark = attempt.mark_done if attempt is not None else None
-    if not await store.retry(parts.pool, id, parts.now(), parts.tries, mark):
+    if not await store.retry(
+        parts.pool, id, parts.now(), parts.tries, Actor(principal.name, principal.id), mark
+    ):
         raise ConflictError(
             "no channel of this alert ended undelivered, or it is acknowledged",
             field="status", value=alert["status"],
@@ -104,7 +107,7 @@ async def list_dead_letters(
 
 @router.post("/v1/dead-letters/{id}/retry")
 async def retry_message(
-    request: Request, _: Mover, id: Annotated[int, Path(ge=1, lt=2**63)]
+    request: Request, principal: Mover, id: Annotated[int, Path(ge=1, lt=2**63)]
 ) -> dict[str, Any]:
     """Read an unreadable message again, with what this version knows; 409 when it still cannot be.
 
@@ -117,6 +120,9 @@ async def retry_message(
             "there is no such message", field="id", value=id,
             remedy="List them at /v1/dead-letters; for a delivery retry its alert.",
         )  # fmt: skip
+    # Before it is read: what a person set going is known even if it ends half-way.
+    asked = Note("retried", "dead_letter", str(id), None, {"topic": message.topic})
+    await record(parts.pool, Actor(principal.name, principal.id), asked)
     still_dead = await parts.consumer.take([message])
     if still_dead is not None:
         raise UnreadableError(still_dead.reason, remedy="Have its sender publish it again.")

@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from services.contracts.access import Principal
 from services.contracts.answers import OnceRoute
+from services.contracts.audit import Actor, Note, record
 from services.contracts.events import rfc3339
 from services.contracts.team import Person
 from services.notifier import attention, breakers, reads
@@ -59,6 +60,11 @@ class Trial(BaseModel):
     channel: str | None = Field(None, max_length=128)
 
 
+def actor(principal: Principal) -> Actor:
+    """Give who does something, for the audit."""
+    return Actor(principal.name, principal.id)
+
+
 def _future(parts: House, field: str, moment: datetime, most: timedelta | None = None) -> datetime:
     now = parts.now()
     if moment <= now or (most is not None and moment > now + most):
@@ -90,7 +96,7 @@ async def snooze(request: Request, principal: Mover, id: UUID, wish: Snooze) -> 
             "there is no such alert", field="id", value=str(id), remedy="List them at /v1/alerts."
         )
     now = parts.now()
-    if not await attention.snooze(parts.pool, id, until, principal.name, now, parts.tries):
+    if not await attention.snooze(parts.pool, id, until, actor(principal), now, parts.tries):
         raise ConflictError(
             "the alert is acknowledged: it does not come again", field="status",
             value="acknowledged", remedy="Nothing is to be done.",
@@ -119,7 +125,7 @@ async def mute(request: Request, principal: Mover, wish: Mute) -> dict[str, Any]
     _person(parts, wish.person)
     until = _future(parts, "until", wish.until) if wish.until is not None else None
     now = parts.now()
-    await attention.mute(parts.pool, wish.person, wish.lead_id, until, principal.name, now)
+    await attention.mute(parts.pool, wish.person, wish.lead_id, until, actor(principal), now)
     return {
         "person": wish.person, "lead_id": str(wish.lead_id),
         "until": rfc3339(until) if until is not None else None,
@@ -130,12 +136,12 @@ async def mute(request: Request, principal: Mover, wish: Mute) -> dict[str, Any]
 @router.delete("/v1/mutes/{person}/{lead_id}", status_code=204)
 async def unmute(
     request: Request,
-    _: Mover,
+    principal: Mover,
     person: Annotated[str, Path(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")],
     lead_id: UUID,
 ) -> Response:
     """End a mute; what was suppressed meanwhile is not sent."""
-    if not await attention.unmute(house(request).pool, person, lead_id):
+    if not await attention.unmute(house(request).pool, person, lead_id, actor(principal)):
         raise NotFoundError(
             "there is no such mute", field="lead_id", value=str(lead_id),
             remedy="List them at /v1/mutes.",
@@ -175,7 +181,7 @@ async def list_channels(request: Request, _: Reader) -> dict[str, Any]:
 
 
 @router.post("/v1/channels/test")
-async def try_channels(request: Request, _: Mover, wish: Trial) -> dict[str, Any]:
+async def try_channels(request: Request, principal: Mover, wish: Trial) -> dict[str, Any]:
     """Send a message now by the person's channels, whatever the hour; gives how each went."""
     parts = house(request)
     person = _person(parts, wish.person)
@@ -187,6 +193,9 @@ async def try_channels(request: Request, _: Mover, wish: Trial) -> dict[str, Any
             "the person has no such channel", field="channel", value=wish.channel,
             remedy="Leave it out to try all; the inbox needs no trial.",
         )  # fmt: skip
+    # Before anything goes out: what is sent cannot be taken back.
+    sent = Note("tested", "channel", person.id, None, {"channels": chosen})
+    await record(parts.pool, actor(principal), sent)
     results: list[dict[str, Any]] = []
     id = str(uuid_utils.compat.uuid7())
     text = f"A test of your channels, {person.name}. If you read this, it works.\n"

@@ -8,9 +8,11 @@ from uuid import UUID
 
 import asyncpg
 
+from services.contracts import audit
+from services.contracts.audit import Actor, Note, record
 from services.contracts.events import rfc3339
 
-_LOCK_ALERT = "SELECT status FROM notifier.alerts WHERE id = $1 FOR UPDATE"
+_LOCK_ALERT = "SELECT status, lead_id, snoozed_until FROM notifier.alerts WHERE id = $1 FOR UPDATE"
 
 _SNOOZE = "UPDATE notifier.alerts SET snoozed_until = $2, status = 'pending' WHERE id = $1"
 
@@ -37,6 +39,8 @@ WHERE ended_at IS NULL AND alert_id IN (
   SELECT coalesce(escalated_from, id) FROM notifier.alerts WHERE id = $1)
 """
 
+_LOCK_MUTE = "SELECT until FROM notifier.mutes WHERE person_id = $1 AND lead_id = $2 FOR UPDATE"
+
 _MUTE = """
 INSERT INTO notifier.mutes (person_id, lead_id, until, created_at, created_by)
 VALUES ($1, $2, $3, $4, $5)
@@ -57,16 +61,16 @@ ORDER BY person_id, lead_id LIMIT $3
 
 
 async def snooze(
-    pool: asyncpg.Pool[Any], id: UUID, until: datetime, by: str, now: datetime, tries: int
+    pool: asyncpg.Pool[Any], id: UUID, until: datetime, by: Actor, now: datetime, tries: int
 ) -> bool:
     """Let the alert come (again) at `until`, on every channel but the inbox. False: it was acknowledged.
 
     Its escalation waits until then and its own time more.
     """
-    why = f"snoozed until {rfc3339(until)} by {by}"
+    why = f"snoozed until {rfc3339(until)} by {by.name}"
     async with pool.acquire() as connection, connection.transaction():
-        status = await connection.fetchval(_LOCK_ALERT, id)
-        if status == "acknowledged":
+        alert = await connection.fetchrow(_LOCK_ALERT, id)
+        if alert is None or alert["status"] == "acknowledged":
             return False
         held = await connection.fetch(_HOLD_PENDING, id, until, why)
         again = await connection.fetch(_AGAIN, id, until, why, tries, [r["channel"] for r in held])
@@ -77,6 +81,9 @@ async def snooze(
                 "UPDATE notifier.alerts SET snoozed_until = $2 WHERE id = $1", id, until
             )
         await connection.execute(_LATER_ESCALATION, id, until)
+        before = {"status": alert["status"], "until": alert["snoozed_until"]}
+        note = Note("snoozed", "alert", str(id), before, {"until": until}, str(alert["lead_id"]))
+        await record(connection, by, note)
     return True
 
 
@@ -85,7 +92,7 @@ async def mute(
     person: str,
     lead_id: UUID,
     until: datetime | None,
-    by: str,
+    by: Actor,
     now: datetime,
 ) -> None:
     """Suppress what the lead would tell `person` from now on, until `until` or for ever.
@@ -93,16 +100,23 @@ async def mute(
     What they have not acknowledged is not escalated any more, nor is what comes while the mute holds.
     """
     async with pool.acquire() as connection, connection.transaction():
-        await connection.execute(_MUTE, person, lead_id, until, now, by)
-        await connection.execute(_END_ESCALATIONS, person, lead_id, now, f"muted by {by}")
+        before = await connection.fetchrow(_LOCK_MUTE, person, lead_id)
+        await connection.execute(_MUTE, person, lead_id, until, now, by.name)
+        await connection.execute(_END_ESCALATIONS, person, lead_id, now, f"muted by {by.name}")
+        was = {"person": person, "until": before["until"]} if before is not None else None
+        became = {"person": person, "until": until}
+        await record(connection, by, Note("muted", "mute", person, was, became, str(lead_id)))
 
 
-async def unmute(pool: asyncpg.Pool[Any], person: str, lead_id: UUID) -> bool:
+async def unmute(pool: asyncpg.Pool[Any], person: str, lead_id: UUID, by: Actor) -> bool:
     """End a mute; False: there was none."""
-    status = await pool.execute(
-        "DELETE FROM notifier.mutes WHERE person_id = $1 AND lead_id = $2", person, lead_id
-    )
-    return not status.endswith(" 0")
+    rows = await audit.done(
+        pool,
+        "DELETE FROM notifier.mutes WHERE person_id = $1 AND lead_id = $2 RETURNING person_id",
+        (person, lead_id), by,
+        Note("unmuted", "mute", person, {"person": person}, None, str(lead_id)),
+    )  # fmt: skip
+    return bool(rows)
 
 
 async def list_mutes(

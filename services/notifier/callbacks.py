@@ -10,6 +10,7 @@ import html
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
+from services.contracts.audit import Actor
 from services.contracts.links import Grant
 from services.notifier import reads, store
 from services.notifier.access import House, house
@@ -56,7 +57,8 @@ async def use_link(request: Request, token: str) -> Response:
     if grant is None:
         return _gone()
     now = parts.now()
-    if not await store.use_link(parts.pool, grant.id, grant.about, grant.person, now):
+    by = Actor(grant.person, via="link")
+    if not await store.use_link(parts.pool, grant.id, grant.about, by, now):
         return _page("Already used", "<p>This link was used before.</p>", 409)
     return _page("Thank you", "<p>It is acknowledged: nothing more is sent about it.</p>")
 

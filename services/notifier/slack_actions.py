@@ -21,6 +21,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
 from starlette.background import BackgroundTask
 
+from services.contracts.audit import Actor
 from services.contracts.events import rfc3339
 from services.notifier import attention, reads, store
 from services.notifier.access import House, house
@@ -150,13 +151,14 @@ async def _do(parts: House, pressed: Pressed) -> str:
     if alert is None:
         return "There is no such alert."
     now = parts.now()
+    by = Actor(pressed.who, via="slack")
     if alert["acknowledged_at"] is not None:
         return f"Acknowledged already by {alert['acknowledged_by']}."
     if pressed.action == "baton_seen":
-        await store.acknowledge(parts.pool, pressed.alert_id, pressed.who, now)
+        await store.acknowledge(parts.pool, pressed.alert_id, by, now)
         return "Acknowledged: nothing more is sent about it."
     until = now + SNOOZE
-    if await attention.snooze(parts.pool, pressed.alert_id, until, pressed.who, now, parts.tries):
+    if await attention.snooze(parts.pool, pressed.alert_id, until, by, now, parts.tries):
         return f"Snoozed until {rfc3339(until.replace(microsecond=0))}."
     return "Acknowledged already: it does not come again."
 

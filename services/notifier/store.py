@@ -15,6 +15,7 @@ import asyncpg
 import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
+from services.contracts.audit import Actor, Note, record
 from services.contracts.events import Message
 from services.contracts.postgres_log import Executor
 from services.notifier import handoffs
@@ -112,7 +113,7 @@ _USE_LINK = (
     "INSERT INTO notifier.used_links (id, used_at) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING"
 )
 
-_LOCK_ALERT = "SELECT status FROM notifier.alerts WHERE id = $1 FOR UPDATE"
+_LOCK_ALERT = "SELECT status, lead_id FROM notifier.alerts WHERE id = $1 FOR UPDATE"
 
 _ACKNOWLEDGE = """
 UPDATE notifier.alerts SET status = 'acknowledged', acknowledged_at = $2, acknowledged_by = $3
@@ -258,14 +259,14 @@ def _first_status(channels: Sequence[str], settled: Mapping[str, str]) -> str:
     return "delivered" if reached else "dead_lettered"
 
 
-async def acknowledge(pool: asyncpg.Pool[Any], id: UUID, by: str, now: datetime) -> None:
+async def acknowledge(pool: asyncpg.Pool[Any], id: UUID, by: Actor, now: datetime) -> None:
     """Record that `by` has seen the alert; the first acknowledgement stays. What is pending is skipped,
     and nothing is escalated any more."""
     async with pool.acquire() as connection, connection.transaction():
         await _acknowledge(connection, id, by, now)
 
 
-async def use_link(pool: asyncpg.Pool[Any], link: str, id: UUID, by: str, now: datetime) -> bool:
+async def use_link(pool: asyncpg.Pool[Any], link: str, id: UUID, by: Actor, now: datetime) -> bool:
     """Acknowledge alert `id` by a link that is good for one use; False: it was used before."""
     async with pool.acquire() as connection, connection.transaction():
         status = await connection.execute(_USE_LINK, link, now)
@@ -276,12 +277,17 @@ async def use_link(pool: asyncpg.Pool[Any], link: str, id: UUID, by: str, now: d
 
 
 async def _acknowledge(
-    connection: PoolConnectionProxy[Any], id: UUID, by: str, now: datetime
+    connection: PoolConnectionProxy[Any], id: UUID, by: Actor, now: datetime
 ) -> None:
     # The alert first, as whoever finishes a delivery does.
-    await connection.execute(_ACKNOWLEDGE, id, now, by)
+    before = await connection.fetchrow(_LOCK_ALERT, id)
+    await connection.execute(_ACKNOWLEDGE, id, now, by.name)
     await connection.execute(_CANCEL, id, now, ACKNOWLEDGED)
-    await connection.execute(_END_ESCALATION, id, now, f"{ACKNOWLEDGED} by {by}")
+    await connection.execute(_END_ESCALATION, id, now, f"{ACKNOWLEDGED} by {by.name}")
+    if before is not None and before["status"] != ACKNOWLEDGED:
+        was, became = {"status": before["status"]}, {"status": ACKNOWLEDGED}
+        note = Note(ACKNOWLEDGED, "alert", str(id), was, became, str(before["lead_id"]))
+        await record(connection, by, note)
 
 
 async def retry(
@@ -289,6 +295,7 @@ async def retry(
     id: UUID,
     now: datetime,
     tries: int,
+    by: Actor,
     mark: Callable[[Executor], Awaitable[None]] | None = None,
 ) -> list[str]:
     """Begin anew on every channel of the alert that ended undelivered; gives their labels.
@@ -296,9 +303,14 @@ async def retry(
     Nothing is sent once the alert is acknowledged. `mark` records in the same transaction that it was done.
     """
     async with pool.acquire() as connection, connection.transaction():
-        await connection.execute(_LOCK_ALERT, id)
+        before = await connection.fetchrow(_LOCK_ALERT, id)
         rows = await connection.fetch(_RETRY, id, now, tries)
         await connection.execute(SETTLE, [id])
+        if rows and before is not None:
+            again = {"channels": [r["channel"] for r in rows]}
+            was = {"status": before["status"]}
+            note = Note("retried", "alert", str(id), was, again, str(before["lead_id"]))
+            await record(connection, by, note)
         if rows and mark is not None:
             await mark(connection)
     return [r["channel"] for r in rows]

@@ -33,6 +33,7 @@ from services.stage_service import metrics, people
 from services.stage_service.activation import Activation
 from services.stage_service.api import (
     assign,
+    audit,
     deliveries,
     feed,
     handoffs,
@@ -153,6 +154,7 @@ def create_app(settings: StageSettings, *, now: Callable[[], datetime] = utc_now
     app.include_router(handoffs.router)
     app.include_router(people_api.router)
     app.include_router(playbooks_api.router)
+    app.include_router(audit.router)
     app.include_router(subscriptions.router)
     app.include_router(subscription_secrets.router)
     app.include_router(deliveries.router)

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from services.contracts.audit import record
 from services.contracts.events import (
     ASSIGNED_BY_HAND,
     CLAIMED_TIME,
@@ -24,7 +25,7 @@ from services.contracts.events import (
 )
 from services.contracts.handoffs import HANDOFF_REJECTED
 from services.contracts.roster import Roster
-from services.stage_service import funnel, horizon, offers, store, store_handoffs
+from services.stage_service import deeds, funnel, horizon, offers, store, store_handoffs
 from services.stage_service.assignment import Assigner
 from services.stage_service.corrections import Corrections, change_by
 from services.stage_service.funnel import Lead, Move
@@ -160,7 +161,46 @@ class Batch:
             self._hand_over(lead_id, mine, handoffs.get(lead_id, {}) if lead_id in late else None)
         if fresh:
             await self._write(fresh)
+            # Last: what is locked after this is the head of the audit's chain, at the commit.
+            for by, note in deeds.notes_of(fresh, self.moved, self._handed, self._records):
+                await record(self._connection, by, note)
         return answers
+
+    async def mend(
+        self,
+        record: Record,
+        cause: LeadEvent,
+        because: str,
+        untold: Sequence[tuple[TransitionRow, str, bool]],
+    ) -> int:
+        """Put right what is stored of a locked lead: all of it becomes what its stored events fold to.
+
+        What differs in its history is corrected, as a late event would: published, and nobody is alerted.
+        `cause`, a stored event of the lead, stands for the repair where a record has to name one. `untold`
+        are records that were never published, with the key of their journey and whether that is no more.
+        Gives how many messages that made.
+        """
+        held: dict[str, set[tuple[str, str | None]]] = {
+            name: {(role, owner.id) for role, owner in facts.owners.items()}
+            for name, facts in record.facts.items()
+        }
+        self._records[record.id], self._before[record.id] = record, record.lead
+        self._changes[record.id] = Change(cause, because, cause.place, held)
+        self._outcomes[cause.source, cause.id] = Outcome(
+            cause.id, cause.source, "applied", record.id
+        )
+        by_lead: dict[str, list[LeadEvent]] = {record.id: []}
+        histories = await self._refold(by_lead, {record.id: cause.place})
+        await self._lock_rotations({}, histories, {})
+        self._journal.is_quiet = True
+        self._write_down(by_lead, {}, histories)
+        for row, key, ended in untold:
+            playbook = self._shelf.version(row.playbook, row.playbook_version)
+            self._journal.tell_again(record, playbook, row, key, ended=ended)
+        handoffs = await store_handoffs.handoffs_of(self._connection, [record.id])
+        self._hand_over(record.id, [], handoffs.get(record.id, {}))
+        await self._write([])
+        return len(self._journal.written.messages)
 
     async def _recognise(
         self, events: Sequence[LeadEvent]

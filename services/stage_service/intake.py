@@ -17,6 +17,7 @@ import structlog
 from prometheus_client import Counter
 
 from services.contracts.access import Gatekeeper, Principal, required
+from services.contracts.audit import Actor, Note, record
 from services.contracts.database import DATABASE_AWAY
 from services.contracts.problems import (
     ConflictError,
@@ -259,7 +260,7 @@ class Intake:
             counter = self._counters[source, result] = DELIVERIES.labels(source, result)
         counter.inc()
 
-    async def replay(self, id: str, by: str, *, dry_run: bool) -> Replay | None:
+    async def replay(self, id: str, by: Actor, *, dry_run: bool) -> Replay | None:
         """Map a quarantined delivery by its source file as it is now, and apply it unless it is a dry run.
 
         What was applied before is a duplicate. The delivery leaves quarantine when nothing in it is amiss
@@ -282,12 +283,15 @@ class Intake:
         outcomes: list[Outcome] = []
         status = kept.status
         if not dry_run:
+            # Before anything is applied: what a person set going is known even if it ends half-way.
+            about = {"source": kept.source, "events": len(mapped.events)}
+            await record(self._pool, by, Note("replay begun", quarantine.KIND, id, None, about))
             await self._sifted(source, mapped)
             outcomes = await self._lane.submit(mapped.events)
             if mapped.defects:
                 await quarantine.update_reasons(self._pool, id, mapped.defects)
             else:
-                await quarantine.close(self._pool, id, "replayed", by, self._now())
+                await quarantine.close(self._pool, kept, "replayed", by, self._now())
                 status = "replayed"
         return Replay(id, kept.source, dry_run, status, mapped.shown(), outcomes)
 

@@ -32,6 +32,7 @@ from services.contracts.events import (
     OwnerChanged,
     PersonRef,
     Responsible,
+    Score,
     StageGuide,
     StageTransitioned,
     message_headers,
@@ -155,6 +156,8 @@ class Journal:
         """Whom records alerted that hold no more: of the same move nobody hears twice."""
         self.only_passed: set[tuple[str, str]] = set()
         """(journey id, role) of owners chosen for stages that were over when they became known."""
+        self.is_quiet = False
+        """Whether nobody is alerted of what is written: what a repair tells is no news."""
         self._decided: dict[str, Decision] = {}
         """The owners chosen for the record being written, by role."""
 
@@ -372,35 +375,80 @@ class Journal:
             self.offered_by[offered.handoff_id] = id
         for old in replaces:
             self.written.replaced[old] = (journey, id)
+        responsible = Responsible(move.role, _ref(owner), (owner.why or None) if owner else None)
+        previous = Responsible(move.previous_role, person_of(facts, move.previous_role))
+        self._tell(
+            record, playbook, row, move.key, responsible, previous, move.score, wishes, offered, trace,
+            ended=ended,
+        )  # fmt: skip
+        return row
+
+    def tell_again(
+        self, record: Record, playbook: Playbook, row: TransitionRow, key: str, *, ended: bool
+    ) -> None:
+        """Write the message of a `row` that is on record and was never told; nobody is alerted.
+
+        Who held the journey before is not known any more: the role of the stage it left is told.
+        """
+        lead = record.lead
+        assert lead is not None  # noqa: S101
+        person = self._who(row.owner_id) if row.owner_id is not None else None
+        owner = (
+            PersonRef(row.owner_id, person.name if person else row.owner_id)
+            if row.owner_id
+            else None
+        )
+        left = playbook.stages.get(row.from_stage)
+        previous = Responsible(left.responsible[0] if left is not None else row.role, None)
+        score = score_of(lead, playbook, row.occurred_at)
+        self._tell(
+            record, playbook, row, key, Responsible(row.role, owner, None), previous, score, [], None,
+            None, ended=ended,
+        )  # fmt: skip
+
+    def _tell(
+        self,
+        record: Record,
+        playbook: Playbook,
+        row: TransitionRow,
+        key: str,
+        responsible: Responsible,
+        previous: Responsible,
+        score: Score,
+        wishes: list[AlertWish],
+        offered: OfferRef | None,
+        trace: str | None,
+        *,
+        ended: bool,
+    ) -> None:
+        """Write the message that tells of a `row`."""
+        assert record.lead is not None  # noqa: S101
         event = StageTransitioned(
-            transition_id=id,
-            sequence=facts.sequence,
-            lead=_snapshot(record.id, lead, move.occurred_at),
-            journey=JourneyRef(journey, move.playbook, move.key),
-            from_=move.from_stage,
-            to=move.to_stage,
-            occurred_at=move.occurred_at,
-            recorded_at=self.recorded_at,
-            cause=Cause(move.event_id, move.event_source, move.event_type, move.rule, move.actor),
-            responsible=Responsible(move.role, _ref(owner), (owner.why or None) if owner else None),
-            previous_responsible=Responsible(
-                move.previous_role, person_of(facts, move.previous_role)
-            ),
-            handoff=handoff,
-            score=move.score,
-            playbook_version=move.version,
-            explanation=move.explanation,
-            stage=_guide(playbook, playbook.stages[move.to_stage]),
-            alerts=wishes,
-            skipped=move.skipped,
-            replaces=replaces,
+            transition_id=row.id,
+            sequence=row.sequence,
+            lead=_snapshot(record.id, record.lead, row.occurred_at),
+            journey=JourneyRef(row.journey_id, row.playbook, key),
+            from_=row.from_stage,
+            to=row.to_stage,
+            occurred_at=row.occurred_at,
+            recorded_at=row.recorded_at,
+            cause=Cause(row.event_id, row.event_source, row.event_type, row.rule, row.actor),
+            responsible=responsible,
+            previous_responsible=previous,
+            handoff=row.handoff,
+            score=score,
+            playbook_version=row.playbook_version,
+            explanation=row.explanation,
+            stage=_guide(playbook, playbook.stages[row.to_stage]),
+            alerts=[] if self.is_quiet else wishes,
+            skipped=row.skipped,
+            replaces=row.replaces,
             ended=ended or msgspec.UNSET,
             offer=offered,
         )
-        type_ = TRANSITIONED if kind == "transition" else CORRECTED
-        headers = message_headers(id, type_, self.recorded_at, trace, record.id)
+        type_ = TRANSITIONED if row.kind == "transition" else CORRECTED
+        headers = message_headers(row.id, type_, self.recorded_at, trace, record.id)
         self.written.messages.append(Message(TRANSITIONS_TOPIC, record.id, headers, _encode(event)))
-        return row
 
 
 def _ref(owner: Owner | None) -> PersonRef | None:

@@ -1,33 +1,24 @@
-"""The roster's people in PostgreSQL: put, leave, import, and the audit of who changed what.
+"""The roster's people in PostgreSQL: put, leave and import, each audited.
 
 Every change locks the revision, so that changes come one after the other, and moves it in the same
 transaction: both services take the roster over by it (`services.contracts.roster`). The audit is in that
-transaction too; channels in it are cut to their kind, since an Apprise URL may hold a secret.
+transaction too.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import asyncpg
 import msgspec
 
+from services.contracts.audit import Actor, Note, record
 from services.contracts.problems import ChangedMeanwhileError, NotFoundError
 from services.contracts.team import read_person
 from services.contracts.yaml_source import nearest
 from services.stage_service.errors import InvalidRequestError
 from services.stage_service.store import Connection, as_json
-
-_CHANNEL = re.compile(r"^([a-z][a-z0-9+.-]*)://.*", re.DOTALL)
-
-
-class Actor(msgspec.Struct, frozen=True):
-    """Who makes a change: a name people know, and the API key it came by."""
-
-    name: str
-    key_id: str | None = None
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -38,7 +29,8 @@ class Entry(msgspec.Struct, frozen=True):
     version: int
 
 
-FILE = Actor("team file")
+KIND = "person"
+FILE = Actor("team file", via="system")
 
 
 async def entries(connection: Connection) -> list[Entry]:
@@ -99,7 +91,7 @@ async def remove(
     await connection.execute(
         "UPDATE roster.people SET left_at = now(), updated_at = now() WHERE id = $1", id
     )
-    await audit(connection, by, "left", "person", id, before.document, None)
+    await record(connection, by, Note("left", KIND, id, before.document))
     await _moved(connection)
     return before
 
@@ -172,45 +164,10 @@ async def take_file(
                 changed = True
         for id in present.keys() - ids:
             await connection.execute("UPDATE roster.people SET left_at = now() WHERE id = $1", id)
-            await audit(connection, FILE, "left", "person", id, present[id].document, None)
+            await record(connection, FILE, Note("left", KIND, id, present[id].document))
             changed = True
         if changed:
             await _moved(connection)
-
-
-async def audit(
-    connection: Connection,
-    by: Actor,
-    action: str,
-    kind: str,
-    subject: str,
-    before: Mapping[str, Any] | None,
-    after: Mapping[str, Any] | None,
-) -> None:
-    """Add to the audit, in the caller's transaction, that `by` did `action` to `subject` (of `kind`)."""
-    await connection.execute(
-        """INSERT INTO stage.audit (actor, key_id, action, kind, subject, before, after)
-           VALUES ($1, $2, $3, $4, $5, $6, $7)""",
-        by.name, by.key_id, action, kind, subject,
-        None if before is None else as_json(_without_secrets(before)),
-        None if after is None else as_json(_without_secrets(after)),
-    )  # fmt: skip
-
-
-async def audited(
-    connection: Connection, *, kind: str | None, subject: str | None, before: int, limit: int
-) -> list[dict[str, Any]]:
-    """Give the audit, newest first: what was recorded before the id `before`."""
-    rows = await connection.fetch(
-        """SELECT id, at, actor, key_id, action, kind, subject, before, after FROM stage.audit
-           WHERE id < $1 AND ($2::text IS NULL OR kind = $2) AND ($3::text IS NULL OR subject = $3)
-           ORDER BY id DESC LIMIT $4""",
-        before, kind, subject, limit,
-    )  # fmt: skip
-    return [
-        dict(r) | {n: msgspec.json.decode(r[n]) if r[n] else None for n in ("before", "after")}
-        for r in rows
-    ]
 
 
 async def _lock(connection: Connection) -> None:
@@ -251,33 +208,11 @@ async def _write(
         person.id, as_json(document),
     )  # fmt: skip
     action = "changed" if before else "added"
-    await audit(
-        connection, by, action, "person", person.id, before.document if before else None, document
-    )
+    was = before.document if before else None
+    await record(connection, by, Note(action, KIND, person.id, was, document))
     return Entry(person.id, dict(document), version)
 
 
 def _changed(present: Entry | None) -> ChangedMeanwhileError:
     now = f"is at version {present.version}" if present else "does not exist"
     return ChangedMeanwhileError(f"the person {now}", remedy="Read it again and send its ETag.")
-
-
-def _without_secrets(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Give a person with every channel cut to its kind, those in their preferences too."""
-    shown = dict(document)
-    if "channels" in shown:
-        shown["channels"] = _kinds(shown["channels"])
-    alerts = shown.get("alerts")
-    if isinstance(alerts, Mapping):
-        wants = dict(cast("Mapping[str, Any]", alerts))
-        by_kind = wants.get("channels")
-        if isinstance(by_kind, Mapping):
-            each = cast("Mapping[str, Any]", by_kind)
-            wants["channels"] = {key: _kinds(channels) for key, channels in each.items()}
-        shown["alerts"] = wants
-    return shown
-
-
-def _kinds(channels: object) -> list[str]:
-    listed = cast("list[object]", channels) if isinstance(channels, list) else [channels]
-    return [_CHANNEL.sub(r"\1://...", str(c)) for c in listed]

@@ -9,15 +9,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import uuid_utils
 
+from services.contracts import audit
+from services.contracts.audit import Actor, Note
 from services.contracts.postgres_log import Executor
 from services.contracts.problems import Defect
 from services.stage_service.sources.mapping import Delivery
 
+KIND = "quarantine"
 REASONS_MAX = 20
 HEADERS_MAX = 64
 HEADER_CHARACTERS_MAX = 1024
@@ -137,13 +140,16 @@ async def find_kept(executor: Executor, id: str) -> tuple[Kept, Delivery] | None
 
 
 async def close(
-    executor: Executor, id: str, status: str, by: str, now: datetime
+    executor: Executor, kept: Kept, status: Literal["replayed", "discarded"], by: Actor, now: datetime
 ) -> bool:  # fmt: skip
-    """Close an open delivery as `status` (``replayed``, ``discarded``); False when it was not open."""
-    rows = await executor.fetch(
+    """Close an open delivery as `status`, and audit it; False when it was not open."""
+    rows = await audit.done(
+        executor,
         """UPDATE stage.quarantine SET status = $2, closed_at = $3, closed_by = $4
            WHERE id = $1 AND status = 'open' RETURNING id""",
-        id, status, now, by,
+        (kept.id, status, now, by.name), by,
+        Note(status, KIND, kept.id, {"source": kept.source, "status": "open"},
+             {"source": kept.source, "status": status}),
     )  # fmt: skip
     return bool(rows)
 

@@ -17,6 +17,7 @@ import msgspec
 import structlog
 import uuid_utils
 
+from services.contracts.audit import Actor, Note, record
 from services.contracts.postgres_log import Executor
 from services.contracts.problems import BatonError
 from services.contracts.yaml_source import SourceError
@@ -27,6 +28,7 @@ from services.stage_service.playbook_succession import following, in_order, succ
 from services.stage_service.store import Connection
 from services.stage_service.versions import Publication, Scheduled, Version
 
+FILE = Actor("playbook file", via="system")
 _log = structlog.get_logger("baton.playbook")
 
 
@@ -91,7 +93,7 @@ class Shelf:
             await versions.lock(connection)  # two processes that start at once publish once
             known = await versions.with_digest(connection, playbook.name, playbook.digest)
             if known is None:
-                known = (await self._add(connection, Publication(playbook))).version
+                known = (await self._add(connection, Publication(playbook), FILE)).version
         await self.load(pool)
         return known
 
@@ -106,6 +108,7 @@ class Shelf:
         restores: int | None = None,
         diff: object | None = None,
         migrate: Mapping[str, str] | None = None,
+        by: Actor | None = None,
     ) -> Version:
         """Make `playbook` the active version of its name, and give it; it holds when this returns.
 
@@ -118,7 +121,7 @@ class Shelf:
         async with pool.acquire() as connection, connection.transaction():
             await versions.lock(connection)
             await _expect(connection, playbook, expected)
-            version = await self._add(connection, what)
+            version = await self._add(connection, what, by or Actor(author, via="system"))
         await self.load(pool)
         return version
 
@@ -142,6 +145,7 @@ class Shelf:
         restores: int | None = None,
         diff: object | None = None,
         migrate: Mapping[str, str] | None = None,
+        by: Actor | None = None,
     ) -> Scheduled:
         """Have `playbook` published at the moment `activate_at` (at once when that is past).
 
@@ -153,23 +157,39 @@ class Shelf:
             await versions.lock(connection)
             await _expect(connection, playbook, expected)
             await self._moves(connection, what)
-            return await versions.schedule(
+            planned = await versions.schedule(
                 connection, str(uuid_utils.uuid7()), what, expected, activate_at
             )
+            await record(connection, by or Actor(author, via="system"), Note(
+                "scheduled", "playbook", playbook.name, None,
+                {"digest": playbook.digest, "active_at": activate_at, "message": message},
+            ))  # fmt: skip
+            return planned
 
     async def scheduled(self, pool: Executor, name: str | None = None) -> list[Scheduled]:
         """Give what was scheduled (of the playbook `name`): what waits, the next first, then what ended."""
         return await versions.scheduled(pool, name)
 
     async def cancel(
-        self, pool: asyncpg.Pool[Any], id: str, *, author: str, now: datetime | None = None
+        self,
+        pool: asyncpg.Pool[Any],
+        id: str,
+        *,
+        author: str,
+        now: datetime | None = None,
+        by: Actor | None = None,
     ) -> Scheduled:
         """Call a scheduled publication off, for `author`.
 
         Raises NotFoundError for an unknown `id`, ConflictError when it does not wait any more.
         """
         async with pool.acquire() as connection, connection.transaction():
-            return await versions.cancel(connection, id, author, now or datetime.now(UTC))
+            planned = await versions.cancel(connection, id, author, now or datetime.now(UTC))
+            await record(connection, by or Actor(author, via="system"), Note(
+                "cancelled", "playbook", planned.name,
+                {"digest": planned.digest, "active_at": planned.activate_at},
+            ))  # fmt: skip
+            return planned
 
     async def activate_due(self, pool: asyncpg.Pool[Any], now: datetime) -> Scheduled | None:
         """Publish the first of what is due at the moment `now`; None: nothing is, or others have it in hand.
@@ -190,7 +210,8 @@ class Shelf:
                     due.created_at,
                 )  # fmt: skip
                 await _expect(connection, playbook, due.base_version)
-                version = await self._add(connection, what)
+                by = Actor("schedule", via="system", on_behalf_of=due.author)
+                version = await self._add(connection, what, by)
             except (SourceError, BatonError) as error:  # raised before anything was written
                 reason = error.reason if isinstance(error, BatonError) else str(error)
                 await versions.end(connection, due.id, "refused", now, reason=reason)
@@ -205,13 +226,19 @@ class Shelf:
         await self.load(connection)
         return succession(what.playbook, self.playbooks, given=what.migrate, restored=what.restores)
 
-    async def _add(self, connection: Connection, what: Publication) -> Version:
-        """Write the next version of a playbook; the caller holds the lock."""
+    async def _add(self, connection: Connection, what: Publication, by: Actor) -> Version:
+        """Write the next version of a playbook, which `by` published; the caller holds the lock."""
         moved = await self._moves(connection, what)
         before = self.playbooks.get(what.playbook.name)
         version = await versions.insert(connection, replace(what, migrate=moved))
         if moved or (before.enters if before is not None else None) != what.playbook.enters:
             await versions.begin_sweep(connection, version)
+        number = version.version
+        after = {"version": number, "digest": version.digest, "message": version.message}
+        await record(connection, by, Note(
+            "published", "playbook", version.name, {"version": number - 1} if number > 1 else None,
+            after if version.restores is None else {**after, "back_to": version.restores},
+        ))  # fmt: skip
         _log.info(
             "playbook.published", playbook=version.name, version=version.version,
             restores=version.restores,

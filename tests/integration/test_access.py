@@ -65,6 +65,7 @@ ROUTES: dict[tuple[str, str], str | None] = {
     ("delete", "/v1/people/{id}"): "admin",
     ("post", "/v1/people/import"): "admin",
     ("get", "/v1/audit"): "admin",
+    ("get", "/v1/audit/export"): "admin",
     ("post", "/v1/people/{id}/leave"): "admin",
     ("post", "/v1/leads/{id}/assign"): "move",
     ("get", "/v1/leads/{id}/routing"): "read",

@@ -9,6 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from services.contracts.audit import Actor
 from services.notifier import store
 from services.notifier.roster import Roster
 from tests.integration.test_notifier_attention import Post, ae
@@ -109,7 +110,7 @@ async def test_an_escalation_that_waits_is_not_sent_once_the_alert_is_acknowledg
     post.clock.pass_(1800)
     assert await post.escalate() == 1  # at 17:15: it waits for Sofia's morning
     own = (await post.alerts())[-1]
-    await store.acknowledge(post.pool, own["id"], "sam", post.clock.now())
+    await store.acknowledge(post.pool, own["id"], Actor("sam"), post.clock.now())
     post.clock.moment = datetime(2026, 3, 5, 9, tzinfo=UTC)
     await post.settle()
     assert [person for person, _ in post.letters] == ["sam"]

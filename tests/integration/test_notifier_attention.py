@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from services.contracts.audit import Actor
 from services.contracts.bus import Bus
 from services.contracts.events import Message
 from services.notifier import attention, reads, store
@@ -218,14 +219,14 @@ async def test_a_muted_lead_is_recorded_and_suppressed_with_the_reason(post: Pos
     lead = str(uuid.uuid4())
     now = post.clock.now()
     until = now + timedelta(hours=1)
-    await attention.mute(post.pool, "lim", uuid.UUID(lead), until, "lim", now)
+    await attention.mute(post.pool, "lim", uuid.UUID(lead), until, Actor("lim"), now)
     await post.tell(ae("lim", lead=of(lead)), ae("ben", lead=of(lead)))
     await post.settle()
     ben, lim = await post.alerts()
     assert (ben["status"], lim["status"]) == ("delivered", "suppressed")
     assert post.emails(lim)[0]["reason"] == "muted"
     assert await post.dead_letters() == []
-    assert await store.retry(post.pool, uuid.UUID(lim["id"]), now, 3) == []
+    assert await store.retry(post.pool, uuid.UUID(lim["id"]), now, 3, Actor("ana")) == []
     post.clock.pass_(3601)  # the mute has ended by itself
     assert await attention.list_mutes(post.pool, None, post.clock.now(), 10) == []
     await post.tell(ae("lim", lead=of(lead)))
@@ -239,7 +240,7 @@ async def test_a_snoozed_alert_comes_again_and_its_escalation_later(post: Post) 
     [alert] = await post.alerts()
     id, now = uuid.UUID(alert["id"]), post.clock.now()
     until = now + timedelta(hours=2)
-    assert await attention.snooze(post.pool, id, until, "ben", now, PATIENCE.tries)
+    assert await attention.snooze(post.pool, id, until, Actor("ben"), now, PATIENCE.tries)
     post.clock.pass_(3600)
     await post.settle()
     assert await post.escalate() == 0
@@ -254,8 +255,8 @@ async def test_a_snoozed_alert_comes_again_and_its_escalation_later(post: Post) 
     assert await post.escalate() == 0
     post.clock.pass_(1)
     assert await post.escalate() == 1
-    await store.acknowledge(post.pool, id, "ben", post.clock.now())
-    assert not await attention.snooze(post.pool, id, until, "ben", now, PATIENCE.tries)
+    await store.acknowledge(post.pool, id, Actor("ben"), post.clock.now())
+    assert not await attention.snooze(post.pool, id, until, Actor("ben"), now, PATIENCE.tries)
 
 
 async def test_what_failed_on_its_second_coming_can_be_retried_and_snoozed(post: Post) -> None:
@@ -266,15 +267,17 @@ async def test_what_failed_on_its_second_coming_can_be_retried_and_snoozed(post:
     for _ in range(2):
         now = post.clock.now()
         until = now + timedelta(hours=1)
-        assert await attention.snooze(post.pool, id, until, "ben", now, PATIENCE.tries)
+        assert await attention.snooze(post.pool, id, until, Actor("ben"), now, PATIENCE.tries)
         post.wire.outcomes = [Outcome("failed", "no", permanent=True)]
         if await post.pool.fetchval("SELECT max(attempt) FROM notifier.deliveries") == 2:
             post.clock.pass_(3600)
             await post.settle()
-    assert await store.retry(post.pool, id, post.clock.now(), PATIENCE.tries) == []
+    assert await store.retry(post.pool, id, post.clock.now(), PATIENCE.tries, Actor("ana")) == []
     post.clock.pass_(3600)
     await post.settle()
-    assert await store.retry(post.pool, id, post.clock.now(), PATIENCE.tries) == ["email"]
+    assert await store.retry(post.pool, id, post.clock.now(), PATIENCE.tries, Actor("ana")) == [
+        "email"
+    ]
     post.wire.outcomes = []
     await post.settle()
     [alert] = await post.alerts()
@@ -290,7 +293,9 @@ async def test_a_retry_has_the_text_of_its_channel(post: Post) -> None:
     post.wire.outcomes = [Outcome("failed", "no", permanent=True)]
     await post.settle()
     id = uuid.UUID((await post.alerts())[0]["id"])
-    assert await store.retry(post.pool, id, post.clock.now(), PATIENCE.tries) == ["email"]
+    assert await store.retry(post.pool, id, post.clock.now(), PATIENCE.tries, Actor("ana")) == [
+        "email"
+    ]
     await post.settle()
     assert [letter.body for _, letter in post.letters] == ["by mail", "by mail"]
 
@@ -322,7 +327,7 @@ async def test_whoever_acknowledges_an_escalation_ends_it(post: Post) -> None:
     post.clock.pass_(1800)
     assert await post.escalate() == 1
     kim, _ = await post.alerts()
-    await store.acknowledge(post.pool, uuid.UUID(kim["id"]), "kim", post.clock.now())
+    await store.acknowledge(post.pool, uuid.UUID(kim["id"]), Actor("kim"), post.clock.now())
     post.clock.pass_(7200)
     assert await post.escalate() == 0
     assert await post.pool.fetchval("SELECT why FROM notifier.escalations") == (

@@ -9,6 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from services.contracts.audit import Actor
 from services.notifier import attention, breakers
 from services.notifier.letters import Outcome
 from services.notifier.roster import Roster
@@ -96,7 +97,7 @@ async def test_what_is_not_sent_is_no_probe(office: Office) -> None:
     for alert in await office.alerts():
         if alert["addressee_id"] in ("p0", "p1"):
             await attention.mute(
-                office.pool, alert["addressee_id"], alert["lead_id"], None, "them", now
+                office.pool, alert["addressee_id"], alert["lead_id"], None, Actor("them"), now
             )
     for _ in range(4):
         await office.dispatcher.run_due()

@@ -6,6 +6,7 @@ import uuid
 from datetime import timedelta
 from typing import Any
 
+from services.contracts.audit import Actor
 from services.notifier import attention
 from tests.integration.test_notifier_attention import Post, ae, of, post
 
@@ -16,7 +17,7 @@ async def mute(post: Post, person: str, lead: str, seconds: float | None = None)
     """Mute a lead for somebody, for ever or for so long."""
     now = post.clock.now()
     until = now + timedelta(seconds=seconds) if seconds is not None else None
-    await attention.mute(post.pool, person, uuid.UUID(lead), until, person, now)
+    await attention.mute(post.pool, person, uuid.UUID(lead), until, Actor(person), now)
 
 
 async def escalation(post: Post, lead: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from services.contracts import postgres_log
+from services.contracts.audit import Actor
 from services.contracts.bus import Bus, Received
 from services.contracts.events import DEAD_LETTERS_TOPIC, TRANSITIONED, TRANSITIONS_TOPIC, Message
 from services.contracts.postgres_log import PostgresLog
@@ -332,9 +333,9 @@ async def test_an_alert_that_reached_nobody_is_dead_lettered_and_can_be_sent_aga
     assert alert["status"] == "dead_lettered"
     assert len(await desk.dead_letters()) == 2
     id = uuid.UUID(alert["id"])
-    retried = await store.retry(desk.pool, id, desk.clock.now(), PATIENCE.tries)
+    retried = await store.retry(desk.pool, id, desk.clock.now(), PATIENCE.tries, Actor("ana"))
     assert sorted(retried) == ["console", "email"]
-    assert await store.retry(desk.pool, id, desk.clock.now(), PATIENCE.tries) == []
+    assert await store.retry(desk.pool, id, desk.clock.now(), PATIENCE.tries, Actor("ana")) == []
     [alert] = await desk.alerts()
     assert alert["status"] == "pending"
     assert await desk.dead_letters() == []
@@ -348,7 +349,9 @@ async def test_a_retry_by_hand_has_all_its_tries_again(desk: Desk) -> None:
     await desk.consumer(ListBus([transition("ben")])).run_once()
     await desk.dispatcher.run_due()
     [alert] = await desk.alerts()
-    await store.retry(desk.pool, uuid.UUID(alert["id"]), desk.clock.now(), PATIENCE.tries)
+    await store.retry(
+        desk.pool, uuid.UUID(alert["id"]), desk.clock.now(), PATIENCE.tries, Actor("ana")
+    )
     for _ in range(3):
         assert await desk.dispatcher.run_due() == 1
         desk.clock.pass_(120)
@@ -387,9 +390,9 @@ async def test_acknowledging_twice_keeps_the_first(desk: Desk) -> None:
     [alert] = await desk.alerts()
     id = uuid.UUID(alert["id"])
     first = desk.clock.now()
-    await store.acknowledge(desk.pool, id, "ana", first)
+    await store.acknowledge(desk.pool, id, Actor("ana"), first)
     desk.clock.pass_(60)
-    await store.acknowledge(desk.pool, id, "ben", desk.clock.now())
+    await store.acknowledge(desk.pool, id, Actor("ben"), desk.clock.now())
     await desk.dispatcher.run_due()  # a delivery that ends later leaves it acknowledged
     [alert] = await desk.alerts()
     assert (alert["status"], alert["acknowledged_by"]) == ("acknowledged", "ana")
@@ -400,7 +403,7 @@ async def test_acknowledging_cancels_what_is_pending(desk: Desk) -> None:
     """Who has seen the alert is not told again, and it is no dead letter."""
     await desk.consumer(ListBus([transition("ben")])).run_once()
     [alert] = await desk.alerts()
-    await store.acknowledge(desk.pool, uuid.UUID(alert["id"]), "ana", desk.clock.now())
+    await store.acknowledge(desk.pool, uuid.UUID(alert["id"]), Actor("ana"), desk.clock.now())
     assert await desk.dispatcher.run_due() == 0
     assert desk.wire.sent == []
     [alert] = await desk.alerts()
@@ -410,7 +413,7 @@ async def test_acknowledging_cancels_what_is_pending(desk: Desk) -> None:
     assert alert["deliveries"][-1]["finished_at"]
     assert await desk.dead_letters() == []
     id = uuid.UUID(alert["id"])
-    assert await store.retry(desk.pool, id, desk.clock.now(), PATIENCE.tries) == []
+    assert await store.retry(desk.pool, id, desk.clock.now(), PATIENCE.tries, Actor("ana")) == []
 
 
 async def test_acknowledged_while_it_is_sent_it_is_not_tried_again(desk: Desk) -> None:
@@ -424,7 +427,7 @@ async def test_acknowledged_while_it_is_sent_it_is_not_tried_again(desk: Desk) -
         "SELECT count(*) FROM notifier.deliveries WHERE status = 'claimed'"
     ):
         pass
-    await store.acknowledge(desk.pool, uuid.UUID(alert["id"]), "ana", desk.clock.now())
+    await store.acknowledge(desk.pool, uuid.UUID(alert["id"]), Actor("ana"), desk.clock.now())
     desk.wire.gate.set()
     assert await sending == 1
     desk.clock.pass_(3600)
@@ -440,7 +443,7 @@ async def test_acknowledged_after_a_process_died_it_is_not_sent_again(desk: Desk
     [alert] = await desk.alerts()
     now = desk.clock.now()
     assert len(await desk.claim()) == 1  # and the process is gone
-    await store.acknowledge(desk.pool, uuid.UUID(alert["id"]), "ana", now)
+    await store.acknowledge(desk.pool, uuid.UUID(alert["id"]), Actor("ana"), now)
     desk.clock.pass_(30)
     assert await desk.dispatcher.run_due() == 1
     assert desk.wire.sent == []

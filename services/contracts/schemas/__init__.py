@@ -40,6 +40,7 @@ from services.contracts.handoffs import (
 )
 from services.contracts.leads import WholeLead
 from services.contracts.simulations import SIMULATION, Simulated
+from services.contracts.verification import Verification
 from services.contracts.webhooks import WEBHOOK_EVENT, WebhookEvent
 
 HERE = Path(__file__).parent
@@ -62,6 +63,8 @@ STRUCTS: dict[str, type[msgspec.Struct]] = {
     SUBSCRIPTION_STOPPED: SubscriptionStopped,
 }
 """Each published type and what its data is."""
+REPORTS: dict[str, type[msgspec.Struct]] = {"baton.verification": Verification}
+"""What commands write as JSON, by the name of its schema."""
 OTHERS: dict[str, type[msgspec.Struct]] = {
     WEBHOOK_EVENT: WebhookEvent,
     SIMULATION: Simulated,
@@ -86,7 +89,7 @@ def components(
 
 def published_event(type: str) -> dict[str, Any]:
     """Give the JSON Schema of the data of the published event `type`."""
-    struct = {**STRUCTS, **OTHERS}[type]
+    struct = {**STRUCTS, **OTHERS, **REPORTS}[type]
     schemas, definitions = components([struct], "#/$defs/{name}")
     return {
         "$schema": DIALECT,
@@ -101,5 +104,5 @@ def generated() -> dict[str, str]:
     """Give the generated schema files: name to text."""
     return {
         f"{type}.schema.json": json.dumps(published_event(type), indent=2) + "\n"
-        for type in (*STRUCTS, *OTHERS)
+        for type in (*STRUCTS, *OTHERS, *REPORTS)
     }

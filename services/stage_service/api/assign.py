@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.contracts.access import Principal
 from services.contracts.answers import OnceRoute, attempt_of
+from services.contracts.audit import Actor
 from services.contracts.events import (
     ASSIGNED_BY_HAND,
     DEAL_CHARACTERS_MAX,
@@ -33,7 +34,6 @@ from services.stage_service.batch import HELD_KINDS, LEAD_IDENTITY
 from services.stage_service.errors import ConflictError, InvalidRequestError, NotFoundError
 from services.stage_service.lane import new_id
 from services.stage_service.lead_facts import REASON_CHARACTERS_MAX
-from services.stage_service.people import Actor
 from services.stage_service.playbook import Playbook
 from services.stage_service.reads import state_of
 from services.stage_service.store import Record, unpack_record

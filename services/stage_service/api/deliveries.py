@@ -15,6 +15,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from services.contracts.answers import OnceRoute, attempt_of
+from services.contracts.audit import Actor, Note, record
 from services.contracts.problems import ConflictError
 from services.stage_service.api.access import House, house
 from services.stage_service.api.moments import SinceQuery, UntilQuery, moment_in_utc
@@ -36,7 +37,6 @@ from services.stage_service.api.subscriptions import (
 )
 from services.stage_service.errors import NotFoundError
 from services.stage_service.lane import new_id
-from services.stage_service.people import Actor, audit
 from services.stage_service.store import Connection
 from services.stage_service.subscriptions import changes, reads, store_deliveries
 from services.stage_service.subscriptions.payload import body_of
@@ -146,7 +146,9 @@ async def resend(
                 "it waits for an earlier delivery of its lead", field="delivery_id", value=before.id,
                 remedy="Resend, or skip, the earlier one.",
             )  # fmt: skip
-        await audit(connection, by, "resent", changes.KIND, id, None, {"delivery": before.id})
+        await record(
+            connection, by, Note("resent", changes.KIND, id, None, {"delivery": before.id})
+        )
 
     await _once(request, it, act)
     return await delivery_of(it, id, before.id)
@@ -175,7 +177,9 @@ async def skip(
                 f"it is {before.state} already", field="delivery_id", value=before.id,
                 remedy="Nothing to do.",
             )  # fmt: skip
-        await audit(connection, by, "skipped", changes.KIND, id, None, {"delivery": before.id})
+        await record(
+            connection, by, Note("skipped", changes.KIND, id, None, {"delivery": before.id})
+        )
 
     await _once(request, it, act)
     return await delivery_of(it, id, before.id)
@@ -205,7 +209,7 @@ async def resend_range(
         end = until or it.now()
         count = await store_deliveries.resend_failed(connection, id, since, end, it.now())
         told = {"since": since, "until": end, "count": count}
-        await audit(connection, by, "resent failed", changes.KIND, id, None, told)
+        await record(connection, by, Note("resent failed", changes.KIND, id, None, told))
 
     await _once(request, it, act)
     return count
@@ -230,7 +234,7 @@ async def replay(
         if await store_deliveries.replay(connection, id, position, it.now()) is None:
             raise changes.not_found(id)
         told = {"from": start if isinstance(start, str) else position}
-        await audit(connection, by, "replayed", changes.KIND, id, None, told)
+        await record(connection, by, Note("replayed", changes.KIND, id, None, told))
 
     async with it.pool.acquire() as connection:
         await detailed(connection, it, id)
@@ -287,7 +291,9 @@ async def send_test(request: Request, it: House, id: str, by: Actor) -> str:
         nonlocal delivery_id
         message = changes.test_message(id, new_id(), it.now())
         delivery_id = await store_deliveries.add_test(connection, id, message, it.now())
-        await audit(connection, by, "tested", changes.KIND, id, None, {"delivery": delivery_id})
+        await record(
+            connection, by, Note("tested", changes.KIND, id, None, {"delivery": delivery_id})
+        )
 
     await _once(request, it, act)
     return delivery_id

@@ -26,7 +26,8 @@ TAGS = {
     "funnel": "The funnel in numbers.",
     "handoffs": "Leads handed from role to role, and the answers.",
     "playbooks": "Playbooks: check, compare, try on real history, publish, schedule, roll back.",
-    "people": "The roster, and who changed what.",
+    "people": "The roster.",
+    "audit": "Who did what.",
     "quarantine": "Deliveries that could not be mapped.",
     "operations": "For the platform.",
 }
@@ -113,6 +114,7 @@ ANSWERS: dict[str, Answer] = {
     ),
     "leave_person": Answer(shapes.Left, problems=(409,), sent={"to": "elena"}),
     "list_audit": Answer(shapes.AuditEntry, many=True),
+    "export_audit": Answer(),
     "create_playbook": Answer(
         answers.VersionShown, status=201, problems=(409, 412, 415), also=_SCHEDULED
     ),

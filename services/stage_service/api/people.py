@@ -1,4 +1,4 @@
-"""``/v1/people`` and ``/v1/audit``: the roster over HTTP, with versions, CSV import and who changed what."""
+"""``/v1/people``: the roster over HTTP, with versions and CSV import; the audit notes who changed what."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 
 from services.contracts.access import Principal
 from services.contracts.answers import OnceRoute
+from services.contracts.audit import Actor
 from services.contracts.team import read_person, team_of
 from services.contracts.yaml_source import SourceError
 from services.stage_service import people
 from services.stage_service.api.access import House, allow, house
 from services.stage_service.errors import ConflictError, InvalidRequestError, TooLargeError
-from services.stage_service.people import Actor
 from services.stage_service.people_csv import NO_COLUMNS, read_csv
 from services.stage_service.workload import state_of, workload
 
@@ -143,24 +143,6 @@ async def import_people(
         raise _invalid(error) from None
     await it.lane.look_at_roster()
     return _json({"dry_run": dry_run, **cast("dict[str, Any]", msgspec.to_builtins(done))})
-
-
-@router.get("/v1/audit", tags=["people"], operation_id="list_audit")
-async def list_audit(
-    request: Request,
-    _: Admin,
-    kind: Annotated[str | None, Query(max_length=64)] = None,
-    subject: Annotated[str | None, Query(max_length=128)] = None,
-    cursor: Annotated[int, Query(ge=1, le=2**62)] = 2**62,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-) -> Response:
-    """List who changed what, newest first."""
-    async with house(request).pool.acquire() as connection:
-        items = await people.audited(
-            connection, kind=kind, subject=subject, before=cursor, limit=limit
-        )
-    more = str(items[-1]["id"]) if len(items) == limit else None
-    return _json({"items": items, "next_cursor": more})
 
 
 def _writable(request: Request) -> House:

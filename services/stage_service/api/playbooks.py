@@ -13,6 +13,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from services.contracts.access import Principal
+from services.contracts.audit import Actor
 from services.contracts.answers import OnceRoute, attempt_of
 from services.contracts.problems import ConflictError
 from services.stage_service.api import publishing
@@ -93,7 +94,7 @@ async def create_playbook(
             remedy=f"PUT /v1/playbooks/{playbook.name} publishes the next version.",
         )  # fmt: skip
     at = moment_in_utc(activate_at, "activate_at")
-    return _published(await publishing.publish(it, playbook, Wish(who.name, message, (0,), at)))
+    return _published(await publishing.publish(it, playbook, Wish(who.name, message, (0,), at, key_id=who.id)))
 
 
 @router.get("/v1/playbooks/scheduled", operation_id="list_scheduled_playbooks")
@@ -113,7 +114,8 @@ async def cancel_scheduled(
     """Call a publication off before it happens."""
     it = house(request)
     found = await it.lane.shelf.cancel(
-        it.pool, publishing.scheduled_id(id), author=who.name, now=it.now()
+        it.pool, publishing.scheduled_id(id), author=who.name, now=it.now(),
+        by=Actor(who.name, who.id),
     )
     return _json(scheduled_shown(found))
 
@@ -173,7 +175,7 @@ async def publish_playbook(
     await publishing.known(it, name)
     playbook = await publishing.read_playbook(await text_in(request), name)
     at = moment_in_utc(activate_at, "activate_at")
-    return _published(await publishing.publish(it, playbook, Wish(who.name, message, expected, at)))
+    return _published(await publishing.publish(it, playbook, Wish(who.name, message, expected, at, key_id=who.id)))
 
 
 def _published(made: Version | Scheduled, status: int = 200) -> Response:
@@ -196,7 +198,7 @@ async def roll_back(
     """Publish the text of an older version again, as a new version."""
     it = house(request)
     at = moment_in_utc(wish.activate_at, "activate_at")
-    asked = Wish(who.name, wish.message, publishing.expected_in(if_match), at, wish.migrate)
+    asked = Wish(who.name, wish.message, publishing.expected_in(if_match), at, wish.migrate, who.id)
     try:
         return _published(await publishing.roll_back(it, name, wish.version, asked))
     except (PlaybookUnchangedError, publishing.PlaybookChangedError):

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
+from services.contracts.audit import Actor
 from services.contracts.yaml_source import Problem, SourceError, nearest
 from services.stage_service.api.access import House
 from services.stage_service.api.playbook_answers import problems_shown
@@ -45,6 +46,12 @@ class Wish(NamedTuple):
     expected: Collection[int] | None
     activate_at: datetime | None = None
     migrate: Mapping[str, str] | None = None
+    key_id: str | None = None
+
+    @property
+    def by(self) -> Actor:
+        """Give who the audit names."""
+        return Actor(self.author, self.key_id)
 
 
 def expected_in(if_match: str | None) -> Collection[int] | None:
@@ -229,11 +236,11 @@ async def _publish(
             return await shelf.schedule(
                 it.pool, playbook, author=wish.author, message=wish.message,
                 activate_at=wish.activate_at, expected=expected, restores=restores, diff=changes,
-                migrate=wish.migrate,
+                migrate=wish.migrate, by=wish.by,
             )  # fmt: skip
         return await shelf.publish(
             it.pool, playbook, author=wish.author, message=wish.message, expected=expected,
-            restores=restores, diff=changes, migrate=wish.migrate,
+            restores=restores, diff=changes, migrate=wish.migrate, by=wish.by,
         )  # fmt: skip
     except SourceError as error:
         raise refused(error) from None

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from services.contracts.access import Principal
 from services.contracts.answers import OnceRoute
+from services.contracts.audit import Actor
 from services.stage_service import quarantine
 from services.stage_service.api.access import allow, house
 from services.stage_service.errors import ConflictError, NotFoundError
@@ -102,10 +103,11 @@ async def replay_all(request: Request, who: Admin, wish: ReplayAllWish) -> Respo
             f"there is no source {wish.source!r}", field="source", value=wish.source,
             remedy="Known ones: 'baton sources list'.",
         )  # fmt: skip
+    by = Actor(who.name, who.id)
     items = [
         replayed
         for id in ids
-        if (replayed := await _replay_open(intake_of(request), id, who.name, wish.dry_run))
+        if (replayed := await _replay_open(intake_of(request), id, by, wish.dry_run))
     ]
     counts = {
         "deliveries": len(items),
@@ -127,7 +129,7 @@ async def get_quarantined(request: Request, _: Admin, id: str) -> Response:
     return _json(body)
 
 
-async def _replay_open(intake: Intake, id: str, by: str, dry_run: bool) -> Any:
+async def _replay_open(intake: Intake, id: str, by: Actor, dry_run: bool) -> Any:
     try:
         return await intake.replay(id, by, dry_run=dry_run)
     except ConflictError:  # somebody else closed it meanwhile, or its file is gone
@@ -137,7 +139,9 @@ async def _replay_open(intake: Intake, id: str, by: str, dry_run: bool) -> Any:
 @router.post("/v1/quarantine/{id}/replay", operation_id="replay_quarantined")
 async def replay(request: Request, who: Admin, id: str, wish: ReplayWish) -> Response:
     """Map a delivery by its source file as it is now; apply it unless `dry_run`."""
-    replayed = await intake_of(request).replay(_id(id), who.name, dry_run=wish.dry_run)
+    replayed = await intake_of(request).replay(
+        _id(id), Actor(who.name, who.id), dry_run=wish.dry_run
+    )
     if replayed is None:
         raise no_delivery(id)
     return _json(replayed)
@@ -148,7 +152,7 @@ async def discard(request: Request, who: Admin, id: str) -> Response:
     """Close a delivery without applying it; it stays readable."""
     kept, _ = await kept_delivery(request, id)
     if not await quarantine.close(
-        house(request).pool, kept.id, "discarded", who.name, datetime.now(UTC)
+        house(request).pool, kept, "discarded", Actor(who.name, who.id), datetime.now(UTC)
     ):
         raise ConflictError(f"the delivery is {kept.status} already", remedy="Nothing is to do.")
     return _json({"id": kept.id, "status": "discarded"})

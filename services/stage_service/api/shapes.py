@@ -494,17 +494,21 @@ class ImportDone(msgspec.Struct):
 
 
 class AuditEntry(msgspec.Struct):
-    """One change: who, what, before and after."""
+    """One deed: who, by what way in, what, to which object, before and after."""
 
     id: int
     at: Moment
     actor: str
+    via: Literal["key", "session", "link", "slack", "command", "system"]
     key_id: str | None
+    on_behalf_of: str | None
     action: str
     kind: str
     subject: str
+    lead_id: Id | None
     before: Any
     after: Any
+    digest: str
 
 
 class Quarantined(msgspec.Struct):

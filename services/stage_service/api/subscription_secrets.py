@@ -9,6 +9,7 @@ import msgspec
 from fastapi import APIRouter, Query, Request, Response
 
 from services.contracts.answers import OnceRoute, SecretResponse, attempt_of
+from services.contracts.audit import Actor, Note, record
 from services.stage_service.api.access import house
 from services.stage_service.api.subscription_answers import many, one
 from services.stage_service.api.subscription_bodies import Rotation
@@ -22,7 +23,6 @@ from services.stage_service.api.subscriptions import (
 )
 from services.stage_service.encryption import EncryptionError
 from services.stage_service.errors import ConflictError, NotFoundError
-from services.stage_service.people import Actor, audit
 from services.stage_service.subscriptions import changes, secrets
 from services.stage_service.subscriptions.secrets import KEEP_S_DEFAULT, SecretShown
 
@@ -53,7 +53,7 @@ async def list_subscription_secrets(
         except EncryptionError as error:
             raise unsealed(error) from None
         if reveal:
-            await audit(connection, actor(who), "revealed", changes.KIND, id, None, None)
+            await record(connection, actor(who), Note("revealed", changes.KIND, id))
     response = answer({"items": items, "next_cursor": None})
     response.headers["cache-control"] = "no-store"
     return response

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from services.contracts.access import Principal
 from services.contracts.answers import OnceRoute, SecretResponse, attempt_of
+from services.contracts.audit import Actor
 from services.stage_service.api.access import House, allow, house
 from services.stage_service.api.moments import moment_in_utc
 from services.stage_service.api.people import version_of
@@ -31,7 +32,6 @@ from services.stage_service.errors import (
     refusal,
 )
 from services.stage_service.lane import new_id
-from services.stage_service.people import Actor
 from services.stage_service.store import Connection
 from services.stage_service.subscriptions import changes, reads, secrets
 from services.stage_service.subscriptions.changes import Draft

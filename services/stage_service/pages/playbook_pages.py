@@ -14,6 +14,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 
 from services.contracts.access import Principal
+from services.contracts.audit import Actor
 from services.contracts.problems import BatonError
 from services.stage_service.api import publishing
 from services.stage_service.api.access import STATUS, House, allow, house
@@ -107,7 +108,7 @@ def _wish(who: Principal, form: dict[str, str], found: Playbook) -> Wish:
     # Another name is a new playbook.
     seen = form.get("version", "") if found.name == form.get("playbook") else "0"
     expected = (int(seen),) if seen.isascii() and seen.isdecimal() and len(seen) < 10 else ()
-    return Wish(who.name, _message(form), expected, _moment(form.get("at", "")))
+    return Wish(who.name, _message(form), expected, _moment(form.get("at", "")), key_id=who.id)
 
 
 def _message(form: dict[str, str]) -> str:
@@ -136,7 +137,7 @@ async def roll_back(request: Request, who: Admin) -> Response:
     to, seen = form.get("to", ""), form.get("version", "")
     numbers = [int(t) if t.isascii() and t.isdecimal() and len(t) < 10 else 0 for t in (to, seen)]
     try:
-        wish = Wish(who.name, _message(form), (numbers[1],))
+        wish = Wish(who.name, _message(form), (numbers[1],), key_id=who.id)
         await publishing.roll_back(it, name, numbers[0], wish)
     except BatonError as error:
         known = name if name in it.playbooks else None
@@ -150,7 +151,8 @@ async def cancel(request: Request, who: Admin, id: str) -> Response:
     it = house(request)
     try:
         found = await it.lane.shelf.cancel(
-            it.pool, publishing.scheduled_id(id), author=who.name, now=it.now()
+            it.pool, publishing.scheduled_id(id), author=who.name, now=it.now(),
+            by=Actor(who.name, who.id),
         )
     except BatonError as error:
         return await _page(request, who, None, error=error)

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 
 from services.contracts.access import Principal
+from services.contracts.audit import Actor
 from services.contracts.problems import BatonError
 from services.stage_service import quarantine
 from services.stage_service.api.access import allow, house
@@ -67,7 +68,9 @@ async def _delivery_page(
     tried: dict[str, Any] | None = None
     if dry and error is None:
         try:
-            replayed = await intake_of(request).replay(kept.id, who.name, dry_run=True)
+            replayed = await intake_of(request).replay(
+                kept.id, Actor(who.name, who.id), dry_run=True
+            )
             tried = replayed.mapped if replayed else None
         except ConflictError as conflict:
             error = conflict
@@ -93,13 +96,14 @@ def _pretty(text: str) -> str:
 async def deal_with(request: Request, who: Admin, id: str, deed: str) -> Response:
     """Replay a delivery (``replay``), or close it without applying it (``discard``)."""
     kept, _ = await kept_delivery(request, id)
+    by = Actor(who.name, who.id)
     try:
         if deed not in ("replay", "discard"):
             raise NotFoundError("There is no such page.")
         if deed == "replay":
-            await intake_of(request).replay(kept.id, who.name, dry_run=False)
+            await intake_of(request).replay(kept.id, by, dry_run=False)
         elif not await quarantine.close(
-            house(request).pool, kept.id, "discarded", who.name, datetime.now(UTC)
+            house(request).pool, kept, "discarded", by, datetime.now(UTC)
         ):
             raise ConflictError(f"the delivery is {kept.status} already")
     except ConflictError as error:

@@ -37,6 +37,7 @@ from services.stage_service.api.reads import (
 from services.stage_service.errors import NotFoundError, UnavailableError
 from services.stage_service.pages import (
     answer_pages,
+    audit_pages,
     handoff_pages,
     people_view,
     playbook_pages,
@@ -84,7 +85,7 @@ def pages_router() -> APIRouter:
     counted = [Depends(handoff_pages.count_for_menu)]
     for each in (
         router, handoff_pages.router, quarantine_pages.router, people_view.router, playbook_pages.router,
-        subscription_pages.router, simulation_pages.router,
+        subscription_pages.router, simulation_pages.router, audit_pages.router,
     ):  # fmt: skip
         whole.include_router(each, dependencies=counted)
     whole.include_router(_nowhere)

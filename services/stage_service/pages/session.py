@@ -14,6 +14,7 @@ from services.contracts.access import (
     redeem_login,
     revoke_key,
 )
+from services.contracts.audit import Actor
 from services.stage_service.api.access import house, token_of
 from services.stage_service.errors import NotAllowedError
 from services.stage_service.pages.rendering import PageRoute, form_of, own_path, page
@@ -76,7 +77,7 @@ async def logout(request: Request) -> Response:
     if cookie is not None and token_of(request) == cookie:
         who = await it.gatekeeper.authenticate(cookie)
         if who is not None:
-            await revoke_key(it.pool, who.id)
+            await revoke_key(it.pool, who.id, Actor(who.name, who.id), "session")
     answer = RedirectResponse("/login", 303)
     answer.delete_cookie(SESSION_COOKIE, path="/", httponly=True, samesite="strict")
     return answer

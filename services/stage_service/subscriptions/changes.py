@@ -16,12 +16,12 @@ from typing import Any
 
 import msgspec
 
+from services.contracts.audit import Actor, Note, record
 from services.contracts.events import Message, message_headers
 from services.contracts.problems import ChangedMeanwhileError, Defect, NotFoundError, shown
 from services.contracts.team import Team
 from services.contracts.yaml_source import nearest
 from services.stage_service.encryption import Cipher
-from services.stage_service.people import Actor, audit
 from services.stage_service.playbook import Playbook
 from services.stage_service.store import Connection, as_json
 from services.stage_service.subscriptions import reads
@@ -229,7 +229,7 @@ async def create(
            VALUES ($1::uuid, $2, $3)""",
         id, position, now,
     )  # fmt: skip
-    await audit(connection, by, "added", KIND, id, None, _audited(draft))
+    await record(connection, by, Note("added", KIND, id, None, _audited(draft)))
     await notify(connection, id)
     return True
 
@@ -276,7 +276,7 @@ async def change(
 ) -> None:  # fmt: skip
     """Write what became of a `locked` subscription."""
     await connection.execute(_UPDATE, *_columns(terms, id, after), now)
-    await audit(connection, by, "changed", KIND, id, _audited(before), _audited(after))
+    await record(connection, by, Note("changed", KIND, id, _audited(before), _audited(after)))
     await notify(connection, id)
 
 
@@ -304,9 +304,8 @@ async def set_state(
             id, now,
         )  # fmt: skip
     done = "resumed" if state == "active" else "paused"
-    await audit(
-        connection, by, done, KIND, id, {"state": row["state"]}, {"state": state, "reason": reason}
-    )
+    became = {"state": state, "reason": reason}
+    await record(connection, by, Note(done, KIND, id, {"state": row["state"]}, became))
     await notify(connection, id)
 
 
@@ -317,7 +316,7 @@ async def touch(connection: Connection, id: str, done: str, by: Actor, now: date
            WHERE id = $1::uuid""",
         id, now,
     )  # fmt: skip
-    await audit(connection, by, done, KIND, id, None, None)
+    await record(connection, by, Note(done, KIND, id))
     await notify(connection, id)
 
 
@@ -339,7 +338,7 @@ async def remove(
     await connection.execute(
         "DELETE FROM stage.subscription_secrets WHERE subscription_id = $1::uuid", id
     )
-    await audit(connection, by, "removed", KIND, id, {"name": row["name"]}, None)
+    await record(connection, by, Note("removed", KIND, id, {"name": row["name"]}))
     await notify(connection, id)
 
 
