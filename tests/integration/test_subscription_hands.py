@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 import structlog
+import uuid_utils
 from aiohttp import web
 
 from services.contracts.events import Message, message_headers
@@ -214,7 +215,8 @@ async def test_a_test_event_goes_to_one_subscription_and_waits_for_nobody(
         await receiver.until(lambda: len(receiver.requests) == 2, "both failed")
         headers = message_headers("test-1", "baton.test.v1", datetime.now(UTC))
         message = Message("", "a", headers, b'{"hello": 1}')
-        delivery = await store_deliveries.add_test(log.connection, id, message, datetime.now(UTC))
+        delivery = str(uuid_utils.uuid7())
+        await store_deliveries.add_test(log.connection, id, delivery, message, datetime.now(UTC))
         await receiver.until(lambda: receiver.taken, "the test event", WITHIN_S)
         (request,) = receiver.taken
         assert (request.path, request.id, request.event["data"]) == (
