@@ -248,12 +248,13 @@ async def delivering(
     allow: str = "127.0.0.0/8",
     tls: ssl.SSLContext | None = None,
     random: Callable[[], float] = lambda: 0.5,
+    cipher: Cipher = CIPHER,
 ) -> AsyncIterator[Dispatcher]:
     """Run what one process delivers by."""
     async with asyncpg.create_pool(database_url, min_size=1, max_size=3) as pool:
         pulse = Pulse(database_url)
         tail = Tail(pool, pulse)
-        courses = Courses(CIPHER, lambda: playbooks or {}, allowed_from(allow), tls)
+        courses = Courses(cipher, lambda: playbooks or {}, allowed_from(allow), tls)
         dispatcher = Dispatcher(
             database_url, courses, tail, now or (lambda: datetime.now(UTC)), random
         )

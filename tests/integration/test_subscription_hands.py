@@ -15,8 +15,10 @@ import pytest
 import structlog
 import uuid_utils
 from aiohttp import web
+from yarl import URL
 
 from services.contracts.events import Message, message_headers
+from services.stage_service.encryption import Cipher
 from services.stage_service.subscriptions import store_deliveries, store_session
 from services.stage_service.subscriptions.dispatcher import Dispatcher
 from tests.integration.subscribing import (
@@ -40,6 +42,10 @@ from tests.integration.test_subscriptions import (
     settled,
 )
 
+REFUSED = """SELECT count(DISTINCT objid) = $1 FROM pg_locks
+WHERE locktype = 'advisory' AND classid = x'62617372'::int::oid
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+"""What processes said that they cannot deliver for."""
 WITHIN_S = 1.5
 """A second, and what this machine is busy with."""
 
@@ -233,10 +239,14 @@ async def test_a_test_event_goes_to_one_subscription_and_waits_for_nobody(
 
 
 async def test_processes_share_fairly_and_follow_each_other(database_url: str, log: Log) -> None:
-    """Three share ten; when one loses its session, as by kill -9, the others have all within two seconds."""
+    """Three share ten; when one loses its session for good, the others have all within two seconds."""
     ids = [await subscribe(log.connection, "http://127.0.0.1:1/", name=f"s{n}") for n in range(10)]
     async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(delivering(database_url))
+        role = f"lost_{uuid.uuid4().hex}"
+        await log.connection.execute(f"CREATE ROLE {role} SUPERUSER LOGIN")
+        stack.push_async_callback(log.connection.execute, f"DROP ROLE {role}")
+        as_role = str(URL(database_url).with_user(role))
+        first = await stack.enter_async_context(delivering(as_role))
         await held(first, 10)
         second = await stack.enter_async_context(delivering(database_url))
         await held(first, 5)
@@ -246,6 +256,15 @@ async def test_processes_share_fairly_and_follow_each_other(database_url: str, l
         await held(third, 2)
         all_of_them = [*first.held, *second.held, *third.held]
         assert sorted(all_of_them) == sorted(ids)
+        # As by kill -9: its sessions end at once, and it does not come back.
+        await log.connection.execute(f"ALTER ROLE {role} NOLOGIN")
+        await log.connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", role
+        )
+        await held(second, 5, 2.0)
+        await held(third, 5, 2.0)
+        assert sorted([*second.held, *third.held]) == sorted(ids)
+        await held(first, 0)
 
 
 async def test_another_takes_over_within_two_seconds_and_nothing_is_lost(
@@ -339,6 +358,24 @@ async def test_one_that_cannot_be_opened_holds_up_nobody(database_url: str, log:
         await receiver.until(lambda: receiver.taken, "the good one's")
         await settled()
         assert len(receiver.taken) == 1
+
+
+async def test_what_one_process_cannot_open_another_delivers(database_url: str, log: Log) -> None:
+    """One lacks the key of the secrets: the other delivers for all, on top of what would be its share."""
+    no_key = Cipher([bytes(range(32))])
+    async with receiving() as receiver, delivering(database_url, cipher=no_key) as blind:
+        ids = [await subscribe(log.connection, receiver.url) for _ in range(3)]
+        bad = await subscribe(log.connection, receiver.url, filter="this is no filter")
+        await until_in(log.connection, REFUSED, 4)
+        assert blind.held == frozenset()
+        async with delivering(database_url) as seeing:
+            await held(seeing, 3)
+            await log.publish("a")
+            await receiver.until(lambda: len(receiver.taken) == 3, "each of them once")
+            assert seeing.held == frozenset(ids)
+            for id in (*ids, bad):
+                await change(log.connection, id, state="paused")
+            await until_in(log.connection, REFUSED, 0)
 
 
 async def test_no_secret_and_no_person_is_in_the_logs(database_url: str, log: Log) -> None:
