@@ -264,6 +264,10 @@ class Dispatcher:
             return  # since the look; the next one sees it
         if course.subscription.ordered != sender.window.ordered:
             self._retire(sender.id, GIVE_UP_WITHIN_S, unlock=False)
+        place = await store_session.place(connection, sender.id)
+        if sender.saved_failing is not None and place and place.failing_since is None:
+            sender.pace.begin_anew()  # it was stopped or paused, and resumed, between two looks
+            sender.saved_failing = None
         sender.reconfigure(course)
 
     async def _open(self, connection: asyncpg.Connection[Any], id: str, seen: Seen | None) -> None:
