@@ -19,9 +19,19 @@ from yarl import URL
 
 from services.contracts.events import Message, message_headers
 from services.stage_service.encryption import Cipher
+from services.stage_service.pulse import Pulse
 from services.stage_service.subscriptions import store_deliveries, store_session
+from services.stage_service.subscriptions.addresses import allowed_from
+from services.stage_service.subscriptions.courses import Courses
 from services.stage_service.subscriptions.dispatcher import Dispatcher
+from services.stage_service.subscriptions.pace import Pace
+from services.stage_service.subscriptions.recorder import Recorder
+from services.stage_service.subscriptions.sender import Sender
+from services.stage_service.subscriptions.store_session import Record
+from services.stage_service.subscriptions.tail import Tail
+from services.stage_service.subscriptions.window import Delivery, Window
 from tests.integration.subscribing import (
+    CIPHER,
     Clock,
     Log,
     Request,
@@ -451,6 +461,44 @@ async def test_nothing_comes_along_past_one_that_is_due_itself(database_url: str
         await put_row(log, id, position, state, "b")
     found = await store_session.due(log.connection, [(id, 10, True, False)], [], datetime.now(UTC))
     assert [delivery.position for _, delivery, _ in found] == [1, 4, 5]
+
+
+async def test_it_recovers_again_while_that_it_recovered_is_being_recorded(
+    database_url: str, log: Log
+) -> None:
+    """What failed in between is due at once too."""
+    id = await subscribe(log.connection, "http://127.0.0.1:1/")
+    now = datetime.now(UTC)
+    news: list[None] = []
+    recorder = Recorder(lambda: now, lambda: news.append(None))
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=2) as pool:
+        courses = Courses(CIPHER, dict, allowed_from("127.0.0.0/8"))
+        course = await courses.open(log.connection, id, now)
+        assert course is not None
+        pace = Pace(8, None, None, now.timestamp(), lambda: 0.5)
+        sender = Sender(
+            course, 0, Window(0, ordered=True), pace, Tail(pool, Pulse(database_url)), recorder,
+            lambda: now, lambda: 0.5,
+        )  # fmt: skip
+        sender.recovered = True
+        async with pool.acquire() as busy, pool.acquire() as connection:
+            async with busy.transaction():
+                await busy.execute("SELECT 1 FROM stage.subscription_cursors FOR UPDATE")
+                writing = asyncio.create_task(recorder.flush(connection, {id: sender}))
+                await until_in(
+                    log.connection, "SELECT count(*) = 1 FROM pg_stat_activity WHERE "
+                    "datname = current_database() AND wait_event_type = 'Lock'",
+                )  # fmt: skip
+                row = Delivery(str(uuid_utils.uuid7()), transition("a", 1), 1, "a", 0)
+                row.created_at = now
+                later = now + timedelta(hours=5)
+                recorder.note(Record(id, row, "due", later, None, [], False))
+                sender.recovered = True
+            await writing
+            await recorder.flush(connection, {id: sender})
+        await sender.cut_off()
+    (found,) = await rows_of(log.connection, id)
+    assert found["next_at"] == now
 
 
 async def test_what_was_skipped_at_that_moment_is_not_made_due(database_url: str, log: Log) -> None:
