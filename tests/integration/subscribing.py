@@ -143,7 +143,7 @@ class Clock:
         self.ahead += timedelta(**how_long)
 
 
-def transition(lead: str, sequence: int, **more: Any) -> Message:
+def transition(lead: str, sequence: int, /, **more: Any) -> Message:
     """Make a published event of `lead` as short as can be, numbered `sequence`."""
     id = str(uuid.uuid4())
     value = msgspec.json.encode({
@@ -244,7 +244,7 @@ async def delivering(
     database_url: str,
     now: Callable[[], datetime] | None = None,
     *,
-    playbooks: Mapping[str, Any] | None = None,
+    playbooks: Callable[[], Mapping[str, Any]] = dict,
     allow: str = "127.0.0.0/8",
     tls: ssl.SSLContext | None = None,
     random: Callable[[], float] = lambda: 0.5,
@@ -254,7 +254,7 @@ async def delivering(
     async with asyncpg.create_pool(database_url, min_size=1, max_size=3) as pool:
         pulse = Pulse(database_url)
         tail = Tail(pool, pulse)
-        courses = Courses(cipher, lambda: playbooks or {}, allowed_from(allow), tls)
+        courses = Courses(cipher, playbooks, allowed_from(allow), tls)
         dispatcher = Dispatcher(
             database_url, courses, tail, now or (lambda: datetime.now(UTC)), random
         )

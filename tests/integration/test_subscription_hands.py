@@ -8,7 +8,9 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
 import pytest
@@ -18,18 +20,21 @@ from aiohttp import web
 from yarl import URL
 
 from services.contracts.events import Message, message_headers
+from services.stage_service.conditions import TypeName
 from services.stage_service.encryption import Cipher
+from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.pulse import Pulse
 from services.stage_service.subscriptions import store_deliveries, store_session
 from services.stage_service.subscriptions.addresses import allowed_from
 from services.stage_service.subscriptions.courses import Courses
-from services.stage_service.subscriptions.dispatcher import Dispatcher
+from services.stage_service.subscriptions.dispatcher import OPEN_AGAIN_S, Dispatcher
 from services.stage_service.subscriptions.pace import Pace
 from services.stage_service.subscriptions.recorder import Recorder
 from services.stage_service.subscriptions.sender import Sender
 from services.stage_service.subscriptions.store_session import Record
 from services.stage_service.subscriptions.tail import Tail
 from services.stage_service.subscriptions.window import Delivery, Window
+from tests.conftest import ROOT
 from tests.integration.subscribing import (
     CIPHER,
     Clock,
@@ -133,6 +138,40 @@ async def test_a_changed_filter_holds_for_what_was_not_sent_yet(
         answers.set()
         await until_in(log.connection, "SELECT position = 4 FROM stage.subscription_cursors")
         assert [r.event["subject"] for r in receiver.taken] == ["a", "d"]
+
+
+async def test_running_filters_follow_the_playbooks(database_url: str, log: Log) -> None:
+    """An attribute becomes a number, then is declared no more, then again: nothing is skipped."""
+    text = (ROOT / "playbooks" / "sales.yaml").read_text("utf-8")
+    declared = parse_playbook(text, "sales.yaml")
+    kinds = declared.attributes["lead"]
+    published: list[dict[str, Playbook]] = []
+
+    def publish(lead: dict[str, TypeName]) -> None:
+        attributes = {**declared.attributes, "lead": lead}
+        published.append({"sales": replace(declared, attributes=attributes)})
+
+    def told(value: str) -> dict[str, Any]:
+        return {"lead": {"id": "a", "attributes": {"size": value}}}
+
+    publish({**kinds, "size": "string"})
+    async with (
+        receiving() as receiver,
+        delivering(database_url, playbooks=lambda: published[-1]) as dispatcher,
+    ):
+        await subscribe(log.connection, receiver.url, filter="lead.size > 5")
+        await until_in(log.connection, REFUSED, 1)
+        publish({**kinds, "size": "int"})
+        await held(dispatcher, 1, OPEN_AGAIN_S / 2)
+        await log.publish("a", **told("10"))
+        await receiver.until(lambda: receiver.taken, "as a number it is over 5")
+        publish(kinds)
+        await held(dispatcher, 0)
+        await log.publish("a", **told("11"))
+        publish({**kinds, "size": "int"})
+        await receiver.until(
+            lambda: len(receiver.taken) == 2, "what came meanwhile", OPEN_AGAIN_S / 2
+        )
 
 
 async def test_one_delivery_is_sent_again(database_url: str, log: Log) -> None:

@@ -24,6 +24,7 @@ import structlog
 
 from services.stage_service.subscriptions import metrics, store_session
 from services.stage_service.subscriptions.courses import CourseError, Courses
+from services.stage_service.subscriptions.filters import Words
 from services.stage_service.subscriptions.pace import Pace
 from services.stage_service.subscriptions.recorder import Recorder
 from services.stage_service.subscriptions.sender import Sender
@@ -67,8 +68,8 @@ class Dispatcher:
         self._retiring: dict[str, asyncio.Task[None]] = {}
         self._unlock: set[str] = set()
         """Retiring ones whose lock is let go after."""
-        self._unopened: dict[str, tuple[int, float]] = {}
-        """What could not be opened, and is refused: its version, and when that was tried."""
+        self._unopened: dict[str, tuple[int, Words, float]] = {}
+        """What could not be opened, and is refused: its version, what filters could say, and when."""
         self._news = asyncio.Event()
         self._told = False
         self._stopping = asyncio.Event()
@@ -220,14 +221,15 @@ class Dispatcher:
 
     def _was_tried(self, seen: Seen) -> bool:
         """Tell whether it could not be opened a moment ago, and is as it was then."""
-        version, tried_at = self._unopened.get(seen.id, (-1, -math.inf))
-        return version == seen.version and time.monotonic() - tried_at < OPEN_AGAIN_S
+        version, words, tried_at = self._unopened.get(seen.id, (-1, (), -math.inf))
+        is_as_then = version == seen.version and words == self._courses.words
+        return is_as_then and time.monotonic() - tried_at < OPEN_AGAIN_S
 
     async def _refuse_no_more(
         self, connection: asyncpg.Connection[Any], active: Mapping[str, Seen]
     ) -> None:
         """Take back what was refused and is no more, or not the same any more."""
-        for id, (version, _) in list(self._unopened.items()):
+        for id, (version, *_) in list(self._unopened.items()):
             if id not in active or active[id].version != version:
                 del self._unopened[id]
                 await store_session.refuse_no_more(connection, id)
@@ -244,7 +246,9 @@ class Dispatcher:
             # What is under way belongs to the run before: the new one sends it again.
             self._retire(sender.id, 0.0, unlock=False)
         else:
-            if seen.version != sender.course.subscription.version:
+            course = sender.course
+            is_reworded = course.words is not None and course.words != self._courses.words
+            if is_reworded or seen.version != course.subscription.version:
                 await self._change(connection, sender, seen.version)
             if seen.due_at is not None:
                 sender.due_at = min(sender.due_at or seen.due_at, seen.due_at)
@@ -320,11 +324,11 @@ class Dispatcher:
         self, connection: asyncpg.Connection[Any], id: str, version: int, error: CourseError
     ) -> None:
         """Note that it cannot be delivered for here, at this version of it."""
-        if self._unopened.get(id, (None, 0))[0] != version:
+        if self._unopened.get(id, (None,))[0] != version:
             _log.error("subscription.cannot_deliver", subscription=id, reason=str(error))
         if id not in self._unopened:
             await store_session.refuse(connection, id)
-        self._unopened[id] = (version, time.monotonic())
+        self._unopened[id] = (version, self._courses.words, time.monotonic())
 
     def _retire(self, id: str, within_s: float, *, unlock: bool) -> None:
         """Stop delivering for `id`, letting what is under way end; then, with `unlock`, let it go."""

@@ -19,6 +19,7 @@ import uuid_utils
 from services.contracts.database import DATABASE_AWAY
 from services.contracts.events import rfc3339
 from services.stage_service.subscriptions import metrics
+from services.stage_service.subscriptions.filters import Words
 from services.stage_service.subscriptions.pace import Pace
 from services.stage_service.subscriptions.schedule import (
     asked_s,
@@ -53,11 +54,15 @@ class Book(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What a subscription is delivered by, as read at one version of it."""
+    """What a subscription is delivered by, as read at one version of it.
+
+    `words` is what its filter could speak of then; None: it has no filter.
+    """
 
     subscription: Subscription
     target: Target
     matches: Matches
+    words: Words | None = None
 
 
 class Sender:
