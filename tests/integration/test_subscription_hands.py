@@ -540,6 +540,28 @@ async def test_it_recovers_again_while_that_it_recovered_is_being_recorded(
     assert found["next_at"] == now
 
 
+async def test_where_the_log_was_cut_off_nothing_is_skipped_silently(
+    database_url: str, log: Log
+) -> None:
+    """Baton deletes nothing of the log; where somebody did, it waits until it is told to go on without."""
+    async with receiving() as receiver:
+        id = await subscribe(log.connection, receiver.url)
+        await log.publish("a", "a", "a", "b")
+        await log.connection.execute("DELETE FROM bus.log WHERE position <= 2")
+        with structlog.testing.capture_logs() as logs:
+            async with delivering(database_url):
+                await until_in(log.connection, REFUSED, 1)
+                await settled()
+                assert receiver.requests == []
+                await store_deliveries.replay(log.connection, id, 2, datetime.now(UTC))
+                await receiver.until(lambda: len(receiver.taken) == 2, "what is left", 15.0)
+        reasons = [e["reason"] for e in logs if e["event"] == "subscription.cannot_deliver"]
+        assert reasons == [
+            "it is at position 0, and the log begins at 3: what lies between is gone. "
+            "Replay it from 2 to go on without"
+        ]
+
+
 async def test_what_was_skipped_at_that_moment_is_not_made_due(database_url: str, log: Log) -> None:
     id = await subscribe(log.connection, "http://127.0.0.1:1/")
     made = await put_row(log, id, 1, "waiting")

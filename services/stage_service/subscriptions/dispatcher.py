@@ -29,7 +29,12 @@ from services.stage_service.subscriptions.pace import Pace
 from services.stage_service.subscriptions.recorder import Recorder
 from services.stage_service.subscriptions.sender import Sender
 from services.stage_service.subscriptions.store_session import Look, Seen
-from services.stage_service.subscriptions.tail import Tail
+from services.stage_service.subscriptions.tail import (
+    PrunedError,
+    Tail,
+    first_position,
+    refuse_pruned,
+)
 from services.stage_service.subscriptions.window import OPEN_LEADS_MAX, Window
 
 LOOK_S = 0.5
@@ -280,15 +285,17 @@ class Dispatcher:
             await self._let_go(connection, id)
             return
         try:
+            # Read anew: whoever held it before may have moved it since the look.
+            place = await store_session.place(connection, id)
+            if place is not None:
+                refuse_pruned(place.position, await first_position(connection))
             course = await self._courses.open(connection, id, self._now())
-        except CourseError as error:
+        except (CourseError, PrunedError) as error:
             await self._refuse(connection, id, seen.version, error)
             await self._let_go(connection, id)
             return
         if self._unopened.pop(id, None) is not None:
             await store_session.refuse_no_more(connection, id)
-        # Read anew: whoever held it before may have moved it since the look.
-        place = await store_session.place(connection, id)
         if course is None or place is None or course.subscription.state != "active":
             await self._let_go(connection, id)
             return
@@ -321,7 +328,7 @@ class Dispatcher:
         sender.log_held = len(leads) > OPEN_LEADS_MAX
 
     async def _refuse(
-        self, connection: asyncpg.Connection[Any], id: str, version: int, error: CourseError
+        self, connection: asyncpg.Connection[Any], id: str, version: int, error: Exception
     ) -> None:
         """Note that it cannot be delivered for here, at this version of it."""
         if self._unopened.get(id, (None,))[0] != version:

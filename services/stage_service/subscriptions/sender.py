@@ -30,7 +30,7 @@ from services.stage_service.subscriptions.schedule import (
 )
 from services.stage_service.subscriptions.store_session import Record
 from services.stage_service.subscriptions.subscription import Outcome, Subscription, Target
-from services.stage_service.subscriptions.tail import Entry, Matches, Page, Tail
+from services.stage_service.subscriptions.tail import Entry, Matches, Page, PrunedError, Tail
 from services.stage_service.subscriptions.webhook_target import readable
 from services.stage_service.subscriptions.window import Delivery, Window
 
@@ -144,6 +144,8 @@ class Sender:
                 self._open_page(page)
         except DATABASE_AWAY:
             await asyncio.sleep(1.0)
+        except PrunedError:
+            self.is_broken = True  # who opens it anew is told what is missing
         finally:
             self._reading = None
         self.pump()

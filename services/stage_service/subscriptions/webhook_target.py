@@ -161,7 +161,7 @@ class Resolver(AbstractResolver):
     """
 
     def __init__(self, lookup: Lookup | None = None) -> None:
-        self._lookup = lookup or (lambda *asked, **named: socket.getaddrinfo(*asked, **named))
+        self._lookup = lookup
         self._running: tuple[tuple[Any, ...], asyncio.Future[Any]] | None = None
 
     async def resolve(
@@ -197,7 +197,7 @@ class Resolver(AbstractResolver):
         def look_up() -> None:
             found, failed = None, None
             try:
-                found = self._lookup(
+                found = (self._lookup or socket.getaddrinfo)(
                     host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG
                 )
             except Exception as error:
