@@ -126,16 +126,20 @@ async def receiving(tls: ssl.SSLContext | None = None, port: int = 0) -> AsyncIt
 
 @dataclass
 class Clock:
-    """A clock that runs with the real one, `rate` times as fast, and can be set ahead."""
+    """A clock that runs with `real`, `rate` times as fast, and can be set ahead; it begins at `began`."""
 
     rate: float = 1.0
     ahead: timedelta = timedelta()
+    real: Callable[[], float] = time.monotonic
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
-    began_at: float = field(default_factory=time.monotonic)
+    began_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began_at = self.real()
 
     def __call__(self) -> datetime:
         """Tell the time."""
-        passed = (time.monotonic() - self.began_at) * self.rate
+        passed = (self.real() - self.began_at) * self.rate
         return self.began + timedelta(seconds=passed) + self.ahead
 
     def skip(self, **how_long: float) -> None:
