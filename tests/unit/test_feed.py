@@ -21,6 +21,8 @@ class Log:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
+        self.deleted = 0
+        """How many of the first are there no more."""
         self.queries = 0
         self.may_answer = asyncio.Event()
         self.may_answer.set()
@@ -37,6 +39,7 @@ class Log:
         _, after, rows_max, bytes_max = args
         found: list[dict[str, Any]] = []
         size = 0
+        after = max(after, self.deleted)
         for number, length in enumerate(self.sizes[after : after + rows_max], after + 1):
             if size >= bytes_max:
                 break
@@ -58,6 +61,16 @@ async def read_on(feed: Feed, after: int, last: int) -> list[int]:
         seen += [e.position for e in found]
         after = seen[-1] if found else after
     return seen
+
+
+async def test_what_was_deleted_is_not_passed_over_in_silence() -> None:
+    """Who asks for it is told; who is past it reads on."""
+    log = Log()
+    log.sizes, log.deleted = [10] * 5, 3
+    feed = Feed(log, TRANSITIONS_TOPIC)
+    with pytest.raises(LookupError, match="nothing between 1 and 4"):
+        await feed.read(1)
+    assert await read_on(feed, 3, 5) == [4, 5]
 
 
 async def test_who_asks_during_a_read_gets_what_came_after_it_began() -> None:
