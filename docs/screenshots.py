@@ -2,18 +2,22 @@
 """Take the pictures in docs/images from a running demo: ``uv run python docs/screenshots.py``.
 
 Starts `baton up --demo` in a directory of its own; with a login link as argument it looks there instead.
-Needs Chromium.
+``--only subscriptions`` takes the picture of that page alone. Needs Chromium.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import http.server
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +47,7 @@ def demo() -> Iterator[str]:
                 "--port", str(free_port()), "--notifier-port", str(free_port()),
             ],
             stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"BATON_SUBSCRIPTIONS_ALLOW": "127.0.0.0/8"},
         )  # fmt: skip
         assert up.stdout is not None
         try:
@@ -129,16 +134,76 @@ def _simulation(page: Page, url: str) -> None:
     print("docs/images/simulation.png")
 
 
+@contextlib.contextmanager
+def receiver() -> Iterator[str]:
+    """Run what subscriptions post to: ``/503`` is in trouble, the rest takes everything."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(503 if self.path == "/503" else 204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+def subscriptions(browser: Browser, link: str) -> None:
+    """Take the picture of the subscriptions: one that hears, one in trouble, one paused."""
+    url = link.partition("/login")[0]
+    context = browser.new_context(viewport=DESKTOP, color_scheme="light")
+    page = context.new_page()
+    page.goto(link)
+    page.wait_for_url(f"{url}/")
+    with receiver() as crm:
+        for name, path in (("Warehouse", "/paused"), ("Billing", "/503"), ("CRM", "/baton")):
+            page.goto(f"{url}/subscriptions")
+            page.get_by_label("Name").fill(name)
+            page.get_by_label("Address").fill(crm + path)
+            page.get_by_label("Begins").select_option("beginning")
+            page.get_by_role("button", name="Subscribe").click()
+            page.locator("#secret").wait_for()
+            if path == "/paused":
+                page.get_by_role("button", name="Pause").click()
+                page.wait_for_load_state()
+        page.goto(f"{url}/subscriptions")
+        rows = page.get_by_role("row")
+        while (
+            "failing" not in rows.filter(has_text="Billing").inner_text()
+            or rows.filter(has_text="CRM").locator("[data-label=Behind]").inner_text() != "0"
+        ):
+            page.wait_for_timeout(500)
+            page.reload()
+        take(page, "subscriptions")
+    context.close()
+
+
+PARTS = {"pages": pictures, "subscriptions": subscriptions}
+
+
 def main() -> None:
     """Take the pictures of the demo, or of the system whose login link is given."""
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("Chromium is not on the PATH.")
+    asked = argparse.ArgumentParser(description=__doc__)
+    asked.add_argument("link", nargs="?", help="a login link of the system to look at")
+    asked.add_argument("--only", choices=PARTS, help="take these alone")
+    wanted = asked.parse_args()
     IMAGES.mkdir(exist_ok=True)
-    where = contextlib.nullcontext(sys.argv[1]) if sys.argv[1:] else demo()
+    where = contextlib.nullcontext(wanted.link) if wanted.link else demo()
     with where as link, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        pictures(browser, link)
+        for name, part in PARTS.items():
+            if wanted.only in (None, name):
+                part(browser, link)
         browser.close()
 
 

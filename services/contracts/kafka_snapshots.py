@@ -18,6 +18,12 @@ from aiokafka import (  # pyright: ignore[reportMissingTypeStubs]
     AIOKafkaProducer,
     TopicPartition,
 )
+from aiokafka.admin import (  # pyright: ignore[reportMissingTypeStubs]
+    AIOKafkaAdminClient,
+)
+from aiokafka.errors import (  # pyright: ignore[reportMissingTypeStubs]
+    UnknownTopicOrPartitionError,
+)
 
 from services.contracts.events import Snapshot
 from services.contracts.kafka import CLOSE_DEADLINE_S, KafkaBus
@@ -34,6 +40,8 @@ class SnapshotWriter:
         self._producer = producer
         self._bootstrap_servers = bootstrap_servers
         self._topic = topic
+        self._ends: dict[int, int] = {}
+        """How far each partition reached when `is_new_topic` was asked last."""
 
     async def write(self, snapshots: Sequence[Snapshot]) -> None:
         """Write all of `snapshots`, or none that a reader of committed messages sees.
@@ -54,17 +62,39 @@ class SnapshotWriter:
             await asyncio.gather(*sent)
 
     async def is_new_topic(self) -> bool:
-        """Tell whether nothing was ever written to the topic."""
+        """Tell whether nothing was ever written to the topic, or less than when this was asked before.
+
+        Then it was deleted and made again meanwhile. Raises UnknownTopicOrPartitionError when it is not
+        there at all: opening a writer makes it.
+        """
+        async with asyncio.timeout(DEADLINE_S):
+            ends = await self._read_ends()
+        before, self._ends = self._ends, ends
+        return not any(ends.values()) or any(ends.get(n, 0) < end for n, end in before.items())
+
+    async def _read_ends(self) -> dict[int, int]:
+        # The list of all topics makes none; to ask for one by name may.
+        await _refuse_missing(self._bootstrap_servers, self._topic)
         consumer: Any = AIOKafkaConsumer(self._topic, bootstrap_servers=self._bootstrap_servers)
         try:
-            async with asyncio.timeout(DEADLINE_S):
-                await consumer.start()
-                numbers = consumer.partitions_for_topic(self._topic) or ()
-                ends = await consumer.end_offsets([TopicPartition(self._topic, n) for n in numbers])
-            return not any(ends.values())
+            await consumer.start()
+            numbers = consumer.partitions_for_topic(self._topic) or ()
+            ends = await consumer.end_offsets([TopicPartition(self._topic, n) for n in numbers])
+            return {place.partition: end for place, end in ends.items()}
         finally:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(consumer.stop(), CLOSE_DEADLINE_S)
+
+
+async def _refuse_missing(bootstrap_servers: str, topic: str) -> None:
+    admin: Any = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    try:
+        await admin.start()
+        if topic not in await admin.list_topics():
+            raise UnknownTopicOrPartitionError(topic)
+    finally:
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(admin.close(), CLOSE_DEADLINE_S)
 
 
 @contextlib.asynccontextmanager

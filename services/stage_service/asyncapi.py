@@ -243,6 +243,11 @@ def _messages() -> dict[str, Any]:
     return found
 
 
+def _subject(type: str) -> str:
+    """Say what a message is about."""
+    return "subscription" if type == SUBSCRIPTION_STOPPED else "lead"
+
+
 def _ce_headers(type: str, *, gone: bool = False) -> dict[str, Any]:
     """Give the schema of a message's headers: the CloudEvents attributes (Kafka binding, binary mode)."""
     needed = ["ce_specversion", "ce_id", "ce_source", "ce_type", "ce_time"]
@@ -252,7 +257,7 @@ def _ce_headers(type: str, *, gone: bool = False) -> dict[str, Any]:
         "ce_source": _TEXT,
         "ce_type": {"const": type},
         "ce_time": {"type": "string", "format": "date-time"},
-        "ce_subject": {"type": "string", "description": "the lead's id"},
+        "ce_subject": {"type": "string", "description": f"the {_subject(type)}'s id, as the key"},
         "ce_traceparent": _TEXT,
         "traceparent": _TEXT,
     }

@@ -190,7 +190,7 @@ class Batch:
             cause.id, cause.source, "applied", record.id
         )
         by_lead: dict[str, list[LeadEvent]] = {record.id: []}
-        histories = await self._refold(by_lead, {record.id: cause.place})
+        histories = await self._refold(by_lead, {record.id: cause.place}, {})
         await self._lock_rotations({}, histories, {})
         self._journal.is_quiet = True
         self._write_down(by_lead, {}, histories)

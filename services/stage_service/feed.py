@@ -274,6 +274,11 @@ class Feed:
             messages = await postgres_log.read_topic(
                 self._pool, after, self.topic, READ_ROWS_MAX, READ_BYTES_MAX
             )
+        if messages and messages[0].position != after + 1:
+            # Numbers have no gaps: somebody deleted what is asked for, and nobody may take that for all.
+            raise LookupError(
+                f"{self.topic} has nothing between {after} and {messages[0].position}"
+            )
         more = len(messages) == READ_ROWS_MAX or (
             sum(len(m.value) for m in messages) >= READ_BYTES_MAX
         )

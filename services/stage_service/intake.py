@@ -221,6 +221,12 @@ class Intake:
         `who` is whose key it came with. Raises OverloadedError, UnavailableError, RateLimitedError.
         """
         delivery = self.delivery(source, request)
+        if self._echoes is not None:
+            with contextlib.suppress(
+                *DATABASE_AWAY
+            ):  # then what is known counts, and what follows says so
+                async with asyncio.timeout(SIFT_WITHIN_S):
+                    await self._echoes.look_again(source.name)
         mapped = self._mapped(source, delivery)
         if who is not None:
             self._gatekeeper.rates.admit_events(who, len(mapped.events) + len(mapped.defects))

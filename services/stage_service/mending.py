@@ -129,7 +129,7 @@ class Mending:
         """
         if any(epoch > self._shelf.epoch for _, epoch in events):
             await self._shelf.load(self._connection)
-        whole = funnel.refold((event, self._shelf.at(epoch)) for event, epoch in events)
+        whole = funnel.refold(events, self._shelf.at)
         assert whole.lead is not None  # noqa: S101  there are events
         if record.lead is not None and _place(record.lead) != _place(whole.lead):
             # The state is not of these events, and so are its facts not: the rows know better.

@@ -5,7 +5,8 @@ in its own transaction, so nothing is forgotten). One process, under an advisory
 state of what was noted about once a second, publishes it, and deletes the notes after that: a crash repeats,
 and never skips. An older state never follows a newer one: `contracts.kafka_snapshots` fences off an earlier
 leader before the first read. Leads from before are published once, in id order; so are all again when the
-topic is new, or `fill_again` says so.
+topic is new or was made anew, or `fill_again` says so. While nothing can be published, notes are put
+together: they are as many as there are leads, and not as there are changes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ EVERY_S = 1.0
 """A lead has at most one message in this time, however often it changes."""
 NOTES_MAX = 2000
 LEADS_A_TIME = 250
+LOOK_S = 30.0
+"""How often it is looked whether the topic was made anew."""
+NOTES_KEPT_MAX = 50_000
+"""More notes than that, and those of the same leads are put together."""
+LEADS_A_NOTE = 50
 STANDBY_POLL_S = 0.5
 BACKOFF_MAX_S = 5.0
 STOP_WITHIN_S = 5.0
@@ -53,7 +59,7 @@ class Writer(Protocol):
         ...
 
     async def is_new_topic(self) -> bool:
-        """Tell whether nothing was ever written to the topic."""
+        """Tell whether nothing was ever written to the topic, or it was made anew since this was asked."""
         ...
 
 
@@ -66,11 +72,13 @@ class Snapshots:
         engine: AsyncEngine,
         open_writer: Callable[[], AbstractAsyncContextManager[Writer]],
         now: Callable[[], datetime],
+        look_s: float = LOOK_S,
     ) -> None:
         self._database_url = database_url
         self._engine = engine
         self._open_writer = open_writer
         self._now = now
+        self._look_s = look_s
         self._stopping = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
 
@@ -118,10 +126,16 @@ class Snapshots:
                 await connection.close(timeout=2)
 
     async def _publish(self, connection: asyncpg.Connection[Any]) -> None:
+        await put_together(connection)  # the last leader may have failed for days
         async with self._open_writer() as writer:
             filling = await _begin(connection, is_new=await writer.is_new_topic())
+            looked_at = time.monotonic()
             while not self._stopping.is_set():
                 began = time.monotonic()
+                if began - looked_at > self._look_s:
+                    looked_at = began
+                    if await writer.is_new_topic():
+                        filling = await _begin(connection, is_new=True)
                 while await self._publish_noted(connection, writer):
                     pass
                 filling = await self._fill(connection, writer, filling, began + EVERY_S)
@@ -227,6 +241,30 @@ async def _begin(connection: asyncpg.Connection[Any], *, is_new: bool) -> int:
     return await connection.fetchval("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
 
 
+async def put_together(connection: asyncpg.Connection[Any]) -> bool:
+    """Put notes of the same leads together when there are many; tell whether that was so.
+
+    For who leads: nobody else takes notes away. Batches that run meanwhile are not held up.
+    """
+    async with connection.transaction():
+        count = await connection.fetchval(
+            "SELECT count(*) FROM (SELECT FROM stage.lead_changes LIMIT $1) AS n",
+            NOTES_KEPT_MAX + 1,
+        )
+        if count <= NOTES_KEPT_MAX:
+            return False
+        await connection.execute(
+            """WITH taken AS (
+                 DELETE FROM stage.lead_changes WHERE id IN (
+                   SELECT id FROM stage.lead_changes ORDER BY id LIMIT $1) RETURNING lead_ids),
+               leads AS (SELECT DISTINCT lead FROM taken, unnest(lead_ids) AS lead),
+               numbered AS (SELECT lead, row_number() OVER (ORDER BY lead) / $2 AS n FROM leads)
+               INSERT INTO stage.lead_changes (lead_ids) SELECT array_agg(lead) FROM numbered GROUP BY n""",
+            NOTES_KEPT_MAX, LEADS_A_NOTE,
+        )  # fmt: skip
+        return True
+
+
 async def fill_again(connection: asyncpg.Connection[Any]) -> bool:
     """Have every lead published once more; False when nobody publishes snapshots here."""
     done = await connection.execute(
@@ -246,10 +284,11 @@ def kafka_snapshots(
     bootstrap_servers: str,
     engine: AsyncEngine,
     now: Callable[[], datetime],
+    look_s: float = LOOK_S,
 ) -> Snapshots:
     """Give the snapshots of a deployment whose bus is the Kafka of `bootstrap_servers`."""
     from services.contracts.kafka_snapshots import snapshot_writer
 
     return Snapshots(
-        database_url, engine, lambda: snapshot_writer(bootstrap_servers, LEADS_TOPIC), now
+        database_url, engine, lambda: snapshot_writer(bootstrap_servers, LEADS_TOPIC), now, look_s
     )

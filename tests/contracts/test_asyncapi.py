@@ -12,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from services.contracts.events import SUBSCRIPTION_STOPPED
 from services.contracts.schemas import STRUCTS
 from services.contracts.topics import TOPICS, Found, differences
 from services.stage_service.asyncapi import ASYNCAPI, FEEDS, asyncapi
@@ -67,6 +68,17 @@ def test_it_names_every_topic_and_every_type() -> None:
     )
     webhooks = DOCUMENT["channels"]["webhooks"]["messages"]
     assert set(webhooks) == {f"webhook.{t}" for t in TYPES}, "what a subscription can ask for"
+
+
+def test_what_a_message_is_about_is_said_of_each_type() -> None:
+    """The lead, whose id is the key; a stopped subscription is about itself."""
+    told = {
+        message["name"]: message["headers"]["properties"]["ce_subject"]["description"]
+        for message in DOCUMENT["components"]["messages"].values()
+        if "ce_subject" in message.get("headers", {}).get("properties", {})
+    }
+    assert told.pop(SUBSCRIPTION_STOPPED) == "the subscription's id, as the key"
+    assert set(told.values()) == {"the lead's id, as the key"}
 
 
 def test_servers_are_where_they_are() -> None:

@@ -11,6 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -54,9 +55,10 @@ class RefusedError(Exception):
 
 
 class FakeCrm(ABC):
-    """A CRM; `async with` runs it on a port of its own."""
+    """A CRM; `async with` runs it on a port of its own. Whatever it dates has the time that `clock` tells."""
 
     def __init__(self) -> None:
+        self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self.requests: list[Seen] = []
         self.faults: list[Fault] = []
         self.chance: Callable[[Seen], Fault | None] = lambda _: None

@@ -83,8 +83,8 @@ class House:
         self.target = ConnectorTarget(connector, self.subscription, self.pool, self.calls, self.now)
 
     def now(self) -> datetime:
-        """The house's time."""
-        return datetime.now(UTC) + self.late
+        """The house's time: the CRM's, and how much that is late."""
+        return self.crm.clock() + self.late
 
     async def deliver(self, message: Message) -> Outcome:
         """One attempt."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import time
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -214,7 +213,8 @@ class FakeHubSpot(FakeCrm):
             "attemptNumber": 0, "eventId": 60775291 + number, "portalId": PORTAL, "appId": APP,
             "changeSource": "INTEGRATION" if ours else "CRM_UI",
             "sourceId": str(APP) if ours else "userId:882761034", "subscriptionType": type,
-            "subscriptionId": 6527595, "occurredAt": int(time.time() * 1000), "objectId": int(id),
+            "subscriptionId": 6527595, "occurredAt": int(self.clock().timestamp() * 1000),
+            "objectId": int(id),
             **more,
         })  # fmt: skip
 

@@ -47,7 +47,7 @@ class FakePipedrive(FakeCrm):
         self.outbox: list[dict[str, Any]] = []
         self._ids = itertools.count(101)
         self._version = 0
-        self._told_at = datetime.now(UTC)
+        self._told_at = datetime.min.replace(tzinfo=UTC)
 
     def version(self) -> int:
         """Give the number of changes."""
@@ -210,7 +210,7 @@ class FakePipedrive(FakeCrm):
 
     def _now(self) -> str:
         """Give the time, in milliseconds as Pipedrive does; no two changes are at one moment."""
-        self._told_at = max(self._told_at + timedelta(milliseconds=1), datetime.now(UTC))
+        self._told_at = max(self._told_at + timedelta(milliseconds=1), self.clock())
         return self._told_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
     def _tell(

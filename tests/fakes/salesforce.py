@@ -10,7 +10,6 @@ import base64
 import itertools
 import json
 import re
-import time
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -108,7 +107,7 @@ class FakeSalesforce(FakeCrm):
         self.tokens.add(token)
         return 200, {
             "access_token": token, "instance_url": self.url, "token_type": "Bearer", "scope": "api",
-            "id": f"{self.url}/id/00D/{SYSTEM_USER}", "issued_at": str(int(time.time() * 1000)),
+            "id": f"{self.url}/id/00D/{SYSTEM_USER}", "issued_at": str(int(self.clock().timestamp() * 1000)),
         }  # fmt: skip
 
     def _assertion(self, assertion: str) -> None:
@@ -125,7 +124,10 @@ class FakeSalesforce(FakeCrm):
             raise RefusedError(
                 400, {"error": "invalid_grant", "error_description": "audience is invalid"}
             )
-        if not 0 < claims["exp"] - time.time() <= 300 or claims["sub"] != "api@example.com":
+        if (
+            not 0 < claims["exp"] - self.clock().timestamp() <= 300
+            or claims["sub"] != "api@example.com"
+        ):
             raise RefusedError(400, {"error": "invalid_grant", "error_description": "expired"})
 
     def _composite(self, seen: Seen) -> tuple[int, Any]:
@@ -271,7 +273,7 @@ class FakeSalesforce(FakeCrm):
             "entityName": "Lead", "recordIds": [id], "changeType": type,
             "changeOrigin": origin if seen else "",
             "transactionKey": f"0003c6{number:04}", "sequenceNumber": 1,
-            "commitTimestamp": int(time.time() * 1000), "commitNumber": 10589488868000 + number,
+            "commitTimestamp": int(self.clock().timestamp() * 1000), "commitNumber": 10589488868000 + number,
             "commitUser": SYSTEM_USER,
         }  # fmt: skip
         self.outbox.append(

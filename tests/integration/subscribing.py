@@ -126,16 +126,20 @@ async def receiving(tls: ssl.SSLContext | None = None, port: int = 0) -> AsyncIt
 
 @dataclass
 class Clock:
-    """A clock that runs with the real one, `rate` times as fast, and can be set ahead."""
+    """A clock that runs with `real`, `rate` times as fast, and can be set ahead; it begins at `began`."""
 
     rate: float = 1.0
     ahead: timedelta = timedelta()
+    real: Callable[[], float] = time.monotonic
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
-    began_at: float = field(default_factory=time.monotonic)
+    began_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began_at = self.real()
 
     def __call__(self) -> datetime:
         """Tell the time."""
-        passed = (time.monotonic() - self.began_at) * self.rate
+        passed = (self.real() - self.began_at) * self.rate
         return self.began + timedelta(seconds=passed) + self.ahead
 
     def skip(self, **how_long: float) -> None:
@@ -143,7 +147,7 @@ class Clock:
         self.ahead += timedelta(**how_long)
 
 
-def transition(lead: str, sequence: int, **more: Any) -> Message:
+def transition(lead: str, sequence: int, /, **more: Any) -> Message:
     """Make a published event of `lead` as short as can be, numbered `sequence`."""
     id = str(uuid.uuid4())
     value = msgspec.json.encode({
@@ -244,16 +248,17 @@ async def delivering(
     database_url: str,
     now: Callable[[], datetime] | None = None,
     *,
-    playbooks: Mapping[str, Any] | None = None,
+    playbooks: Callable[[], Mapping[str, Any]] = dict,
     allow: str = "127.0.0.0/8",
     tls: ssl.SSLContext | None = None,
     random: Callable[[], float] = lambda: 0.5,
+    cipher: Cipher = CIPHER,
 ) -> AsyncIterator[Dispatcher]:
     """Run what one process delivers by."""
     async with asyncpg.create_pool(database_url, min_size=1, max_size=3) as pool:
         pulse = Pulse(database_url)
         tail = Tail(pool, pulse)
-        courses = Courses(CIPHER, lambda: playbooks or {}, allowed_from(allow), tls)
+        courses = Courses(cipher, playbooks, allowed_from(allow), tls)
         dispatcher = Dispatcher(
             database_url, courses, tail, now or (lambda: datetime.now(UTC)), random
         )

@@ -277,10 +277,56 @@ async def test_without_a_connector_every_delivery_is_news(loop: Loop) -> None:
     await loop.stage.connection.execute(
         "UPDATE stage.subscriptions SET deleted_at = now() - interval '2 days'"
     )
-    await loop.stage.app.state.intake._echoes.refresh(loop.stage.house.lane.submit)
     count = len(loop.crm.outbox)
     answer = await loop.to_baton()
     assert (answer["applied"], answer.get("echo", 0)) == (count, 0)
+
+
+async def test_the_echoes_of_a_connector_that_is_new_are_known_at_once(loop: Loop) -> None:
+    await loop.say("demo.requested", "1", email="ada@example.com")
+    gone = "UPDATE stage.subscriptions SET deleted_at = now() - interval '2 days'"
+    await loop.stage.connection.execute(gone)
+    await loop.stage.app.state.intake._echoes.refresh(loop.stage.house.lane.submit)
+    await loop.stage.connection.execute("UPDATE stage.subscriptions SET deleted_at = NULL")
+    await loop.to_hubspot()
+    count = len(loop.crm.outbox)
+    assert (await loop.to_baton())["echo"] == count
+
+
+async def test_what_a_person_sets_later_is_news_also_if_an_answer_was_lost(loop: Loop) -> None:
+    """That the lost write had happened is found out an hour later: its echo was not to come until then."""
+    await loop.say("demo.requested", "1", email="ada@example.com")
+    (message, *_) = await loop.published()
+    loop.crm.faults.append(Fault("POST", "/crm/v3/objects/contacts/batch", lost=True))
+    assert not (await loop.house.deliver(message)).ok
+    stage = next(e for e in loop.crm.sent() if e.get("propertyName") == "lifecyclestage"
+                 and e["propertyValue"] == "marketingqualifiedlead")  # fmt: skip
+    await loop.stage.connection.execute(
+        "UPDATE stage.connector_writes SET begun_at = begun_at - interval '1 hour'"
+    )
+    await loop.house.deliver_ok(message)
+    by_hand = {"eventId": 7, "changeSource": "CRM_UI", "sourceId": "1"}
+    answer = await loop.post([stage | by_hand])
+    assert (answer["applied"], answer.get("echo", 0)) == (1, 0)
+
+
+async def test_of_two_writes_of_a_value_the_nearest_is_echoed(loop: Loop) -> None:
+    """The earlier one's echo may be still to come."""
+    await loop.say("demo.requested", "1", email="ada@example.com")
+    await loop.to_hubspot()
+    await loop.stage.connection.execute(
+        """INSERT INTO stage.connector_writes (id, field, subscription_id, connector, record, record_id,
+             lead_id, value_hash, creates, is_key, begun_at, ended_at)
+           SELECT '00000000-0000-7000-8000-000000000000', field, subscription_id, connector, record,
+             record_id, lead_id, value_hash, creates, is_key, begun_at - interval '90 s',
+             ended_at - interval '90 s'
+           FROM stage.connector_writes WHERE field = 'lifecyclestage'"""
+    )
+    await loop.to_baton()
+    rows = await loop.stage.connection.fetch(
+        "SELECT echoed_by FROM stage.connector_writes WHERE field = 'lifecyclestage' ORDER BY id"
+    )
+    assert [r["echoed_by"] for r in rows] == [[], ["hubspot"]]
 
 
 async def test_somebody_elses_contact_is_news_while_an_answer_is_lost(loop: Loop) -> None:

@@ -16,9 +16,10 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from services.contracts.events import LEAD_SNAPSHOT, LEADS_TOPIC, Snapshot, message_headers
+from services.contracts.kafka import KafkaBus
 from services.contracts.kafka_snapshots import snapshot_writer
 from services.contracts.topics import BY_NAME
-from services.stage_service.snapshots import fill_again, kafka_snapshots
+from services.stage_service.snapshots import NOTES_KEPT_MAX, Snapshots, fill_again, kafka_snapshots
 from services.stage_service.whole_leads import without_the_longest
 from tests.integration.kafka_broker import KafkaBroker
 from tests.integration.stage import Stage, running_stage
@@ -106,6 +107,11 @@ def told(id: str, type: str = "demo.requested", **data: Any) -> dict[str, Any]:
 @pytest.fixture
 async def clear(kafka: KafkaBroker) -> None:
     """The topic as if there had never been one."""
+    await deleted(kafka)
+
+
+async def deleted(kafka: KafkaBroker) -> None:
+    """Delete the topic, as an operator may."""
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap_servers)
     await admin.start()
     try:
@@ -207,6 +213,60 @@ async def test_a_new_topic_and_a_wish_publish_all_again(
             return len(await records(kafka)) == seen + 5
 
         await until(all_again, 10)
+
+
+@pytest.mark.parametrize("is_made_again", [True, False])
+async def test_a_topic_deleted_while_it_is_written_is_filled_again(
+    database_url: str, kafka: KafkaBroker, clear: None, is_made_again: bool
+) -> None:
+    """Nothing changes meanwhile, so that no write finds it out; also when the operator made it again."""
+    async with running_stage(database_url) as stage:
+        snapshots = kafka_snapshots(
+            database_url, kafka.bootstrap_servers, stage.house.engine, lambda: datetime.now(UTC), 0.2
+        )  # fmt: skip
+        snapshots.start()
+        try:
+            await until(lambda: stage.connection.fetchval("SELECT true FROM stage.snapshot_feed"))
+            await stage.send(*(told(f"e{n}", email=f"{n}@b.example") for n in range(5)))
+            await agreed(stage, kafka)
+            await deleted(kafka)
+            if is_made_again:
+                await (await KafkaBus.open(kafka.bootstrap_servers)).create_topics()
+
+            async def filled() -> bool:
+                return len(await table(kafka)) == 5
+
+            await until(filled, 30)
+        finally:
+            await snapshots.stop()
+
+
+async def test_while_nothing_can_be_published_notes_do_not_grow_for_ever(
+    database_url: str,
+) -> None:
+    """Kafka is away, or refuses the transactional id: each lead is noted about once."""
+
+    def refused() -> Any:
+        raise KafkaError("not authorised")
+
+    async with running_stage(database_url) as stage:
+        snapshots = Snapshots(
+            database_url, stage.house.engine, refused, lambda: datetime.now(UTC)
+        )  # fmt: skip
+        await stage.connection.execute(
+            """INSERT INTO stage.lead_changes (lead_ids)
+               SELECT ARRAY[('00000000-0000-4000-8000-' || lpad((n % 1000)::text, 12, '0'))::uuid]
+               FROM generate_series(1, $1::int) AS n""",
+            NOTES_KEPT_MAX + 3000,
+        )  # fmt: skip
+        snapshots.start()
+        try:
+            few = "SELECT count(*) < 5000 FROM stage.lead_changes"
+            await until(lambda: stage.connection.fetchval(few))
+        finally:
+            await snapshots.stop()
+        noted = "SELECT count(DISTINCT lead) FROM stage.lead_changes, unnest(lead_ids) AS lead"
+        assert await stage.connection.fetchval(noted) == 1000
 
 
 async def test_without_kafka_nothing_is_noted(

@@ -8,17 +8,35 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import asyncpg
 import pytest
 import structlog
+import uuid_utils
 from aiohttp import web
+from yarl import URL
 
 from services.contracts.events import Message, message_headers
+from services.stage_service.conditions import TypeName
+from services.stage_service.encryption import Cipher
+from services.stage_service.playbook import Playbook, parse_playbook
+from services.stage_service.pulse import Pulse
 from services.stage_service.subscriptions import store_deliveries, store_session
-from services.stage_service.subscriptions.dispatcher import Dispatcher
+from services.stage_service.subscriptions.addresses import allowed_from
+from services.stage_service.subscriptions.courses import Courses
+from services.stage_service.subscriptions.dispatcher import OPEN_AGAIN_S, Dispatcher
+from services.stage_service.subscriptions.pace import Pace
+from services.stage_service.subscriptions.recorder import Recorder
+from services.stage_service.subscriptions.sender import Sender
+from services.stage_service.subscriptions.store_session import Record
+from services.stage_service.subscriptions.tail import Tail
+from services.stage_service.subscriptions.window import Delivery, Window
+from tests.conftest import ROOT
 from tests.integration.subscribing import (
+    CIPHER,
     Clock,
     Log,
     Request,
@@ -39,6 +57,10 @@ from tests.integration.test_subscriptions import (
     settled,
 )
 
+REFUSED = """SELECT count(DISTINCT objid) = $1 FROM pg_locks
+WHERE locktype = 'advisory' AND classid = x'62617372'::int::oid
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+"""What processes said that they cannot deliver for."""
 WITHIN_S = 1.5
 """A second, and what this machine is busy with."""
 
@@ -116,6 +138,40 @@ async def test_a_changed_filter_holds_for_what_was_not_sent_yet(
         answers.set()
         await until_in(log.connection, "SELECT position = 4 FROM stage.subscription_cursors")
         assert [r.event["subject"] for r in receiver.taken] == ["a", "d"]
+
+
+async def test_running_filters_follow_the_playbooks(database_url: str, log: Log) -> None:
+    """An attribute becomes a number, then is declared no more, then again: nothing is skipped."""
+    text = (ROOT / "playbooks" / "sales.yaml").read_text("utf-8")
+    declared = parse_playbook(text, "sales.yaml")
+    kinds = declared.attributes["lead"]
+    published: list[dict[str, Playbook]] = []
+
+    def publish(lead: dict[str, TypeName]) -> None:
+        attributes = {**declared.attributes, "lead": lead}
+        published.append({"sales": replace(declared, attributes=attributes)})
+
+    def told(value: str) -> dict[str, Any]:
+        return {"lead": {"id": "a", "attributes": {"size": value}}}
+
+    publish({**kinds, "size": "string"})
+    async with (
+        receiving() as receiver,
+        delivering(database_url, playbooks=lambda: published[-1]) as dispatcher,
+    ):
+        await subscribe(log.connection, receiver.url, filter="lead.size > 5")
+        await until_in(log.connection, REFUSED, 1)
+        publish({**kinds, "size": "int"})
+        await held(dispatcher, 1, OPEN_AGAIN_S / 2)
+        await log.publish("a", **told("10"))
+        await receiver.until(lambda: receiver.taken, "as a number it is over 5")
+        publish(kinds)
+        await held(dispatcher, 0)
+        await log.publish("a", **told("11"))
+        publish({**kinds, "size": "int"})
+        await receiver.until(
+            lambda: len(receiver.taken) == 2, "what came meanwhile", OPEN_AGAIN_S / 2
+        )
 
 
 async def test_one_delivery_is_sent_again(database_url: str, log: Log) -> None:
@@ -214,7 +270,8 @@ async def test_a_test_event_goes_to_one_subscription_and_waits_for_nobody(
         await receiver.until(lambda: len(receiver.requests) == 2, "both failed")
         headers = message_headers("test-1", "baton.test.v1", datetime.now(UTC))
         message = Message("", "a", headers, b'{"hello": 1}')
-        delivery = await store_deliveries.add_test(log.connection, id, message, datetime.now(UTC))
+        delivery = str(uuid_utils.uuid7())
+        await store_deliveries.add_test(log.connection, id, delivery, message, datetime.now(UTC))
         await receiver.until(lambda: receiver.taken, "the test event", WITHIN_S)
         (request,) = receiver.taken
         assert (request.path, request.id, request.event["data"]) == (
@@ -231,10 +288,14 @@ async def test_a_test_event_goes_to_one_subscription_and_waits_for_nobody(
 
 
 async def test_processes_share_fairly_and_follow_each_other(database_url: str, log: Log) -> None:
-    """Three share ten; when one loses its session, as by kill -9, the others have all within two seconds."""
+    """Three share ten; when one loses its session for good, the others have all within two seconds."""
     ids = [await subscribe(log.connection, "http://127.0.0.1:1/", name=f"s{n}") for n in range(10)]
     async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(delivering(database_url))
+        role = f"lost_{uuid.uuid4().hex}"
+        await log.connection.execute(f"CREATE ROLE {role} SUPERUSER LOGIN")
+        stack.push_async_callback(log.connection.execute, f"DROP ROLE {role}")
+        as_role = str(URL(database_url).with_user(role))
+        first = await stack.enter_async_context(delivering(as_role))
         await held(first, 10)
         second = await stack.enter_async_context(delivering(database_url))
         await held(first, 5)
@@ -244,6 +305,15 @@ async def test_processes_share_fairly_and_follow_each_other(database_url: str, l
         await held(third, 2)
         all_of_them = [*first.held, *second.held, *third.held]
         assert sorted(all_of_them) == sorted(ids)
+        # As by kill -9: its sessions end at once, and it does not come back.
+        await log.connection.execute(f"ALTER ROLE {role} NOLOGIN")
+        await log.connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", role
+        )
+        await held(second, 5, 2.0)
+        await held(third, 5, 2.0)
+        assert sorted([*second.held, *third.held]) == sorted(ids)
+        await held(first, 0)
 
 
 async def test_another_takes_over_within_two_seconds_and_nothing_is_lost(
@@ -339,6 +409,24 @@ async def test_one_that_cannot_be_opened_holds_up_nobody(database_url: str, log:
         assert len(receiver.taken) == 1
 
 
+async def test_what_one_process_cannot_open_another_delivers(database_url: str, log: Log) -> None:
+    """One lacks the key of the secrets: the other delivers for all, on top of what would be its share."""
+    no_key = Cipher([bytes(range(32))])
+    async with receiving() as receiver, delivering(database_url, cipher=no_key) as blind:
+        ids = [await subscribe(log.connection, receiver.url) for _ in range(3)]
+        bad = await subscribe(log.connection, receiver.url, filter="this is no filter")
+        await until_in(log.connection, REFUSED, 4)
+        assert blind.held == frozenset()
+        async with delivering(database_url) as seeing:
+            await held(seeing, 3)
+            await log.publish("a")
+            await receiver.until(lambda: len(receiver.taken) == 3, "each of them once")
+            assert seeing.held == frozenset(ids)
+            for id in (*ids, bad):
+                await change(log.connection, id, state="paused")
+            await until_in(log.connection, REFUSED, 0)
+
+
 async def test_no_secret_and_no_person_is_in_the_logs(database_url: str, log: Log) -> None:
     clock = Clock()
     with structlog.testing.capture_logs() as lines:
@@ -412,6 +500,66 @@ async def test_nothing_comes_along_past_one_that_is_due_itself(database_url: str
         await put_row(log, id, position, state, "b")
     found = await store_session.due(log.connection, [(id, 10, True, False)], [], datetime.now(UTC))
     assert [delivery.position for _, delivery, _ in found] == [1, 4, 5]
+
+
+async def test_it_recovers_again_while_that_it_recovered_is_being_recorded(
+    database_url: str, log: Log
+) -> None:
+    """What failed in between is due at once too."""
+    id = await subscribe(log.connection, "http://127.0.0.1:1/")
+    now = datetime.now(UTC)
+    news: list[None] = []
+    recorder = Recorder(lambda: now, lambda: news.append(None))
+    async with asyncpg.create_pool(database_url, min_size=1, max_size=2) as pool:
+        courses = Courses(CIPHER, dict, allowed_from("127.0.0.0/8"))
+        course = await courses.open(log.connection, id, now)
+        assert course is not None
+        pace = Pace(8, None, None, now.timestamp(), lambda: 0.5)
+        sender = Sender(
+            course, 0, Window(0, ordered=True), pace, Tail(pool, Pulse(database_url)), recorder,
+            lambda: now, lambda: 0.5,
+        )  # fmt: skip
+        sender.recovered = True
+        async with pool.acquire() as busy, pool.acquire() as connection:
+            async with busy.transaction():
+                await busy.execute("SELECT 1 FROM stage.subscription_cursors FOR UPDATE")
+                writing = asyncio.create_task(recorder.flush(connection, {id: sender}))
+                await until_in(
+                    log.connection, "SELECT count(*) = 1 FROM pg_stat_activity WHERE "
+                    "datname = current_database() AND wait_event_type = 'Lock'",
+                )  # fmt: skip
+                row = Delivery(str(uuid_utils.uuid7()), transition("a", 1), 1, "a", 0)
+                row.created_at = now
+                later = now + timedelta(hours=5)
+                recorder.note(Record(id, row, "due", later, None, [], False))
+                sender.recovered = True
+            await writing
+            await recorder.flush(connection, {id: sender})
+        await sender.cut_off()
+    (found,) = await rows_of(log.connection, id)
+    assert found["next_at"] == now
+
+
+async def test_where_the_log_was_cut_off_nothing_is_skipped_silently(
+    database_url: str, log: Log
+) -> None:
+    """Baton deletes nothing of the log; where somebody did, it waits until it is told to go on without."""
+    async with receiving() as receiver:
+        id = await subscribe(log.connection, receiver.url)
+        await log.publish("a", "a", "a", "b")
+        await log.connection.execute("DELETE FROM bus.log WHERE position <= 2")
+        with structlog.testing.capture_logs() as logs:
+            async with delivering(database_url):
+                await until_in(log.connection, REFUSED, 1)
+                await settled()
+                assert receiver.requests == []
+                await store_deliveries.replay(log.connection, id, 2, datetime.now(UTC))
+                await receiver.until(lambda: len(receiver.taken) == 2, "what is left", 15.0)
+        reasons = [e["reason"] for e in logs if e["event"] == "subscription.cannot_deliver"]
+        assert reasons == [
+            "it is at position 0, and the log begins at 3: what lies between is gone. "
+            "Replay it from 2 to go on without"
+        ]
 
 
 async def test_what_was_skipped_at_that_moment_is_not_made_due(database_url: str, log: Log) -> None:

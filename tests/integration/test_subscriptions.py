@@ -18,7 +18,9 @@ from aiohttp import web
 
 from services.contracts import postgres_log
 from services.contracts.events import SUBSCRIPTIONS_TOPIC
-from services.stage_service.subscriptions import store_deliveries
+from services.stage_service.people import Actor
+from services.stage_service.subscriptions import changes, store_deliveries
+from services.stage_service.subscriptions.schedule import FAILURES_MIN
 from services.stage_service.subscriptions.secrets import add_secret, rotate, shown
 from services.stage_service.subscriptions.signing import verify_ed25519
 from tests.integration.subscribing import (
@@ -308,6 +310,30 @@ async def test_five_days_of_failures_stop_it_and_lose_nothing(database_url: str,
             clock.skip(minutes=5)
             await asyncio.sleep(0.02)
         assert {r.id for r in receiver.taken} == {m.id for m in sent}
+
+
+async def test_resumed_at_once_after_a_stop_it_has_five_days_again(
+    database_url: str, log: Log
+) -> None:
+    """Before whoever delivers has looked: to him it was never stopped."""
+    clock = Clock()
+    async with receiving() as receiver, delivering(database_url, clock):
+        id = await subscribe(log.connection, receiver.url)
+        receiver.react = answering(503)
+        await log.publish(*"abcdef")
+        while not await log.connection.fetchval(STATE, id, "failing"):
+            clock.skip(hours=1)
+            await asyncio.sleep(0.02)
+        async with log.connection.transaction():
+            await changes.set_state(log.connection, id, "active", Actor("maria"), clock())
+        so_far = len(receiver.requests)
+        for _ in range(100):
+            if len(receiver.requests) >= so_far + FAILURES_MIN + 2:
+                break
+            clock.skip(minutes=5)
+            await asyncio.sleep(0.02)
+        await until_in(log.connection, "SELECT failing_since >= state_at FROM stage.subscriptions")
+        assert await log.connection.fetchval(STATE, id, "active")
 
 
 async def test_while_it_is_down_one_at_a_time_tries_it_and_the_first_success_frees_all(

@@ -486,6 +486,24 @@ async def test_a_test_event_is_queued_for_its_subscription_alone(stage: Stage) -
     assert await stage.connection.fetchval("SELECT count(*) FROM stage.deliveries") == 1
 
 
+async def test_a_repeated_test_is_the_first_one_or_none(stage: Stage) -> None:
+    """Its answer was lost: a repeat tells of that very test, and that it is gone once it was pruned."""
+    one = await made(stage)
+    here = f"/v1/subscriptions/{one['id']}/test"
+    key = {"idempotency-key": '"test-2"'}
+    first = (await stage.client.post(here, headers=key)).json()
+    await stage.client.post(here)  # somebody else's, after it
+    lost = """UPDATE access.idempotency_keys SET status = NULL, body = NULL, content_type = NULL,
+              claimed_until = '-infinity'"""
+    await stage.connection.execute(lost)
+    assert (await stage.client.post(here, headers=key)).json() == first
+    await stage.connection.execute(lost)
+    await stage.connection.execute("DELETE FROM stage.deliveries")
+    again = await stage.client.post(here, headers=key)
+    assert (again.status_code, again.json()["field"]) == (404, "delivery_id")
+    assert await stage.connection.fetchval("SELECT count(*) FROM stage.deliveries") == 0
+
+
 async def test_the_operator_may_allow_what_is_refused(database_url: str) -> None:
     async with running_stage(
         database_url, encryption_key=a_key(), subscriptions_allow="127.0.0.0/8"

@@ -245,7 +245,11 @@ def refused_with(secret: str, request: Request, body: bytes | None = None) -> No
 
 
 def node(tmp_path: Path, got: list[tuple[Request, dict[str, list[str]]]]) -> None:
-    """The npm packages say the same; those verify v1 only, so v1a is by Node's own crypto."""
+    """The npm packages say the same; those verify v1 only, so v1a is by Node's own crypto.
+
+    In November 2026 none of standardwebhooks 1.1.0 (PyPI) and 1.1.1 (npm), svix 2.9.1 (PyPI) and 2.5.0 (npm)
+    has ``v1a``, ``ed25519`` or ``whpk_`` in any file; both svix leave it to standardwebhooks (decision 0030).
+    """
     modules = ROOT / ".cache" / "clients" / "node_modules"
     if shutil.which("node") is None or not (modules / "standardwebhooks").is_dir():
         missing("npm's standardwebhooks and svix: make clients")

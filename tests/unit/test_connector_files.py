@@ -342,6 +342,22 @@ def test_a_file_that_becomes_wrong_leaves_its_last_good_version(tmp_path: Path) 
     book.refresh()
     assert list(book.connectors) == ["x"]
     assert list(book.refused) == ["x"]
+    path.unlink()
+    book.refresh()
+    assert (book.connectors, book.refused) == ({}, {})
+
+
+def test_a_file_that_could_not_be_read_is_looked_at_again(tmp_path: Path) -> None:
+    """Also when it looks unchanged, as when only the rights to read it were given."""
+    path = tmp_path / "x.yaml"
+    path.mkdir()
+    book = ConnectorBook(tmp_path)
+    book.refresh()
+    assert list(book.refused) == ["x"]
+    path.rmdir()
+    path.write_text(HEAD + STEP)
+    book.refresh()
+    assert (list(book.connectors), book.refused) == (["x"], {})
 
 
 EVENT = {

@@ -21,6 +21,8 @@ class Log:
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
+        self.deleted = 0
+        """How many of the first are there no more."""
         self.queries = 0
         self.may_answer = asyncio.Event()
         self.may_answer.set()
@@ -37,6 +39,7 @@ class Log:
         _, after, rows_max, bytes_max = args
         found: list[dict[str, Any]] = []
         size = 0
+        after = max(after, self.deleted)
         for number, length in enumerate(self.sizes[after : after + rows_max], after + 1):
             if size >= bytes_max:
                 break
@@ -58,6 +61,16 @@ async def read_on(feed: Feed, after: int, last: int) -> list[int]:
         seen += [e.position for e in found]
         after = seen[-1] if found else after
     return seen
+
+
+async def test_what_was_deleted_is_not_passed_over_in_silence() -> None:
+    """Who asks for it is told; who is past it reads on."""
+    log = Log()
+    log.sizes, log.deleted = [10] * 5, 3
+    feed = Feed(log, TRANSITIONS_TOPIC)
+    with pytest.raises(LookupError, match="nothing between 1 and 4"):
+        await feed.read(1)
+    assert await read_on(feed, 3, 5) == [4, 5]
 
 
 async def test_who_asks_during_a_read_gets_what_came_after_it_began() -> None:
@@ -167,17 +180,34 @@ class NoKey:
         """Know nobody."""
 
 
-async def test_who_is_far_behind_loses_the_stream_with_the_key_too(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(following, "LOOK_S", 0.0)
+def with_no_key(count: int) -> following.Following:
+    """Streams of a log of `count` messages; the key is looked at before each read, and is none."""
     log = Log()
-    log.sizes = [1000] * 5000
-    streams = following.Following(
+    log.sizes = [1000] * count
+    return following.Following(
         log, Pulse(""), NoKey(), asyncio.Event(),  # type: ignore[arg-type]
-        streams_max=1, streams_per_key_max=1, stall_s=1.0,
+        streams_max=1, streams_per_key_max=1, stall_s=1.0, look_s=0.0,
     )  # fmt: skip
+
+
+async def test_who_is_far_behind_loses_the_stream_with_the_key_too() -> None:
+    streams = with_no_key(5000)
     feed = streams.feeds[TRANSITIONS_TOPIC]
     told = [piece async for piece in streams.events(feed, 0, Selection(), "key")]
     assert b"id: 1\n" in told[1]
+    assert sum(map(len, told)) < 2_000_000
+
+
+async def test_a_long_export_breaks_off_when_its_key_is_revoked() -> None:
+    """It is not whole then, and must not look so."""
+    streams = with_no_key(5000)
+    body = streams.lines(streams.feeds[TRANSITIONS_TOPIC], 0, 5000, Selection(), "key")
+    told: list[bytes] = []
+
+    async def drain() -> None:
+        async for piece in body:
+            told.append(piece)
+
+    with pytest.raises(following.CutOffError):
+        await drain()
     assert sum(map(len, told)) < 2_000_000

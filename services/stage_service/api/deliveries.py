@@ -272,25 +272,24 @@ async def send_test_event(
 async def send_test(request: Request, it: House, id: str, by: Actor) -> str:
     """Note that a test event is to be delivered; gives its delivery's id.
 
+    A repeat under the same Idempotency-Key gives the id of the first, which may have been pruned since.
     Raises NotFoundError, and ConflictError while nothing is delivered to the subscription.
     """
     attempt = attempt_of(request)
     async with it.pool.acquire() as connection:
         subscription = await detailed(connection, it, id)
-        if attempt is not None and attempt.done:
-            tests = Wanted(event_type=changes.TEST_TYPE)
-            return (await reads.list_deliveries(connection, id, tests, limit=1))[0].id
+    delivery_id = str(attempt.effect_id) if attempt is not None else new_id()
+    if attempt is not None and attempt.done:
+        return delivery_id
     if subscription.state != "active":
         raise ConflictError(
             f"the subscription is {subscription.state}", field="id", value=id,
             remedy="Resume it first.",
         )  # fmt: skip
-    delivery_id = ""
 
     async def act(connection: Connection) -> None:
-        nonlocal delivery_id
         message = changes.test_message(id, new_id(), it.now())
-        delivery_id = await store_deliveries.add_test(connection, id, message, it.now())
+        await store_deliveries.add_test(connection, id, delivery_id, message, it.now())
         await record(
             connection, by, Note("tested", changes.KIND, id, None, {"delivery": delivery_id})
         )

@@ -198,7 +198,7 @@ async def _lines(
     end = await _end(feed, through, until)
     end = last if end is None else min(end, last)
     seat = it.following.seat(_who(request))
-    body = it.following.lines(feed, start, end, wanted)
+    body = it.following.lines(feed, start, end, wanted, token_of(request))
     seat.__enter__()
     return Lines(body, seat, it.following.stall_s, max(start, end))
 

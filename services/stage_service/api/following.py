@@ -61,12 +61,14 @@ class Following:
         streams_max: int,
         streams_per_key_max: int,
         stall_s: float,
+        look_s: float = LOOK_S,
     ) -> None:
         reads = asyncio.Semaphore(READS_AT_ONCE_MAX)
         self.feeds = {topic: Feed(pool, topic, reads) for topic in TYPES}
         # The kernel is the first to hang up (`baton.serve`), and leaves nothing behind.
         self.stall_s = 2 * stall_s
         self.stopping = stopping
+        self._look_s = look_s
         self.streams = 0
         self._pulse = pulse
         self._gatekeeper = gatekeeper
@@ -143,7 +145,7 @@ class Following:
                 if not page.at_end:
                     continue
                 leaving = leaving or asyncio.create_task(_left(request))
-                await _first(news, leaving, min(left, LOOK_S))
+                await _first(news, leaving, min(left, self._look_s))
                 if leaving.done():
                     return page
                 await self._check(token_of(request))
@@ -193,8 +195,8 @@ class Following:
                 told, told_at = after, time.monotonic()
             if not more:
                 await self._rest(PACE_S)
-                await _first(news, None, LOOK_S)
-            elif time.monotonic() - checked_at < LOOK_S:
+                await _first(news, None, self._look_s)
+            elif time.monotonic() - checked_at < self._look_s:
                 continue
             try:
                 await self._check(token)
@@ -203,22 +205,30 @@ class Following:
             checked_at = time.monotonic()
 
     async def lines(
-        self, feed: Feed, after: int, through: int, wanted: Selection
+        self, feed: Feed, after: int, through: int, wanted: Selection, token: str | None
     ) -> AsyncIterator[bytes]:
-        """Give the feed after `after`, up to `through`, one JSON object a line.
+        """Give the feed after `after`, up to `through`, one JSON object a line, while the key may read.
 
-        Raises _CutOffError when the process stops, or the database stays away: it is not whole then.
+        Raises CutOffError when the process stops, the key lost its scope, or the database stays away: it is
+        not whole then.
         """
         away_since: float | None = None
+        checked_at = time.monotonic()
         while after < through:
             if self.stopping.is_set():
-                raise _CutOffError
+                raise CutOffError
+            if time.monotonic() - checked_at >= self._look_s:
+                try:
+                    await self._check(token)
+                except (NotAuthenticatedError, NotAllowedError):
+                    raise CutOffError from None
+                checked_at = time.monotonic()
             try:
                 found, _ = await feed.read(after)
             except DATABASE_AWAY:
                 away_since = away_since or time.monotonic()
                 if time.monotonic() - away_since > AWAY_MAX_S:
-                    raise _CutOffError from None
+                    raise CutOffError from None
                 await self._rest(AWAY_S)
                 continue
             away_since = None
@@ -235,7 +245,7 @@ class Following:
             await asyncio.wait_for(self.stopping.wait(), seconds)
 
 
-class _CutOffError(Exception):
+class CutOffError(Exception):
     """A body ends before it is whole."""
 
 
@@ -288,7 +298,7 @@ class Lines(StreamingResponse):
 
         try:
             await super().stream_response(in_time)
-        except _CutOffError:
+        except CutOffError:
             _log.info("feed.export_cut_off")
         except TimeoutError:
             _log.info("feed.reader_dropped", form="ndjson", stall_s=self._stall_s)

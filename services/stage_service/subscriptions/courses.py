@@ -15,7 +15,12 @@ from services.stage_service.encryption import Cipher, EncryptionError
 from services.stage_service.playbook import Playbook
 from services.stage_service.subscriptions.addresses import Allowed
 from services.stage_service.subscriptions.connectors.making import Connectors, NoConnectorError
-from services.stage_service.subscriptions.filters import FilterError, matcher_for
+from services.stage_service.subscriptions.filters import (
+    FilterError,
+    Words,
+    matcher_for,
+    variables_of,
+)
 from services.stage_service.subscriptions.reads import subscription as read_subscription
 from services.stage_service.subscriptions.secrets import signing_secrets
 from services.stage_service.subscriptions.sender import Course
@@ -41,6 +46,16 @@ class Courses:
         self._allowed = allowed
         self._tls = tls
         self._connectors = connectors
+        self._read: Mapping[str, Playbook] | None = None
+        self._words: Words = ()
+
+    @property
+    def words(self) -> Words:
+        """What filters may speak of now, with its types: it changes when playbooks declare otherwise."""
+        playbooks = self._playbooks()
+        if playbooks is not self._read:
+            self._read, self._words = playbooks, tuple(sorted(variables_of(playbooks).items()))
+        return self._words
 
     async def open(self, connection: Executor, id: str, now: datetime) -> Course | None:
         """Open the subscription `id` as it is now; None when it is not there. Raises CourseError."""
@@ -51,9 +66,10 @@ class Courses:
             if self._connectors is not None:
                 found = self._connectors.described(found)
             secrets = (await signing_secrets(connection, self._cipher, [id], now))[id]
+            words = self.words if found.filter is not None else None
             matches = matcher_for(found, self._playbooks())
             target = target_for(found, secrets, self._allowed, self._tls, self._connectors)
-            return Course(found, target, matches)
+            return Course(found, target, matches, words)
         except (
             EncryptionError,
             FilterError,

@@ -4,6 +4,7 @@ One task holds one session: it takes subscriptions nobody holds (an advisory loc
 over its share, follows changes by hand, records results, and loads rows that are due. When the session is
 lost, so are the locks: everything is dropped, and another process, or this one with a new session, begins
 from what is recorded. Deliveries under way then are made again; none is missed, and each lead keeps order.
+What one process cannot deliver for (it lacks the key of its secrets, say) it leaves to the others.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -23,11 +24,17 @@ import structlog
 
 from services.stage_service.subscriptions import metrics, store_session
 from services.stage_service.subscriptions.courses import CourseError, Courses
+from services.stage_service.subscriptions.filters import Words
 from services.stage_service.subscriptions.pace import Pace
 from services.stage_service.subscriptions.recorder import Recorder
 from services.stage_service.subscriptions.sender import Sender
-from services.stage_service.subscriptions.store_session import Seen
-from services.stage_service.subscriptions.tail import Tail
+from services.stage_service.subscriptions.store_session import Look, Seen
+from services.stage_service.subscriptions.tail import (
+    PrunedError,
+    Tail,
+    first_position,
+    refuse_pruned,
+)
 from services.stage_service.subscriptions.window import OPEN_LEADS_MAX, Window
 
 LOOK_S = 0.5
@@ -66,8 +73,8 @@ class Dispatcher:
         self._retiring: dict[str, asyncio.Task[None]] = {}
         self._unlock: set[str] = set()
         """Retiring ones whose lock is let go after."""
-        self._unopened: dict[str, tuple[int, float]] = {}
-        """What could not be opened: its version, and when that was tried."""
+        self._unopened: dict[str, tuple[int, Words, float]] = {}
+        """What could not be opened, and is refused: its version, what filters could say, and when."""
         self._news = asyncio.Event()
         self._told = False
         self._stopping = asyncio.Event()
@@ -181,25 +188,56 @@ class Dispatcher:
         for id, sender in list(self._senders.items()):
             if id not in self._retiring:
                 await self._follow(connection, sender, active.get(id))
-        share = math.ceil(len(active) / max(1, look.members))
-        staying = [id for id in self._held if id in active and id not in self._unlock]
-        for id in staying[share:]:
-            self._retire(id, GIVE_UP_WITHIN_S, unlock=True)
-        wanted = share - len(staying)
-        if wanted > 0:
-            # Two that share a lock by chance are both ours, or both somebody else's.
-            locked = look.locked - {store_session.lock_key(id) for id in self._held}
-            free = [
-                id for id in active
-                if id not in self._held and store_session.lock_key(id) not in locked
-            ]  # fmt: skip
-            self._held.update(await store_session.claim(connection, free[:wanted]))
+        await self._claim(connection, look, active)
         for id in list(self._held):
             if id not in self._senders and id not in self._retiring:
                 await self._open(connection, id, active.get(id))
         if time.monotonic() - self._pruned_at > PRUNE_EVERY_S:
             self._pruned_at = time.monotonic()
             await self._prune(connection)
+
+    async def _claim(
+        self, connection: asyncpg.Connection[Any], look: Look, active: Mapping[str, Seen]
+    ) -> None:
+        """Give up what is over a fair share, and take what nobody holds.
+
+        What somebody cannot deliver for is in nobody's share: whoever can takes it beside.
+        """
+        await self._refuse_no_more(connection, active)
+        refused = {id for id in active if store_session.lock_key(id) in look.refused}
+        share = math.ceil((len(active) - len(refused)) / max(1, look.members))
+        staying = [
+            id for id in self._held
+            if id in active and id not in refused and id not in self._unlock
+        ]  # fmt: skip
+        for id in staying[share:]:
+            self._retire(id, GIVE_UP_WITHIN_S, unlock=True)
+        # Two that share a lock by chance are both ours, or both somebody else's.
+        locked = look.locked - {store_session.lock_key(id) for id in self._held}
+        free = [
+            id for id, seen in active.items()
+            if id not in self._held and store_session.lock_key(id) not in locked
+            and not self._was_tried(seen)
+        ]  # fmt: skip
+        wanted = [id for id in free if id not in refused][: max(0, share - len(staying))]
+        wanted += [id for id in free if id in refused]
+        if wanted:
+            self._held.update(await store_session.claim(connection, wanted))
+
+    def _was_tried(self, seen: Seen) -> bool:
+        """Tell whether it could not be opened a moment ago, and is as it was then."""
+        version, words, tried_at = self._unopened.get(seen.id, (-1, (), -math.inf))
+        is_as_then = version == seen.version and words == self._courses.words
+        return is_as_then and time.monotonic() - tried_at < OPEN_AGAIN_S
+
+    async def _refuse_no_more(
+        self, connection: asyncpg.Connection[Any], active: Mapping[str, Seen]
+    ) -> None:
+        """Take back what was refused and is no more, or not the same any more."""
+        for id, (version, *_) in list(self._unopened.items()):
+            if id not in active or active[id].version != version:
+                del self._unopened[id]
+                await store_session.refuse_no_more(connection, id)
 
     async def _follow(
         self, connection: asyncpg.Connection[Any], sender: Sender, seen: Seen | None
@@ -213,24 +251,32 @@ class Dispatcher:
             # What is under way belongs to the run before: the new one sends it again.
             self._retire(sender.id, 0.0, unlock=False)
         else:
-            if seen.version != sender.course.subscription.version:
-                await self._change(connection, sender)
+            course = sender.course
+            is_reworded = course.words is not None and course.words != self._courses.words
+            if is_reworded or seen.version != course.subscription.version:
+                await self._change(connection, sender, seen.version)
             if seen.due_at is not None:
                 sender.due_at = min(sender.due_at or seen.due_at, seen.due_at)
             if sender.log_held:
                 await self._learn_leads(connection, sender)
 
-    async def _change(self, connection: asyncpg.Connection[Any], sender: Sender) -> None:
+    async def _change(
+        self, connection: asyncpg.Connection[Any], sender: Sender, version: int
+    ) -> None:
         try:
             course = await self._courses.open(connection, sender.id, self._now())
         except CourseError as error:
-            self._tell_unopened(sender.id, sender.course.subscription.version, error)
-            self._retire(sender.id, GIVE_UP_WITHIN_S, unlock=False)
+            await self._refuse(connection, sender.id, version, error)
+            self._retire(sender.id, GIVE_UP_WITHIN_S, unlock=True)
             return
         if course is None or course.subscription.state != "active":
             return  # since the look; the next one sees it
         if course.subscription.ordered != sender.window.ordered:
             self._retire(sender.id, GIVE_UP_WITHIN_S, unlock=False)
+        place = await store_session.place(connection, sender.id)
+        if sender.saved_failing is not None and place and place.failing_since is None:
+            sender.pace.begin_anew()  # it was stopped or paused, and resumed, between two looks
+            sender.saved_failing = None
         sender.reconfigure(course)
 
     async def _open(self, connection: asyncpg.Connection[Any], id: str, seen: Seen | None) -> None:
@@ -238,17 +284,18 @@ class Dispatcher:
         if seen is None:
             await self._let_go(connection, id)
             return
-        version, tried_at = self._unopened.get(id, (-1, -math.inf))
-        if version == seen.version and time.monotonic() - tried_at < OPEN_AGAIN_S:
-            return
         try:
+            # Read anew: whoever held it before may have moved it since the look.
+            place = await store_session.place(connection, id)
+            if place is not None:
+                refuse_pruned(place.position, await first_position(connection))
             course = await self._courses.open(connection, id, self._now())
-        except CourseError as error:
-            self._tell_unopened(id, seen.version, error)
+        except (CourseError, PrunedError) as error:
+            await self._refuse(connection, id, seen.version, error)
+            await self._let_go(connection, id)
             return
-        self._unopened.pop(id, None)
-        # Read anew: whoever held it before may have moved it since the look.
-        place = await store_session.place(connection, id)
+        if self._unopened.pop(id, None) is not None:
+            await store_session.refuse_no_more(connection, id)
         if course is None or place is None or course.subscription.state != "active":
             await self._let_go(connection, id)
             return
@@ -280,10 +327,15 @@ class Dispatcher:
         sender.window.blocked.update(leads)
         sender.log_held = len(leads) > OPEN_LEADS_MAX
 
-    def _tell_unopened(self, id: str, version: int, error: CourseError) -> None:
-        if self._unopened.get(id, (None, 0))[0] != version:
+    async def _refuse(
+        self, connection: asyncpg.Connection[Any], id: str, version: int, error: Exception
+    ) -> None:
+        """Note that it cannot be delivered for here, at this version of it."""
+        if self._unopened.get(id, (None,))[0] != version:
             _log.error("subscription.cannot_deliver", subscription=id, reason=str(error))
-        self._unopened[id] = (version, time.monotonic())
+        if id not in self._unopened:
+            await store_session.refuse(connection, id)
+        self._unopened[id] = (version, self._courses.words, time.monotonic())
 
     def _retire(self, id: str, within_s: float, *, unlock: bool) -> None:
         """Stop delivering for `id`, letting what is under way end; then, with `unlock`, let it go."""

@@ -38,6 +38,8 @@ TYPES = tuple(sorted(t for t in STRUCTS if not t.startswith(NOT_HEARD)))
 """The event types that can be subscribed to."""
 
 Path = tuple[str, ...]
+Words = tuple[tuple[str, TypeName], ...]
+"""Variables with their types, sorted: equal ones make equal conditions of a text."""
 
 FIELDS: dict[str, tuple[TypeName, tuple[Path, ...]]] = {
     "event.id": ("string", ()),
@@ -166,10 +168,10 @@ def _compiled(text: str, variables: Mapping[str, TypeName]) -> Condition | Defec
         )  # fmt: skip
 
 
-_environments: dict[tuple[tuple[str, TypeName], ...], Conditions] = {}
+_environments: dict[Words, Conditions] = {}
 
 
-def _conditions(variables: tuple[tuple[str, TypeName], ...]) -> Conditions:
+def _conditions(variables: Words) -> Conditions:
     """Give the compiler for `variables`; a playbook's change makes another, so few are kept."""
     if variables not in _environments:
         if len(_environments) >= 4:

@@ -81,15 +81,22 @@ class Pace:
     def went_through(self) -> bool:
         """Learn that an attempt succeeded; True when the endpoint was down until then."""
         was_down = self.down
+        self._forget(rest=was_down)
+        self._limit = min(float(self._concurrency), self._limit + 1.0 / max(1.0, self._limit))
+        return was_down
+
+    def begin_anew(self) -> None:
+        """Forget what failed: somebody resumed the subscription."""
+        self._forget(rest=True)
+
+    def _forget(self, *, rest: bool) -> None:
         self.down = False
         self.failing_since = None
         self.failures = 0
         self._failing.clear()
         self._throttled = 0
-        if was_down:
+        if rest:
             self._rests_until = 0.0
-        self._limit = min(float(self._concurrency), self._limit + 1.0 / max(1.0, self._limit))
-        return was_down
 
     def failed(self, event_id: str, outcome: Outcome, now: float) -> None:
         """Learn that an attempt to deliver `event_id` failed, in a way that time may mend."""

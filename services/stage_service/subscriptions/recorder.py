@@ -148,6 +148,10 @@ class _Batch:
             if (failing or all or s.stopped) and s.pace.failing_since != s.saved_failing
         ]  # fmt: skip
         self.recovered = [s for s in senders.values() if s.recovered]
+        for sender in self.recovered:
+            sender.recovered = (
+                False  # taken: it may go down and recover again while this is written
+            )
         self.stopped = [
             (s, s.stopped) for s in senders.values() if s.stopped is not None and not s.is_told
         ]
@@ -177,7 +181,6 @@ class _Batch:
         for sender, since in self.failing:
             sender.saved_failing = since
         for sender in self.recovered:
-            sender.recovered = False
             sender.due_at = datetime.min.replace(tzinfo=UTC)
         for sender, _ in self.stopped:
             sender.is_told = True

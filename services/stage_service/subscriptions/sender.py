@@ -19,6 +19,7 @@ import uuid_utils
 from services.contracts.database import DATABASE_AWAY
 from services.contracts.events import rfc3339
 from services.stage_service.subscriptions import metrics
+from services.stage_service.subscriptions.filters import Words
 from services.stage_service.subscriptions.pace import Pace
 from services.stage_service.subscriptions.schedule import (
     asked_s,
@@ -29,7 +30,7 @@ from services.stage_service.subscriptions.schedule import (
 )
 from services.stage_service.subscriptions.store_session import Record
 from services.stage_service.subscriptions.subscription import Outcome, Subscription, Target
-from services.stage_service.subscriptions.tail import Entry, Matches, Page, Tail
+from services.stage_service.subscriptions.tail import Entry, Matches, Page, PrunedError, Tail
 from services.stage_service.subscriptions.webhook_target import readable
 from services.stage_service.subscriptions.window import Delivery, Window
 
@@ -53,11 +54,15 @@ class Book(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What a subscription is delivered by, as read at one version of it."""
+    """What a subscription is delivered by, as read at one version of it.
+
+    `words` is what its filter could speak of then; None: it has no filter.
+    """
 
     subscription: Subscription
     target: Target
     matches: Matches
+    words: Words | None = None
 
 
 class Sender:
@@ -139,6 +144,8 @@ class Sender:
                 self._open_page(page)
         except DATABASE_AWAY:
             await asyncio.sleep(1.0)
+        except PrunedError:
+            self.is_broken = True  # who opens it anew is told what is missing
         finally:
             self._reading = None
         self.pump()

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 
 import asyncpg
 import msgspec
-import uuid_utils
 from asyncpg.pool import PoolConnectionProxy
 
 from services.contracts.events import Message
@@ -132,13 +131,12 @@ async def skip(
 
 
 async def add_test(
-    connection: Connection, subscription_id: str, message: Message, now: datetime
-) -> str:
-    """Deliver `message`, which is in no log, to this subscription only; gives the delivery's id.
+    connection: Connection, subscription_id: str, id: str, message: Message, now: datetime
+) -> None:
+    """Deliver `message`, which is in no log, to this subscription only, as the delivery `id` (a UUIDv7).
 
     Its value must be JSON. It is nobody's turn: it neither waits for others nor holds them up.
     """
-    id = str(uuid_utils.uuid7())
     body = msgspec.json.encode(
         {"key": message.key, "headers": message.headers, "value": msgspec.Raw(message.value)}
     )
@@ -150,7 +148,6 @@ async def add_test(
             subscription_id, id, message.id, message.type, f"test:{id}", body.decode(), now,
         )  # fmt: skip
         await notify(connection, subscription_id)
-    return id
 
 
 def message_of_test(body: str | bytes) -> Message:

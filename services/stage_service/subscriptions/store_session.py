@@ -38,6 +38,8 @@ SESSION = {
 }
 _SUBSCRIPTION_LOCKS = 0x62617375  # 'basu'
 _MEMBERS_LOCK = 0x6261736D  # 'basm'
+_REFUSED_LOCKS = 0x62617372  # 'basr'
+"""Shared, by those who tried a subscription and cannot deliver for it."""
 
 _LOOK = """
 SELECT s.id::text, s.version, c.run, c.position,
@@ -47,7 +49,7 @@ WHERE s.state = 'active' AND s.deleted_at IS NULL
 """
 _LOCKS = """
 SELECT classid::bigint AS class, objid::bigint AS key FROM pg_locks
-WHERE locktype = 'advisory' AND granted AND classid IN ($1::bigint::oid, $2::bigint::oid) AND objsubid = 2
+WHERE locktype = 'advisory' AND granted AND classid = ANY($1::bigint[]::oid[]) AND objsubid = 2
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 _PLACE = """
@@ -179,10 +181,14 @@ class Seen:
 
 @dataclass(slots=True)
 class Look:
-    """What a look found: processes that deliver, lock keys that are held, active subscriptions."""
+    """What a look found: processes that deliver, lock keys that are held, active subscriptions.
+
+    `refused`: lock keys of those that some process cannot deliver for.
+    """
 
     members: int
     locked: set[int]
+    refused: set[int]
     active: list[Seen]
 
 
@@ -211,11 +217,12 @@ async def open_session(database_url: str, told: Any) -> asyncpg.Connection[Any]:
 
 async def look(connection: Connection) -> Look:
     """Look at who delivers, what is delivered, and what is to be delivered."""
-    locks = await connection.fetch(_LOCKS, _MEMBERS_LOCK, _SUBSCRIPTION_LOCKS)
+    locks = await connection.fetch(_LOCKS, [_MEMBERS_LOCK, _SUBSCRIPTION_LOCKS, _REFUSED_LOCKS])
     rows = await connection.fetch(_LOOK)
     return Look(
         sum(lock["class"] == _MEMBERS_LOCK for lock in locks),
         {_signed(lock["key"]) for lock in locks if lock["class"] == _SUBSCRIPTION_LOCKS},
+        {_signed(lock["key"]) for lock in locks if lock["class"] == _REFUSED_LOCKS},
         [Seen(*row.values()) for row in rows],
     )
 
@@ -251,6 +258,20 @@ async def release(connection: Connection, subscription_id: str) -> None:
     """Let a subscription go."""
     await connection.execute(
         "SELECT pg_advisory_unlock($1, $2)", _SUBSCRIPTION_LOCKS, lock_key(subscription_id)
+    )
+
+
+async def refuse(connection: Connection, subscription_id: str) -> None:
+    """Say, for as long as the session lasts, that this process cannot deliver for a subscription."""
+    await connection.execute(
+        "SELECT pg_advisory_lock_shared($1, $2)", _REFUSED_LOCKS, lock_key(subscription_id)
+    )
+
+
+async def refuse_no_more(connection: Connection, subscription_id: str) -> None:
+    """Take back what `refuse` said."""
+    await connection.execute(
+        "SELECT pg_advisory_unlock_shared($1, $2)", _REFUSED_LOCKS, lock_key(subscription_id)
     )
 
 

@@ -46,6 +46,16 @@ _log = structlog.get_logger("baton.subscriptions")
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 
 
+class PrunedError(Exception):
+    """The log does not reach back to where somebody is: going on from there would skip what is gone."""
+
+    def __init__(self, position: int, first: int) -> None:
+        super().__init__(
+            f"it is at position {position}, and the log begins at {first}: what lies between is gone. "
+            f"Replay it from {first - 1} to go on without"
+        )
+
+
 class Entry(NamedTuple):
     """A message of the log, and when it was published."""
 
@@ -62,13 +72,17 @@ class Matches(Protocol):
 
 
 class Page:
-    """Everything that can be subscribed to with a position over `after` and up to `last`."""
+    """Everything that can be subscribed to with a position over `after` and up to `last`.
 
-    __slots__ = ("_selected", "after", "bytes", "entries", "last")
+    `first` is where the log began when it was read.
+    """
 
-    def __init__(self, after: int, last: int, entries: list[Entry]) -> None:
+    __slots__ = ("_selected", "after", "bytes", "entries", "first", "last")
+
+    def __init__(self, after: int, last: int, entries: list[Entry], first: int = 1) -> None:
         self.after = after
         self.last = last
+        self.first = first
         self.entries = entries
         self.bytes = sum(len(e.message.value) + 500 for e in entries)
         self._selected: dict[Matches, list[Entry]] = {}
@@ -131,8 +145,15 @@ class Tail:
         return 0 <= position < first
 
     async def earlier_page(self, position: int) -> Page:
-        """Read the page with what follows `position`, which `is_behind`. Raises what the database raises."""
-        number = position // BLOCK_POSITIONS
+        """Read the page with what follows `position`, which `is_behind`.
+
+        Raises PrunedError, and what the database raises.
+        """
+        page = await self._block(position // BLOCK_POSITIONS)
+        refuse_pruned(position, page.first)
+        return page
+
+    async def _block(self, number: int) -> Page:
         page = self._blocks.get(number)
         if page is not None:
             self._blocks.move_to_end(number)
@@ -148,7 +169,8 @@ class Tail:
         after = number * BLOCK_POSITIONS
         whole = after + BLOCK_POSITIONS
         last = min(whole, self.head)
-        page = Page(after, last, await read_log(self._pool, after, last, BLOCK_POSITIONS))
+        entries = await read_log(self._pool, after, last, BLOCK_POSITIONS)
+        page = Page(after, last, entries, await first_position(self._pool))
         if last == whole:
             self._blocks[number] = page
             self._blocks_bytes += page.bytes
@@ -204,6 +226,18 @@ class Tail:
             self._live_bytes -= self._live.popleft().bytes
         self.grown()
         return len(entries) == READ_MESSAGES_MAX
+
+
+def refuse_pruned(position: int, first: int) -> None:
+    """Raise PrunedError when a log that begins at `first` lacks something that follows `position`."""
+    if position + 1 < first:
+        raise PrunedError(position, first)
+
+
+async def first_position(connection: Executor) -> int:
+    """Give the first position that the log has; 1 when it is empty."""
+    rows = await connection.fetch("SELECT coalesce(min(position), 1) AS first FROM bus.log")
+    return rows[0]["first"]
 
 
 async def read_log(connection: Executor, after: int, last: int, messages_max: int) -> list[Entry]:

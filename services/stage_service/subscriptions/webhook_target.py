@@ -13,9 +13,9 @@ import contextlib
 import functools
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -40,8 +40,6 @@ RESPONSE_BYTES_MAX = 16_384
 KEEP_ALIVE_S = 4.0
 """Shorter than most servers keep an idle connection, so that few close it while we begin to use it."""
 RESOLVE_AGAIN_S = 10
-THREADS = 64
-"""For names being resolved, which blocks: at most one a subscription."""
 REASON_CHARACTERS_MAX = 300
 GONE = 410
 OURS = frozenset({
@@ -60,7 +58,7 @@ def open_session(
 ) -> aiohttp.ClientSession:
     """Open the connections of `subscription`, which reach no address but those that `allowed` does."""
     connector = aiohttp.TCPConnector(
-        limit=subscription.concurrency, ttl_dns_cache=RESOLVE_AGAIN_S, resolver=_Resolver(),
+        limit=subscription.concurrency, ttl_dns_cache=RESOLVE_AGAIN_S, resolver=Resolver(),
         socket_factory=functools.partial(_socket, allowed), ssl=tls or _verifying(),
         keepalive_timeout=KEEP_ALIVE_S,
     )  # fmt: skip
@@ -151,22 +149,31 @@ class WebhookTarget:
             return Outcome(False, reason=reason, down=True)
 
 
-class _Resolver(AbstractResolver):
-    """Resolves names in threads apart from those of everything else, one name at a time a subscription."""
+Lookup = Callable[..., list[tuple[Any, Any, Any, Any, Any]]]
 
-    def __init__(self) -> None:
-        self._one = asyncio.Lock()
+
+class Resolver(AbstractResolver):
+    """Resolves names in a thread of its own, one name at a time a subscription.
+
+    However many names hang, none waits for another's: there is no pool to be used up. Who gives up waiting
+    leaves the thread to end by itself, and who asks again waits for that one. `lookup` blocks, as
+    ``socket.getaddrinfo`` does, which it is unless given.
+    """
+
+    def __init__(self, lookup: Lookup | None = None) -> None:
+        self._lookup = lookup
+        self._running: tuple[tuple[Any, ...], asyncio.Future[Any]] | None = None
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
-        """Give the addresses of `host`."""
-        ask = functools.partial(
-            socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, family=family,
-            flags=socket.AI_ADDRCONFIG,
-        )  # fmt: skip
-        async with self._one:
-            found = await asyncio.get_running_loop().run_in_executor(_threads(), ask)
+        """Give the addresses of `host`; raises OSError."""
+        asked = (host, port, family)
+        while self._running is not None and self._running[0] != asked:
+            await asyncio.wait([self._running[1]])
+        if self._running is None:
+            self._running = (asked, self._begin(host, port, family))
+        found = await asyncio.shield(self._running[1])
         return [
             ResolveResult(
                 hostname=host, host=str(where[0]), port=port, family=of, proto=protocol,
@@ -175,13 +182,34 @@ class _Resolver(AbstractResolver):
             for of, _, protocol, _, where in found
         ]  # fmt: skip
 
+    def _begin(self, host: str, port: int, family: int) -> asyncio.Future[Any]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+
+        def end(found: Any, error: BaseException | None) -> None:
+            self._running = None
+            if error is None:
+                future.set_result(found)
+            else:
+                future.set_exception(error)
+                future.exception()  # whoever asked may have left
+
+        def look_up() -> None:
+            found, failed = None, None
+            try:
+                found = (self._lookup or socket.getaddrinfo)(
+                    host, port, type=socket.SOCK_STREAM, family=family, flags=socket.AI_ADDRCONFIG
+                )
+            except Exception as error:
+                failed = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(end, found, failed)
+
+        threading.Thread(target=look_up, name="resolve", daemon=True).start()
+        return future
+
     async def close(self) -> None:
         """Nothing is held."""
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(THREADS, thread_name_prefix="resolve")
 
 
 @functools.cache

@@ -11,6 +11,7 @@ the delivery waits for the answer, and if none comes the record is told by its u
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -104,6 +105,19 @@ class Echoes:
     async def refresh(self, submit: Submit) -> None:
         """Learn which connectors are in use, tell what they linked, and prune now and then."""
         self._book.refresh()
+        await self._learn()
+        if self._by_source:
+            await self.tell_links(submit)
+        if self._now() - self._pruned_at > PRUNE_EVERY:
+            self._pruned_at = self._now()
+            await memory.prune(self._pool, self._now())
+
+    async def look_again(self, source: str) -> None:
+        """Learn which connectors write to the tool of `source`, if any can: one may be new, or its mark."""
+        if any(source in c.sources for c in self._book.connectors.values()):
+            await self._learn()
+
+    async def _learn(self) -> None:
         found: dict[str, tuple[list[str], list[str]]] = {}
         for row in await self._pool.fetch(_ACTIVE):
             connector = self._book.connectors.get(row["connector"])
@@ -112,11 +126,6 @@ class Echoes:
                 names.append(row["connector"])
                 marks += _marks(row["mark"])
         self._by_source = found
-        if found:
-            await self.tell_links(submit)
-        if self._now() - self._pruned_at > PRUNE_EVERY:
-            self._pruned_at = self._now()
-            await memory.prune(self._pool, self._now())
 
     def marks(self, source: str) -> Sequence[str] | None:
         """Give the marks of the connectors that write to the tool of `source`; None: none does."""
@@ -166,7 +175,8 @@ class Echoes:
 
     async def _answers(self, connectors: Sequence[str]) -> None:
         """Wait a moment for the answers to records that are being made: they say whose webhook this is."""
-        for _ in range(round(ANSWER_WITHIN_S / LOOK_EVERY_S)):
+        deadline = time.monotonic() + ANSWER_WITHIN_S
+        while time.monotonic() < deadline:
             since = self._now() - ANSWERED_WITHIN
             if not await self._pool.fetchval(_UNANSWERED, connectors, since):
                 return
@@ -317,19 +327,17 @@ class _Comparing:
         record, _, record_id = claim.record.partition(":")
         found: list[dict[str, Any]] = []
         for field, value in claim.fields.items():
-            row = next(
-                (
-                    w
-                    for w in self._writes
-                    if w["record"] == record
-                    and (w["record_id"] == record_id
-                         or (claim.record in strangers and self._is_of_no_other(w, claim)))
-                    and w["field"] == field
-                    and w["value_hash"] == value
-                    and _at_that_time(w, event.time)
-                ),
-                None,
-            )  # fmt: skip
+            rows = [
+                w for w in self._writes
+                if w["record"] == record
+                and (w["record_id"] == record_id
+                     or (claim.record in strangers and self._is_of_no_other(w, claim)))
+                and w["field"] == field
+                and w["value_hash"] == value
+                and _at_that_time(w, event.time)
+            ]  # fmt: skip
+            # Of writes that say the same the nearest: the other's echo may be still to come.
+            row = min(rows, key=lambda w: _apart(w, event.time), default=None)
             if row is None:
                 # A new record tells of all that it has; what was written is enough.
                 if CREATED in claim.fields and field != CREATED:
@@ -355,6 +363,12 @@ class _Comparing:
 def _at_that_time(write: Mapping[str, Any], time: datetime) -> bool:
     ended = write["ended_at"] or write["begun_at"] + OPEN
     return write["begun_at"] - SKEW <= time <= ended + SKEW
+
+
+def _apart(write: Mapping[str, Any], time: datetime) -> timedelta:
+    """Give how far `time` is from when the write happened; from its beginning, where nobody knows."""
+    begun, ended = write["begun_at"], write["ended_at"] or write["begun_at"]
+    return max(begun - time, time - ended, timedelta())
 
 
 def _marks(value: Any) -> list[str]:

@@ -100,20 +100,19 @@ class Memory:
         """Forget a write that was refused."""
         await self._executor.execute("DELETE FROM stage.connector_writes WHERE id = $1", write)
 
-    async def recall(
-        self, record: str, record_id: str, lead_id: str, now: datetime
-    ) -> dict[str, str] | None:
+    async def recall(self, record: str, record_id: str, lead_id: str) -> dict[str, str] | None:
         """Give what was last told of each field of a record; None: nothing ever was.
 
-        A write that had no answer was to this record, then: it is the lead's.
+        A write that had no answer was to this record, then: it is the lead's. When it happened nobody
+        knows better for that: its echo is awaited around its beginning, and not until now.
         """
         rows = await self._executor.fetch(
             """WITH found AS (
-                 UPDATE stage.connector_writes SET record_id = $3, ended_at = coalesce(ended_at, $5)
+                 UPDATE stage.connector_writes SET record_id = $3
                  WHERE subscription_id = $1 AND record = $2 AND lead_id = $4 AND record_id IS NULL)
                SELECT field, value_hash FROM stage.connector_values
                WHERE subscription_id = $1 AND record = $2 AND record_id = $3""",
-            self._id, record, record_id, lead_id, now,
+            self._id, record, record_id, lead_id,
         )  # fmt: skip
         return {row["field"]: row["value_hash"] for row in rows} if rows else None
 

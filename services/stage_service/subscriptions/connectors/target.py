@@ -116,7 +116,7 @@ class ConnectorTarget:
                 if isinstance(came, Finished):
                     return came
             elif isinstance(wish, Recall):
-                came = await self._memory.recall(wish.record, wish.id, trip.lead_id, self._clock())
+                came = await self._memory.recall(wish.record, wish.id, trip.lead_id)
                 await self._link(wish.record, wish.id, trip)
             else:
                 came = None
