@@ -250,6 +250,7 @@ LEADS = int(os.environ.get("BATON_IMPACT_LEADS", "20000"))
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 async def test_a_million_leads_take_no_more_memory(database_url: str, record_property: Any) -> None:
     """BATON_IMPACT_LEADS=1000000 is its full size."""
     import resource
