@@ -139,11 +139,6 @@ class Lane:
         """The active playbooks by name."""
         return self._shelf.playbooks
 
-    @property
-    def shelf(self) -> Shelf:
-        """The playbook versions on record."""
-        return self._shelf
-
     async def look_at_playbooks(self) -> None:
         """Take over the playbooks that are active now; otherwise that takes until the next batch."""
         await self._shelf.load(self._pool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,8 +11,10 @@ from services.contracts.leads import Id, Moment
 from services.contracts.yaml_source import Problem
 from services.stage_service.api.shapes import PlaybookStage, Stage
 from services.stage_service.playbook import Playbook
+from services.stage_service.playbook_catalogue import PREFIX
 from services.stage_service.playbook_diff import Change, Diff
 from services.stage_service.playbook_diff_words import condition_told
+from services.stage_service.playbook_findings import Finding
 from services.stage_service.playbook_impact import Impact
 from services.stage_service.playbook_impact_words import impact_lines, with_impact
 from services.stage_service.versions import Scheduled, Version
@@ -110,6 +112,7 @@ class ScheduledShown(msgspec.Struct):
 class ProblemShown(msgspec.Struct):
     """A mistake, or a warning, with its place in the file (from 1) and what to do."""
 
+    rule: str
     level: Literal["error", "warning"]
     line: int
     column: int
@@ -125,9 +128,17 @@ class Checked(msgspec.Struct):
     problems: list[ProblemShown]
 
 
-def problems_shown(problems: list[Problem], level: Literal["error", "warning"] = "error") -> Any:
-    """Give problems of a file as they are answered."""
-    shown = [ProblemShown(level, p.line, p.column, p.message, p.remedy) for p in problems]
+def _check(problem: Problem | Finding) -> str:
+    return f"{PREFIX}{problem.rule.removeprefix(PREFIX)}"
+
+
+def problems_shown(
+    problems: Sequence[Problem | Finding], level: Literal["error", "warning"] = "error"
+) -> Any:
+    """Give problems of a file as they are answered; `rule` is the check that found each."""
+    shown = [
+        ProblemShown(_check(p), level, p.line, p.column, p.message, p.remedy) for p in problems
+    ]
     return msgspec.to_builtins(shown)
 
 

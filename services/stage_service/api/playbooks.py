@@ -13,8 +13,8 @@ import msgspec
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from services.contracts.access import Principal
-from services.contracts.audit import Actor
 from services.contracts.answers import OnceRoute, attempt_of
+from services.contracts.audit import Actor
 from services.contracts.problems import ConflictError
 from services.stage_service.api import publishing
 from services.stage_service.api.access import allow, house
@@ -94,7 +94,9 @@ async def create_playbook(
             remedy=f"PUT /v1/playbooks/{playbook.name} publishes the next version.",
         )  # fmt: skip
     at = moment_in_utc(activate_at, "activate_at")
-    return _published(await publishing.publish(it, playbook, Wish(who.name, message, (0,), at, key_id=who.id)))
+    return _published(
+        await publishing.publish(it, playbook, Wish(who.name, message, (0,), at, key_id=who.id))
+    )
 
 
 @router.get("/v1/playbooks/scheduled", operation_id="list_scheduled_playbooks")
@@ -114,7 +116,10 @@ async def cancel_scheduled(
     """Call a publication off before it happens."""
     it = house(request)
     found = await it.lane.shelf.cancel(
-        it.pool, publishing.scheduled_id(id), author=who.name, now=it.now(),
+        it.pool,
+        publishing.scheduled_id(id),
+        author=who.name,
+        now=it.now(),
         by=Actor(who.name, who.id),
     )
     return _json(scheduled_shown(found))
@@ -175,7 +180,9 @@ async def publish_playbook(
     await publishing.known(it, name)
     playbook = await publishing.read_playbook(await text_in(request), name)
     at = moment_in_utc(activate_at, "activate_at")
-    return _published(await publishing.publish(it, playbook, Wish(who.name, message, expected, at, key_id=who.id)))
+    return _published(
+        await publishing.publish(it, playbook, Wish(who.name, message, expected, at, key_id=who.id))
+    )
 
 
 def _published(made: Version | Scheduled, status: int = 200) -> Response:

@@ -25,8 +25,8 @@ from services.stage_service.errors import (
 )
 from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.playbook_diff import Diff, diff
+from services.stage_service.playbook_findings import findings
 from services.stage_service.playbook_impact import Impact
-from services.stage_service.playbook_people import strangers
 from services.stage_service.playbook_succession import succession
 from services.stage_service.reads_impact import impact_of
 from services.stage_service.versions import Scheduled, Version
@@ -115,14 +115,15 @@ async def checked(it: House, text: str) -> dict[str, Any]:
     try:
         playbook = await read_playbook(text)
     except InvalidRequestError as error:
-        own = {"level": "error", "line": 1, "column": 1, "message": error.reason,
+        own = {"rule": "playbook/invalid", "level": "error", "line": 1, "column": 1, "message": error.reason,
                "remedy": error.remedy or ""}  # fmt: skip
         return {"valid": False, "name": None, "problems": error.extra.get("problems", [own])}
     await it.lane.look_at_playbooks()
     wrong = unplaced(it, playbook)
-    found = problems_shown(strangers(text, playbook.name, it.team), "warning")
+    found = await asyncio.to_thread(findings, text, playbook.name, team=it.team)
     return {
-        "valid": not wrong, "name": playbook.name, "problems": [*problems_shown(wrong), *found],
+        "valid": not wrong, "name": playbook.name,
+        "problems": [*problems_shown(wrong), *problems_shown(found, "warning")],
     }  # fmt: skip
 
 

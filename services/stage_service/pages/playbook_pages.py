@@ -151,7 +151,10 @@ async def cancel(request: Request, who: Admin, id: str) -> Response:
     it = house(request)
     try:
         found = await it.lane.shelf.cancel(
-            it.pool, publishing.scheduled_id(id), author=who.name, now=it.now(),
+            it.pool,
+            publishing.scheduled_id(id),
+            author=who.name,
+            now=it.now(),
             by=Actor(who.name, who.id),
         )
     except BatonError as error:
