@@ -34,7 +34,14 @@ ROUTES: dict[tuple[str, str, str], tuple[str, ...]] = {
     ("stage", "POST", "/v1/subscriptions/{id}/resend"): ("resent failed",),
     ("stage", "POST", "/v1/subscriptions/{id}/replay"): ("replayed",),
     ("stage", "POST", "/v1/subscriptions/{id}/test"): ("tested",),
+    ("stage", "POST", "/v1/playbooks"): ("published", "scheduled"),
+    ("stage", "PUT", "/v1/playbooks/{name}"): ("published", "scheduled"),
+    ("stage", "POST", "/v1/playbooks/{name}/rollback"): ("published", "scheduled"),
+    ("stage", "DELETE", "/v1/playbooks/scheduled/{id}"): ("cancelled",),
     # The pages: a browser's session acts.
+    ("stage", "POST", "/playbook/publish"): ("published", "scheduled"),
+    ("stage", "POST", "/playbook/rollback"): ("published", "scheduled"),
+    ("stage", "POST", "/playbook/scheduled/{id}/cancel"): ("cancelled",),
     ("stage", "POST", "/leads/{id}/move"): ("moved", "move held"),
     ("stage", "POST", "/leads/{id}/merge"): ("merged",),
     ("stage", "POST", "/leads/{id}/unmerge"): ("unmerged",),
@@ -59,6 +66,8 @@ ROUTES: dict[tuple[str, str, str], tuple[str, ...]] = {
     ("notifier", "POST", "/slack/actions"): ("acknowledged", "snoozed"),
 }  # fmt: skip
 
+SIMULATES = "folds history for whoever looks: changes no lead, no rule and nobody's work"
+
 # And why these are in no audit.
 ROUTES_NOT_AUDITED: dict[tuple[str, str, str], str] = {
     ("stage", "POST", "/v1/events"): MACHINES,
@@ -69,6 +78,13 @@ ROUTES_NOT_AUDITED: dict[tuple[str, str, str], str] = {
             "identify", "track", "page", "screen", "group", "alias", "batch",
         )
     },
+    ("stage", "POST", "/v1/playbooks/validate"): "changes nothing",
+    ("stage", "POST", "/v1/playbooks/diff"): "changes nothing",
+    ("stage", "POST", "/playbook/try"): "changes nothing",
+    ("stage", "POST", "/v1/playbooks/simulate"): SIMULATES,
+    ("stage", "DELETE", "/v1/playbooks/simulations/{id}"): SIMULATES,
+    ("stage", "POST", "/simulation"): SIMULATES,
+    ("stage", "POST", "/simulation/{id}/{deed}"): SIMULATES,
     ("stage", "POST", "/alerts/{id}/{deed}"): "passes it on to the notifier, which audits it",
 }  # fmt: skip
 
@@ -94,7 +110,8 @@ COMMANDS_NOT_AUDITED: dict[str, str] = {
             "baton handoffs reject", "baton subscriptions add", "baton subscriptions pause",
             "baton subscriptions resume", "baton subscriptions test", "baton subscriptions rotate",
             "baton subscriptions resend", "baton subscriptions replay", "baton subscriptions remove",
-            "baton events send",
+            "baton events send", "baton playbook publish", "baton playbook rollback",
+            "baton playbook cancel",
         ),
         "asks a service over HTTP",
     ),
@@ -107,6 +124,8 @@ COMMANDS_NOT_AUDITED: dict[str, str] = {
             "baton quarantine list", "baton quarantine show", "baton alerts preview",
             "baton people list", "baton handoffs list", "baton kafka topics",
             "baton subscriptions list", "baton subscriptions show", "baton subscriptions deliveries",
+            "baton playbook get", "baton playbook versions", "baton playbook diff",
+            "baton events export", "baton leads why",
             "baton audit list", "baton audit export", "baton audit verify",
         ),
         "changes nothing of Baton's",

@@ -20,6 +20,7 @@ from services.contracts import access
 from services.contracts.links import ANSWER, SEEN, Links
 from services.notifier.app import create_app
 from services.stage_service.encryption import read_cipher
+from tests.conftest import ROOT
 from tests.contracts.audited import ROUTES
 from tests.integration.stage import MadeUpTime, Stage, running_stage
 from tests.integration.test_answer_links import KEY, TEAM
@@ -183,6 +184,36 @@ async def of_subscriptions(deeds: Deeds) -> None:
     )
 
 
+async def of_playbooks(deeds: Deeds, stage: Stage) -> None:
+    """Publishing now and later, calling off and rolling back, by the API and the page."""
+    sales = (ROOT / "playbooks" / "sales.yaml").read_text()
+    yaml = {"content-type": "application/yaml"}
+    renamed = sales.replace("name: sales\n", "name: partners\n", 1)
+    await deeds.do("POST", "/v1/playbooks", content=renamed, headers=yaml)
+    name = {"name": "sales"}
+    put, back = "/v1/playbooks/{name}", "/v1/playbooks/{name}/rollback"
+    version = {**yaml, "if-match": "*"}
+    await deeds.do("PUT", put, name, content=f"{sales}# 2\n", headers=version)
+    await deeds.do("POST", back, name, json={"version": 1}, headers={"if-match": "*"})
+    said = await deeds.connection.fetchrow(
+        "SELECT actor, via, subject, before, after FROM audit.entries ORDER BY seq DESC LIMIT 1"
+    )
+    assert tuple(said)[:4] == ("test", "key", "sales", '{"version":2}')
+    assert '"back_to":1' in said["after"]
+    later = {"activate_at": "2100-01-01T00:00:00Z"}
+    ids: list[str] = []
+    for n in (3, 4):
+        answer = await deeds.do(
+            "PUT", put, name, content=f"{sales}# {n}\n", headers=version, params=later
+        )
+        ids.append(answer.json()["id"])
+    await deeds.do("DELETE", "/v1/playbooks/scheduled/{id}", {"id": ids[0]})
+    await deeds.do("POST", "/playbook/scheduled/{id}/cancel", {"id": ids[1]})
+    form = {"playbook": "sales", "version": "3"}
+    await deeds.do("POST", "/playbook/publish", data={**form, "text": f"{sales}# 5\n"})
+    await deeds.do("POST", "/playbook/rollback", data={**form, "version": "4", "to": "1"})
+
+
 async def of_sessions(deeds: Deeds, stage: Stage) -> None:
     """Logging in and out: who logs out is the session."""
     _, login = await access.create_key(
@@ -219,6 +250,7 @@ async def test_every_deed_in_the_stage_service(database_url: str, tmp_path: Path
         await of_people(deeds)
         await of_quarantine(deeds, stage)
         await of_subscriptions(deeds)
+        await of_playbooks(deeds, stage)
         await of_sessions(deeds, stage)
         assert deeds.missing() == set()
         await nothing_planted(stage.connection, PLANTED, REASON, "Secretive", stage.key)
