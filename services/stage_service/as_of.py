@@ -96,6 +96,8 @@ class Then(msgspec.Struct):
     lead: Lead
     folded: Refolded
     events: list[LeadEvent]
+    beyond: list[LeadEvent]
+    """What had arrived beyond the horizon: told, and not folded."""
     playbooks: dict[str, Playbook]
     merges: list[dict[str, Any]]
     records: list[dict[str, Any]]
@@ -135,6 +137,7 @@ async def lead_at(
     told = await store.events_by_then(connection, members, at)
     if any(epoch > shelf.epoch for _, epoch in told):
         await shelf.load(connection)
+    beyond = await store.events_by_then(connection, members, at, beyond_horizon=True)
     folded = _folded(shelf, told)
     if folded.lead is None:
         return None
@@ -145,8 +148,9 @@ async def lead_at(
     identities = await connection.fetch(_IDENTITIES, members)
     newest = max(told, key=lambda each: (each[0].recorded_at, each[1]))
     then = Then(
-        lead_id, at, folded.lead, folded, [event for event, _ in told], shelf.at(newest[1]), merges,
-        _with_visits(records, folded, lead_id), [], _named(identities, told, lead_id, policy),
+        lead_id, at, folded.lead, folded, [event for event, _ in told], [event for event, _ in beyond],
+        shelf.at(newest[1]), merges, _with_visits(records, folded, lead_id), [],
+        _named(identities, [*told, *beyond], lead_id, policy),
     )  # fmt: skip
     then.handoffs = _handoffs(handoffs, then)
     return then
@@ -307,12 +311,15 @@ def rung_by_then(then: Then) -> set[tuple[str, str]]:
     return {(ring.event.source, ring.event.id) for ring in then.folded.rings}
 
 
+_EVENT_COLUMNS = ("time", "recorded_at", "type", "source", "id", "deal", "data", "envelope")
+
+
 def items_at(then: Then) -> list[dict[str, Any]]:
     """Give the newest 2,000 events and records of then as timeline items, oldest first."""
+    events = [*((e, False) for e in then.events), *((e, True) for e in then.beyond)]
     told = [
-        {**{n: getattr(e, n) for n in ("time", "recorded_at", "type", "source", "id", "deal")},
-         "data": e.data}
-        for e in sorted(then.events, key=lambda event: event.place)[-TIMELINE_MAX:]
+        {**{n: getattr(e, n) for n in _EVENT_COLUMNS}, "beyond_horizon": beyond}
+        for e, beyond in sorted(events, key=lambda each: each[0].place)[-TIMELINE_MAX:]
     ]  # fmt: skip
     keys = {id: then.lead.journeys[name].key for id, name in then.journey_ids().items()}
     moved = sorted(then.records, key=lambda r: r["occurred_at"])[-TIMELINE_MAX:]

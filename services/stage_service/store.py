@@ -194,24 +194,30 @@ async def events_of_leads(
 
 
 async def events_by_then(
-    connection: Connection, members: Sequence[str], at: datetime
+    connection: Connection, members: Sequence[str], at: datetime, *, beyond_horizon: bool = False
 ) -> list[tuple[LeadEvent, int]]:
     """Give the events that the leads `members` brought themselves and that had arrived by `at`.
 
-    With the epoch of each, unordered; wherever merges have put them since.
+    With the epoch of each, unordered; wherever merges have put them since. With `beyond_horizon` those
+    that do not count instead.
     """
     rows = await connection.fetch(
         """WITH RECURSIVE holder(id) AS (
              SELECT unnest($1::uuid[])
              UNION SELECT l.merged_into FROM holder h JOIN stage.leads l ON l.id = h.id
              WHERE l.merged_into IS NOT NULL)
-           SELECT source, id, type, time, recorded_at, subject, deal, data, epoch FROM stage.events
+           SELECT source, id, type, time, recorded_at, subject, deal, data, envelope, epoch
+           FROM stage.events
            WHERE lead_id = ANY(ARRAY(SELECT id FROM holder))
              AND coalesce(own_lead_id, lead_id) = ANY($1::uuid[]) AND recorded_at <= $2
-             AND NOT beyond_horizon""",
-        members, at,
+             AND beyond_horizon = $3""",
+        members, at, beyond_horizon,
     )  # fmt: skip
-    return [(_stored_event(r), r["epoch"]) for r in rows]
+    found: list[tuple[LeadEvent, int]] = []
+    for row in rows:
+        envelope = msgspec.json.decode(row["envelope"] or "{}")
+        found.append((msgspec.structs.replace(_stored_event(row), envelope=envelope), row["epoch"]))
+    return found
 
 
 def _stored_event(r: Any) -> LeadEvent:
