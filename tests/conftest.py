@@ -42,14 +42,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what Hypothesis drives, so that `make test-full` finds it; keep together what shares a fixture.
 
     The other tests of a file go to whichever worker is free: a module's fixture would be set up in each.
+    Within a file those that share a parameter of such a fixture follow one another, in whatever order.
     """
+    files = {item.path: place for place, item in reversed([*enumerate(items)])}
+    items.sort(key=lambda item: (files[item.path], _shared_parameters(item)))
     for item in items:
-        known: Any = getattr(item, "_fixtureinfo", None)
-        scopes = {d[-1].scope for d in known.name2fixturedefs.values() if d} if known else set()
-        if scopes & {"module", "package"}:
+        if _shared(item):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
         if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker("property")
+
+
+def _shared(item: pytest.Item) -> set[str]:
+    """Give the names of the fixtures that the test shares with others of its file."""
+    known: Any = getattr(item, "_fixtureinfo", None)
+    found = known.name2fixturedefs.items() if known else ()
+    return {name for name, d in found if d and d[-1].scope in ("module", "package")}
+
+
+def _shared_parameters(item: pytest.Item) -> str:
+    parameters: dict[str, Any] = getattr(getattr(item, "callspec", None), "params", {})
+    return repr(sorted((name, str(parameters[name])) for name in _shared(item) & parameters.keys()))
 
 
 def missing(what: str) -> NoReturn:

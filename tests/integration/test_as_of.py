@@ -382,6 +382,15 @@ async def test_what_cannot_be_told_of_the_past_is_refused_with_a_remedy(
     assert "/v1/funnel?at=" in listed.json()["remedy"]
     odd = await stage.client.get(lead, params={"at": "20260304"})
     assert odd.status_code == 422
+    text = (ROOT / "playbooks" / "expansion.yaml").read_text()
+    yaml = {"content-type": "application/yaml"}
+    published = await stage.client.post("/v1/playbooks", content=text, headers=yaml)
+    assert published.status_code == 201, published.text
+    then: dict[str, Any] = {"playbook": "expansion", "at": HOURS[1].isoformat()}
+    for more in ({}, {"from_stage": "onboarding", "to_stage": "onboarding"}):
+        entered = await stage.client.get("/v1/funnel", params=then | more)
+        assert (entered.status_code, entered.json()["field"]) == (422, "at")
+        assert "the past of 'sales'" in entered.json()["remedy"]
 
 
 async def test_a_merged_lead_answers_as_it_was_before_the_merge(

@@ -92,6 +92,16 @@ async def playbooks_at(it: House, at: datetime) -> dict[str, Playbook]:
     return it.playbooks | it.lane.shelf.at(epoch)
 
 
+def _begun_by_events(playbook: Playbook, at: datetime) -> None:
+    """Hold that journeys of `playbook` begin with a lead's first event: only then they can be counted."""
+    if playbook.enters is not None:
+        raise InvalidRequestError(
+            f"the past of {playbook.name!r} cannot be counted: its journeys are entered from another playbook",
+            field="at", value=at.isoformat(),
+            remedy=f"Leave `at` out, or ask for the past of {playbook.enters.playbook!r}.",
+        )  # fmt: skip
+
+
 async def funnel_then(
     it: House,
     playbook: Playbook,
@@ -102,6 +112,7 @@ async def funnel_then(
     by: str | None,
 ) -> dict[str, Any]:
     """Give the funnel as it was at the moment `at`; `playbook` is the version of then."""
+    _begun_by_events(playbook, at)
     basis = await past_funnel.basis_at(it.engine, playbook, at, by, await playbooks_at(it, at))
     numbers = await funnel_numbers.funnel(
         it.engine, playbook, since=since, until=until, by=by, basis=basis
@@ -121,6 +132,7 @@ async def durations_then(
     until: datetime | None,
 ) -> dict[str, Any]:
     """Give the times between two stages as they were known at the moment `at`."""
+    _begun_by_events(playbook, at)
     basis = await past_funnel.basis_at(it.engine, playbook, at, None, {})
     numbers = await funnel_numbers.durations(
         it.engine, playbook, first, second, since=since, until=until, basis=basis
