@@ -96,7 +96,7 @@ def _begun_by_events(playbook: Playbook, at: datetime) -> None:
     """Hold that journeys of `playbook` begin with a lead's first event: only then they can be counted."""
     if playbook.enters is not None:
         raise InvalidRequestError(
-            f"the past of {playbook.name!r} cannot be counted: its journeys are entered from another playbook",
+            f"the past of {playbook.name!r} cannot be counted: it is entered from another playbook",
             field="at", value=at.isoformat(),
             remedy=f"Leave `at` out, or ask for the past of {playbook.enters.playbook!r}.",
         )  # fmt: skip
