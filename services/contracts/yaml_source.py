@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Iterable
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Any, cast
 
 import msgspec
@@ -21,6 +22,8 @@ from ruamel.yaml.scalarstring import FoldedScalarString, LiteralScalarString
 from services.contracts.problems import shown
 
 SOURCE_BYTES_MAX = 1024 * 1024
+KEPT_CHARACTERS_MAX = 100_000
+"""Larger texts are read anew each time."""
 NODES_MAX = 50_000
 TEXT_CHARACTERS_MAX = 4000
 
@@ -211,6 +214,16 @@ class Node:
         )  # fmt: skip
 
 
+def _loaded(text: str) -> Any:
+    yaml = YAML(typ="rt")
+    yaml.allow_duplicate_keys = False
+    return yaml.load(text)
+
+
+_loaded_once = lru_cache(maxsize=64)(_loaded)
+"""Nobody changes what was read, and a start reads the same texts for several purposes."""
+
+
 def read_yaml(text: str, file: str) -> Node:
     """Parse `text` (one YAML 1.2 document named `file` in errors) to a Node.
 
@@ -220,10 +233,9 @@ def read_yaml(text: str, file: str) -> Node:
         raise SourceError(
             [Problem(file, 1, 1, "larger than 1 MiB", "Split the file.", "out-of-bounds")]
         )
-    yaml = YAML(typ="rt")
-    yaml.allow_duplicate_keys = False
+    load = _loaded_once if len(text) <= KEPT_CHARACTERS_MAX else _loaded
     try:
-        value: Any = yaml.load(text)
+        value = load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         message = str(error.problem or error.context or "not YAML").split("\n")[0].strip()
