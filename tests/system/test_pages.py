@@ -268,7 +268,7 @@ def test_the_lead_page_says_why(running: Running, page: Page) -> None:
         "Moved from Lead Generation to Discovery"
     )
     page.click(".why summary")
-    expect(page.locator(".why")).to_contain_text("meeting-booked")
+    expect(page.locator("details.why")).to_contain_text("meeting-booked")
     running.tell("lead.marketing_qualified", email, timedelta(days=3))
     running.tell("deal.lost", email)
     page.reload()

@@ -113,8 +113,8 @@ ANSWERS: dict[str, Answer] = {
         shapes.ImportDone, problems=(409,), sent="id,name,roles\njonas,Jonas Weber,ae\n"
     ),
     "leave_person": Answer(shapes.Left, problems=(409,), sent={"to": "elena"}),
-    "list_audit": Answer(shapes.AuditEntry, many=True),
-    "export_audit": Answer(),
+    "list_audit": Answer(shapes.AuditEntry, many=True, problems=(404,)),
+    "export_audit": Answer(problems=(404,)),
     "create_playbook": Answer(
         answers.VersionShown, status=201, problems=(409, 412, 415), also=_SCHEDULED
     ),
