@@ -267,7 +267,7 @@ def test_the_lead_page_says_why(running: Running, page: Page) -> None:
     expect(page.locator(".record .explanation")).to_contain_text(
         "Moved from Lead Generation to Discovery"
     )
-    page.click(".why summary")
+    page.click("details.why summary")
     expect(page.locator("details.why")).to_contain_text("meeting-booked")
     running.tell("lead.marketing_qualified", email, timedelta(days=3))
     running.tell("deal.lost", email)
