@@ -232,7 +232,7 @@ class Simulation:
             return
         tally.differing += 1
         if len(tally.differences) < DIFFERENCES_MAX:
-            tally.differences.append(_difference(lead_id, name, before, after, moves))
+            tally.differences.append(_difference(lead_id, name, before, after, self._candidate))
 
     def _named(self, move: Step) -> Step:
         """Give a recorded move by the candidate's names of its stages."""
@@ -345,8 +345,21 @@ def _event_of(step: Step) -> tuple[datetime, str, str]:
     return step.occurred_at, step.event_source, step.event_id
 
 
+def _explained(candidate: Playbook, move: Step) -> str:
+    """Say why `candidate` makes `move` in the playbook's words alone: what was known of the lead is not in it.
+
+    It is kept with the simulation, where nobody who wants to be forgotten is looked for.
+    """
+    stages = candidate.stages
+    ends = f"from {stages[move.from_stage].title} to {stages[move.to_stage].title}"
+    rule = next((r for r in candidate.rules if r.key == move.rule), None)
+    if rule is None:
+        return f"Moved by hand {ends}."
+    return f"Moved {ends} by rule {rule.key}: {rule.because}."
+
+
 def _difference(
-    lead_id: str, name: str, before: Sequence[Step], after: Sequence[Step], moves: Sequence[Move]
+    lead_id: str, name: str, before: Sequence[Step], after: Sequence[Step], candidate: Playbook
 ) -> Difference:
     index = next(
         (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if _same(a) != _same(b)),
@@ -358,15 +371,12 @@ def _difference(
     first = min((s for s in (was, would) if s is not None), key=_event_of)
     moved = would is not None and _event_of(would) == _event_of(first)
     moved_today = was is not None and _event_of(was) == _event_of(first)
-    if moved:
-        why = moves[index].explanation
-    elif would is None:
-        why = f"No rule moves it from {first.from_stage} to {first.to_stage} at {first.event_type}."
-    else:
-        why = (
-            f"No rule moves it from {first.from_stage} to {first.to_stage} at {first.event_type}; "
-            f"later: {moves[index].explanation}"
+    why = _explained(candidate, would) if would is not None else ""
+    if not moved:
+        stays = (
+            f"No rule moves it from {first.from_stage} to {first.to_stage} at {first.event_type}"
         )
+        why = f"{stays}; later: {why}" if why else f"{stays}."
     return Difference(
         lead_id, name, [s.to_stage for s in before], [s.to_stage for s in after], first.occurred_at,
         first.event_type, first.event_source, first.event_id,

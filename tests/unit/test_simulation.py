@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from services.contracts.events import LeadEvent
+from services.contracts.events import MOVED_BY_HAND, SOURCE, LeadEvent
 from services.contracts.team import Person
 from services.stage_service import funnel
 from services.stage_service.playbook import Playbook, parse_playbook
@@ -188,3 +188,21 @@ def test_a_candidate_that_only_renames_differs_nowhere() -> None:
     assert tally.today.stage("chats").entered == 2
     assert tally.today.alerts == {"b": {"2026-01-05": 3}}
     assert tally.today.stages.keys() == {"new", "chats", "won"}
+
+
+def test_why_says_nothing_that_is_known_of_people() -> None:
+    """It is kept with the simulation: neither why a deal was lost, nor who moved a lead and what they said."""
+    said = "Ada Lovelace of Engines Ltd is ill"
+    lost = event("deal.lost", 9, LEAD, reason=said)
+    [one] = simulated(SALES, [event("lead.created", 0, LEAD), lost]).differences
+    assert one.why.endswith(" by rule deal-lost: the deal was lost: {event.reason}.")
+    by_hand = msgspec.structs.replace(
+        event(MOVED_BY_HAND, 9, LEAD, playbook="sales", to="mql", actor="Mara", reason=said),
+        source=SOURCE,
+    )
+    [one] = simulated(SALES, [event("lead.created", 0, LEAD), by_hand]).differences
+    assert one.why == "Moved by hand from Lead Generation to Lead Qualification."
+    tally = simulated(SALES, [
+        event("lead.created", 0, LEAD), event("demo.requested", 1, LEAD), by_hand, lost,
+    ])  # fmt: skip
+    assert b"Ada" not in msgspec.json.encode(tally)
