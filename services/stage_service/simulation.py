@@ -346,7 +346,7 @@ def _event_of(step: Step) -> tuple[datetime, str, str]:
 
 
 def _explained(candidate: Playbook, move: Step) -> str:
-    """Say why `candidate` makes `move` in the playbook's words alone: what was known of the lead is not in it.
+    """Say why `candidate` makes `move` in the playbook's words alone: nothing known of the lead is in it.
 
     It is kept with the simulation, where nobody who wants to be forgotten is looked for.
     """

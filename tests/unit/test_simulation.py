@@ -191,7 +191,7 @@ def test_a_candidate_that_only_renames_differs_nowhere() -> None:
 
 
 def test_why_says_nothing_that_is_known_of_people() -> None:
-    """It is kept with the simulation: neither why a deal was lost, nor who moved a lead and what they said."""
+    """It is kept with the simulation: neither why a deal was lost, nor who moved it and what was said."""
     said = "Ada Lovelace of Engines Ltd is ill"
     lost = event("deal.lost", 9, LEAD, reason=said)
     [one] = simulated(SALES, [event("lead.created", 0, LEAD), lost]).differences
