@@ -101,9 +101,20 @@ def _made_empty(directory: Path) -> None:
         raise FileExistsError(f"{directory} is not empty: name a new directory")
 
 
+class _Format(msgspec.Struct):
+    format: int
+
+
 def read_about(directory: Path) -> Exported:
-    """Read ``baton.json`` of an export; raises OSError, msgspec.ValidationError."""
-    return msgspec.json.decode((directory / ABOUT).read_bytes(), type=Exported)
+    """Read ``baton.json`` of an export.
+
+    Raises OSError, msgspec.ValidationError, ValueError when it is of another format.
+    """
+    text = (directory / ABOUT).read_bytes()
+    found = msgspec.json.decode(text, type=_Format).format
+    if found != FORMAT:
+        raise ValueError(f"{directory / ABOUT} has the format {found}, not {FORMAT}: export again")
+    return msgspec.json.decode(text, type=Exported)
 
 
 def _journeys(past: dict[str, dict[str, Any]]) -> Iterable[tuple[Any, ...]]:
@@ -120,10 +131,13 @@ async def _about(connection: Any, leads: int, events: int, journeys: int) -> Exp
     shelf = Shelf()
     await shelf.load(connection)
     active = {epoch: shelf.at(epoch) for epoch in range(shelf.epoch + 1)}
-    versions = {(p.name, p.version): p.source for known in active.values() for p in known.values()}
+    versions = {(p.name, p.version): p for known in active.values() for p in known.values()}
     return Exported(
         FORMAT, datetime.now(UTC), leads, events, journeys,
-        [PublishedText(name, version, text) for (name, version), text in versions.items()],
+        [
+            PublishedText(p.name, p.version, p.source, dict(p.renames).get(p.version, {}))
+            for p in versions.values()
+        ],
         {epoch: {p.name: p.version for p in known.values()} for epoch, known in active.items()},
     )  # fmt: skip
 

@@ -20,8 +20,9 @@ Days = dict[str, dict[str, int]]
 class Difference(msgspec.Struct, frozen=True, order=True):
     """A journey that would have gone another way; the first event at which the ways part, and why.
 
-    `today` and `candidate` are the stages entered, in order. `rule` is the candidate's there (None: it
-    makes no move), `rule_today` the recorded one's.
+    `today` and `candidate` are the stages entered, in order, by the candidate's names. `rule` is the
+    candidate's there (None: it makes no move), `rule_today` the recorded one's. `why` is in the candidate's
+    words, its placeholders unfilled: nothing that is known of a person is in it.
     """
 
     lead_id: str

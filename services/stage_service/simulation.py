@@ -19,7 +19,9 @@ from services.contracts.team import Person
 from services.stage_service import clocks, funnel, offers
 from services.stage_service.funnel import Journey, Move
 from services.stage_service.playbook import Playbook
+from services.stage_service.playbook_succession import following
 from services.stage_service.rehearsal import Rehearsal
+from services.stage_service.renaming import MIGRATE
 
 DIFFERENCES_MAX = 1000
 """How many journeys that differ are told of one by one; all are counted."""
@@ -119,7 +121,8 @@ class Past(msgspec.Struct, frozen=True):
 class Simulation:
     """Folds leads under `candidate`; `now` ends the story, `since` (if any) is when counting begins.
 
-    `active` are the playbooks by epoch. `hours` has, by role, somebody whose working hours its deadlines
+    `active` are the playbooks by epoch; the candidate is taken as the version after the newest of its name,
+    whose stages it may have renamed. `hours` has, by role, somebody whose working hours its deadlines
     count in, on both sides alike: who would have owned a journey on another way nobody knows.
     """
 
@@ -131,8 +134,11 @@ class Simulation:
         now: datetime,
         since: datetime | None = None,
     ) -> None:
+        present = active[max(active)].get(candidate.name)
+        if present is not None:
+            candidate = following(candidate, present, present.version + 1, candidate.migrate)
         self._candidate = candidate
-        self._present = active[max(active)].get(candidate.name, candidate)
+        self._present = present or candidate
         self._playbooks = {e: {**known, candidate.name: candidate} for e, known in active.items()}
         self._hours = hours
         self._now = now
@@ -212,10 +218,12 @@ class Simulation:
         moves: Sequence[Move],
     ) -> None:
         tally.journeys += 1
-        before = past.moves if past is not None else []
+        # That a stage has another name now is no move of the candidate's.
+        held = [m for m in past.moves if not self._is_name_only(m)] if past is not None else []
+        before = [self._named(m) for m in held]
         after = [_step(m) for m in moves]
         if past is not None:
-            self._count(tally.today, self._present, past.stage, past.furthest, before)
+            self._count(tally.today, self._present, past.stage, past.furthest, held)
             for handoff in past.handoffs:
                 self._offered(tally.today, self._present, *handoff)
         if journey is not None:
@@ -224,22 +232,33 @@ class Simulation:
             return
         tally.differing += 1
         if len(tally.differences) < DIFFERENCES_MAX:
-            tally.differences.append(_difference(lead_id, name, before, after, moves))
+            tally.differences.append(_difference(lead_id, name, before, after, self._candidate))
+
+    def _named(self, move: Step) -> Step:
+        """Give a recorded move by the candidate's names of its stages."""
+        named = self._candidate.named
+        return msgspec.structs.replace(
+            move, from_stage=named(move.from_stage), to_stage=named(move.to_stage)
+        )
+
+    def _is_name_only(self, move: Step) -> bool:
+        named = self._candidate.named
+        return move.rule == MIGRATE and named(move.from_stage) == named(move.to_stage)
 
     def _count(
         self, side: Side, playbook: Playbook, stage: str, furthest: str, moves: Sequence[Step]
     ) -> None:
-        path = self._candidate.path
-        side.stage(stage).current += 1
-        reached = {m.to_stage for m in moves} | {path[0], stage}
-        if furthest in path:
-            reached |= set(path[: path.index(furthest) + 1])
+        path, named = self._candidate.path, self._candidate.named
+        side.stage(named(stage)).current += 1
+        reached = {named(m.to_stage) for m in moves} | {path[0], named(stage)}
+        if named(furthest) in path:
+            reached |= set(path[: path.index(named(furthest)) + 1])
         for key in reached:
             side.stage(key).reached += 1
         for move in moves:
             if self._since is not None and move.occurred_at < self._since:
                 continue
-            side.stage(move.to_stage).entered += 1
+            side.stage(named(move.to_stage)).entered += 1
             day = move.occurred_at.date().isoformat()
             for role in _alerted(playbook, move):
                 _bump(side.alerts.setdefault(role, {}), day)
@@ -283,7 +302,8 @@ def _for_any(event: LeadEvent, answered: Collection[datetime]) -> LeadEvent:
 
 def _alerted(playbook: Playbook, move: Step) -> Sequence[str]:
     """Give the roles that a move alerts under `playbook`: as its stage says, and who has to answer."""
-    came_from, to = playbook.stages.get(move.from_stage), playbook.stages.get(move.to_stage)
+    came_from = playbook.stages.get(playbook.named(move.from_stage))
+    to = playbook.stages.get(playbook.named(move.to_stage))
     if to is None:
         return ()
     role = to.responsible[0]
@@ -325,8 +345,21 @@ def _event_of(step: Step) -> tuple[datetime, str, str]:
     return step.occurred_at, step.event_source, step.event_id
 
 
+def _explained(candidate: Playbook, move: Step) -> str:
+    """Say why `candidate` makes `move` in the playbook's words alone: nothing known of the lead is in it.
+
+    It is kept with the simulation, where nobody who wants to be forgotten is looked for.
+    """
+    stages = candidate.stages
+    ends = f"from {stages[move.from_stage].title} to {stages[move.to_stage].title}"
+    rule = next((r for r in candidate.rules if r.key == move.rule), None)
+    if rule is None:
+        return f"Moved by hand {ends}."
+    return f"Moved {ends} by rule {rule.key}: {rule.because}."
+
+
 def _difference(
-    lead_id: str, name: str, before: Sequence[Step], after: Sequence[Step], moves: Sequence[Move]
+    lead_id: str, name: str, before: Sequence[Step], after: Sequence[Step], candidate: Playbook
 ) -> Difference:
     index = next(
         (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if _same(a) != _same(b)),
@@ -338,15 +371,12 @@ def _difference(
     first = min((s for s in (was, would) if s is not None), key=_event_of)
     moved = would is not None and _event_of(would) == _event_of(first)
     moved_today = was is not None and _event_of(was) == _event_of(first)
-    if moved:
-        why = moves[index].explanation
-    elif would is None:
-        why = f"No rule moves it from {first.from_stage} to {first.to_stage} at {first.event_type}."
-    else:
-        why = (
-            f"No rule moves it from {first.from_stage} to {first.to_stage} at {first.event_type}; "
-            f"later: {moves[index].explanation}"
+    why = _explained(candidate, would) if would is not None else ""
+    if not moved:
+        stays = (
+            f"No rule moves it from {first.from_stage} to {first.to_stage} at {first.event_type}"
         )
+        why = f"{stays}; later: {why}" if why else f"{stays}."
     return Difference(
         lead_id, name, [s.to_stage for s in before], [s.to_stage for s in after], first.occurred_at,
         first.event_type, first.event_source, first.event_id,

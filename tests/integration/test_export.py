@@ -14,6 +14,7 @@ from services.baton.export import ABOUT, export_parquet, read_about
 from services.stage_service.simulation import Tally
 from services.stage_service.simulations.frames import Job, moment, simulation_of, tally_of
 from tests.integration.test_lane import event
+from tests.integration.test_playbook_moves import DISCOVERY
 from tests.integration.test_simulation import (
     EASIER,
     ENDED,
@@ -75,6 +76,23 @@ async def test_the_fold_of_exported_rows_is_the_simulation(
             if since is not None:
                 break  # one is enough: a fold is made anew each time here
         assert since is not None or parts == whole
+
+
+async def test_renames_go_with_it(database_url: str, tmp_path: Path) -> None:
+    """A stage has another name since version 2: the active text differs nowhere, wherever it is folded."""
+    leads = [f"lead{number}@example.com" for number in range(20)]
+    await run_under(database_url, SALES, stories(20))
+    await run_under(database_url, DISCOVERY, [event("page.viewed", 90_000, lead) for lead in leads])
+    about = await export_parquet(database_url, tmp_path / "out")
+    assert [(p.version, p.migrate) for p in about.playbooks] == [(1, {}), (2, {"sql": "discovery"})]
+    tables = rows(tmp_path / "out/events"), rows(tmp_path / "out/journeys")
+    assert any('"rule":"migrate"' in journey["moves"] for journey in tables[1])
+    job = Job(DISCOVERY, "candidate.yaml", HOURS, ENDED, None, about)
+    tally = tally_of(simulation_of(job), None, *tables)
+    assert tally == await simulated_on(database_url, DISCOVERY)
+    assert (tally.journeys, tally.differing) == (20, 0)
+    assert tally.today.stages == tally.candidate.stages
+    assert "sql" not in tally.today.stages
 
 
 async def test_nothing_stored_is_an_export_too(database_url: str, tmp_path: Path) -> None:

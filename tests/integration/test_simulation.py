@@ -204,7 +204,10 @@ async def test_a_difference_says_where_the_ways_part_and_why(database_url: str) 
         "score-reached",
         None,
     )
-    assert "their score reached 25" in one.why
+    assert one.why == (
+        "Moved from Lead Generation to Lead Qualification by rule score-reached: their score reached "
+        "{score.total} (fit {score.fit}, intent {score.intent}); 60 is enough."
+    )
     harder = SALES.replace("from: [lead, nurture]\n    to: mql\n    on: demo.requested",
                            "from: [nurture]\n    to: mql\n    on: demo.requested")  # fmt: skip
     [one] = (await simulated_on(database_url, harder)).differences

@@ -139,6 +139,37 @@ async def test_what_cannot_be_simulated_is_refused(database_url: str) -> None:
         assert (await stage.client.get(RUNS)).status_code == 200
 
 
+async def test_many_mistakes_are_told_as_few(database_url: str) -> None:
+    """However many, and however long what they say: the first fifty, and nothing runs."""
+    async with running_stage(database_url, simulation_workers=1) as stage:
+        for count, length in ((500, 1), (60, 3000)):
+            mistakes = "".join(
+                f"  - {{key: k{n}, from: [lead], to: nowhere{n}{'x' * length}, because: x}}\n"
+                for n in range(count)
+            )
+            answer = await begin(stage, SALES.replace("rules:\n", "rules:\n" + mistakes, 1))
+            assert answer.status_code == 422, answer.text
+            assert len(answer.json()["problems"]) == 50
+            assert (await stage.client.get(RUNS)).json()["items"] == []
+
+
+async def test_what_says_nothing_it_could_say_has_failed(database_url: str) -> None:
+    """The row does not stay running, whatever comes of the processes."""
+    async with running_stage(database_url) as stage:
+        for told in (b"no message\n", b"x" * 2**21, b'{"type":"Done","size":9}\n'):
+            id, leader = await never_ending(stage)
+            child = stage.house.simulations._child
+            assert child is not None
+            child.stdout.feed_data(told)
+            if told.startswith(b"{"):
+                os.kill(leader, signal.SIGKILL)  # in the middle of the document
+            run = await when(stage, id, is_over)
+            assert (run["state"], run["reason"]) == ("failed", runs.ENDED)
+            await stage.house.simulations.stop()
+            assert group_is_gone(leader)
+            await stage.connection.execute("ROLLBACK")
+
+
 async def test_one_at_a_time_and_any_replica_ends_it(database_url: str) -> None:
     async with running_stage(database_url) as here, running_stage(database_url) as there:
         id, leader = await never_ending(here)

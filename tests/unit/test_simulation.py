@@ -8,12 +8,14 @@ from pathlib import Path
 
 import msgspec
 
-from services.contracts.events import LeadEvent
+from services.contracts.events import MOVED_BY_HAND, SOURCE, LeadEvent
 from services.contracts.team import Person
+from services.stage_service import funnel
 from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.rehearsal import Rehearsal
 from services.stage_service.simulation import Past, Simulation, Step, Tally, _step
 from tests.integration.test_lane import START, event
+from tests.unit import test_playbook_succession as versions
 
 ROOT = Path(__file__).parents[2]
 SALES = (ROOT / "playbooks/sales.yaml").read_text()
@@ -142,3 +144,65 @@ def test_an_answer_meets_the_handoff_though_it_was_offered_earlier() -> None:
         assert (side.handoffs, side.waiting, side.missed) == ({"lead_agent": 1}, {}, {})
     stale = recorded(moves, ("lead_agent", offered, None))
     assert simulated(easier, [*events, said], stale).candidate.waiting == {"lead_agent": 1}
+
+
+RENAMED = versions.RENAMED.replace("on: to.calls", "on: to.talks")
+RENAMED_AGAIN = versions.text("new, chats, won", "migrate: {calls: chats}\n").replace(
+    "on: to.chats", "on: to.talks"
+)
+
+
+def told_of_renames(candidate: str) -> Tally:
+    """Of two leads that stood in `talks` when it became `calls`, one that is there, one won later."""
+    known = versions.chain(versions.OLD, RENAMED)
+    leads = {
+        "stays": [(versions.event("to.talks", 0), 1), (versions.event("page.viewed", 5), 2)],
+        "won": [(versions.event("to.talks", 0), 1), (versions.event("to.won", 5), 2)],
+    }
+    past: dict[str, dict[str, Past]] = {}
+    for lead, events in leads.items():
+        whole = funnel.refold(events, versions.at(known))
+        assert whole.lead is not None
+        journey = whole.lead.journeys["sales/main"]
+        moves = [_step(m) for m in whole.moves]
+        assert [m.to_stage for m in moves][:2] == ["talks", "calls"]
+        past[lead] = {"sales/main": Past(
+            "sales", "main", journey.stage, journey.furthest, moves, ()
+        )}  # fmt: skip
+    active = {epoch: {"sales": known[epoch - 1]} for epoch in (1, 2)}
+    return Simulation(playbook(candidate), active, {}, LATER).run(leads, past)
+
+
+def test_the_active_text_differs_nowhere_though_a_stage_was_renamed() -> None:
+    tally = told_of_renames(RENAMED)
+    assert (tally.journeys, tally.differing, tally.differences) == (2, 0, [])
+    assert tally.today == tally.candidate
+    assert tally.today.stages.keys() == {"new", "calls", "won"}
+
+
+def test_a_candidate_that_only_renames_differs_nowhere() -> None:
+    """What is recorded is counted by its names; who was alerted, by the names of then."""
+    tally = told_of_renames(RENAMED_AGAIN)
+    assert (tally.journeys, tally.differing, tally.differences) == (2, 0, [])
+    assert tally.today == tally.candidate
+    assert tally.today.stage("chats").entered == 2
+    assert tally.today.alerts == {"b": {"2026-01-05": 3}}
+    assert tally.today.stages.keys() == {"new", "chats", "won"}
+
+
+def test_why_says_nothing_that_is_known_of_people() -> None:
+    """It is kept with the simulation: neither why a deal was lost, nor who moved it and what was said."""
+    said = "Ada Lovelace of Engines Ltd is ill"
+    lost = event("deal.lost", 9, LEAD, reason=said)
+    [one] = simulated(SALES, [event("lead.created", 0, LEAD), lost]).differences
+    assert one.why.endswith(" by rule deal-lost: the deal was lost: {event.reason}.")
+    by_hand = msgspec.structs.replace(
+        event(MOVED_BY_HAND, 9, LEAD, playbook="sales", to="mql", actor="Mara", reason=said),
+        source=SOURCE,
+    )
+    [one] = simulated(SALES, [event("lead.created", 0, LEAD), by_hand]).differences
+    assert one.why == "Moved by hand from Lead Generation to Lead Qualification."
+    tally = simulated(SALES, [
+        event("lead.created", 0, LEAD), event("demo.requested", 1, LEAD), by_hand, lost,
+    ])  # fmt: skip
+    assert b"Ada" not in msgspec.json.encode(tally)

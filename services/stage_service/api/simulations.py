@@ -19,10 +19,10 @@ from services.stage_service.api.access import House, allow, house
 from services.stage_service.errors import ConflictError, InvalidRequestError
 from services.stage_service.simulations import records
 from services.stage_service.simulations.pool import since_of
+from services.stage_service.simulations.process import PROBLEMS_MAX
 from services.stage_service.simulations.records import Run
 from services.stage_service.simulations.report import write_csv
 
-PROBLEMS_MAX = 50
 RUNS = "/v1/playbooks/simulations"
 
 

@@ -19,10 +19,12 @@ from services.contracts.events import LeadEvent
 from services.contracts.team import Person
 from services.stage_service.funnel import journey_name
 from services.stage_service.playbook import Playbook, parse_playbook
+from services.stage_service.playbook_succession import following
 from services.stage_service.simulation import Past, Simulation, Step, Tally
 from services.stage_service.simulations.history import event_of
 
-FORMAT = 1
+FORMAT = 2
+"""2: versions say where the journeys of stages that are gone go on."""
 EVENT_COLUMNS = (
     "lead_id", "source", "id", "type", "time", "recorded_at", "deal", "data", "epoch",
 )  # fmt: skip
@@ -34,11 +36,16 @@ _Offered = tuple[str, datetime, datetime | None]
 
 
 class PublishedText(msgspec.Struct, frozen=True):
-    """A version of a playbook, as it was published."""
+    """A version of a playbook, as it was published.
+
+    `migrate` is where the journeys of stages that are gone since the version before go on; who publishes may
+    say so beside the text.
+    """
 
     name: str
     version: int
     source: str
+    migrate: dict[str, str]
 
 
 class Exported(msgspec.Struct, frozen=True):
@@ -79,12 +86,11 @@ def candidate_of(job: Job) -> Playbook:
 
 def simulation_of(job: Job) -> Simulation:
     """Make the fold of `job`."""
-    texts = {
-        (p.name, p.version): replace(
-            parse_playbook(p.source, f"{p.name} version {p.version}"), version=p.version
-        )
-        for p in job.exported.playbooks
-    }
+    texts: dict[tuple[str, int], Playbook] = {}
+    for p in sorted(job.exported.playbooks, key=lambda p: p.version):
+        parsed = parse_playbook(p.source, f"{p.name} version {p.version}")
+        before = texts.get((p.name, p.version - 1))
+        texts[p.name, p.version] = following(parsed, before, p.version, p.migrate)
     active = {
         epoch: {name: texts[name, version] for name, version in versions.items()}
         for epoch, versions in job.exported.active.items()

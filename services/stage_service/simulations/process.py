@@ -29,6 +29,11 @@ from services.stage_service.simulations.report import report
 CANDIDATE = "candidate.yaml"
 """What the problems of a text without a file name as their file."""
 NICENESS = 10
+PROBLEMS_MAX = 50
+"""How many mistakes of a candidate are told."""
+TEXT_CHARACTERS_MAX = 1000
+MESSAGE_BYTES_MAX = 2**20
+"""Longer than any message: above all, all those mistakes."""
 
 
 class Wish(msgspec.Struct, frozen=True):
@@ -45,7 +50,7 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
-    """The candidate is no playbook; nothing more comes."""
+    """The candidate is no playbook: its first mistakes; nothing more comes."""
 
     problems: list[Problem]
 
@@ -84,6 +89,14 @@ def _tell(message: Message, document: bytes = b"") -> None:
     sys.stdout.buffer.flush()
 
 
+def _shortened(problem: Problem) -> Problem:
+    """Give `problem` with texts of bounded length: they quote the candidate."""
+    most = TEXT_CHARACTERS_MAX
+    return msgspec.structs.replace(
+        problem, message=problem.message[:most], remedy=problem.remedy[:most]
+    )
+
+
 def _end_with_asker() -> None:
     """End the whole group once stdin ends. Past Python's buffer, whose lock would be held at the exit."""
     while os.read(0, 1024):
@@ -95,7 +108,7 @@ def _run(wish: Wish) -> None:
     try:
         candidate = parse_playbook(wish.source, CANDIDATE)
     except SourceError as error:
-        return _tell(Refused(error.problems))
+        return _tell(Refused([_shortened(p) for p in error.problems[:PROBLEMS_MAX]]))
     _tell(Begun(candidate.name, candidate.digest))
     try:
         tally = asyncio.run(simulate(

@@ -29,6 +29,7 @@ from services.stage_service.errors import OverloadedError, UnavailableError
 from services.stage_service.simulations import records
 from services.stage_service.simulations.pool import hours_of
 from services.stage_service.simulations.process import (
+    MESSAGE_BYTES_MAX,
     Begun,
     Done,
     Failed,
@@ -45,6 +46,8 @@ START_S = 30.0
 ENDED = "its processes ended before they were done; the service's log may say why"
 STOPPED = "the service that ran it was stopped"
 _log = structlog.get_logger("baton.simulations")
+# A line too long, a document cut off, no message.
+_UNREADABLE = (ValueError, asyncio.IncompleteReadError, msgspec.MsgspecError)
 _decode = msgspec.json.Decoder(Message).decode
 
 
@@ -58,7 +61,7 @@ class _Child:
     progress: Progress = field(default_factory=lambda: Progress(0, None))
 
     async def message(self) -> tuple[Message, bytes]:
-        """Give the next message, with the document that follows it."""
+        """Give the next message, with the document that follows it. Raises what `_UNREADABLE` has."""
         line = await self.stdout.readline()
         if not line:
             return Failed(ENDED), b""
@@ -150,7 +153,8 @@ class Simulations:
         """Wait until the candidate is read. Raises SourceError, UnavailableError."""
         try:
             told, _ = await asyncio.wait_for(child.message(), START_S)
-        except TimeoutError:
+        except (TimeoutError, *_UNREADABLE) as error:
+            _log.warning("simulation.unreadable", reason=type(error).__name__)
             told = None
         if isinstance(told, Refused):
             raise SourceError(told.problems)
@@ -178,7 +182,7 @@ class Simulations:
         try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "services.stage_service.simulations.process",
-                stdin=PIPE, stdout=PIPE, start_new_session=True,
+                stdin=PIPE, stdout=PIPE, start_new_session=True, limit=MESSAGE_BYTES_MAX,
             )  # fmt: skip
         except OSError as error:
             _log.warning("simulation.no_process", reason=type(error).__name__)
@@ -206,7 +210,13 @@ class Simulations:
                     if not await records.beat(self._pool, id, child.progress):
                         _log.info("simulation.cancelled", id=id)
                         return
-            await self._ended(id, child, reading.result() if reading.done() else None)
+            last = None
+            if reading.done() and (error := reading.exception()) is not None:
+                _log.warning("simulation.unreadable", id=id, reason=type(error).__name__)
+                last = Failed(ENDED), b""
+            elif reading.done():
+                last = reading.result()
+            await self._ended(id, child, last)
         finally:
             stopping.cancel()
             await child.end()
