@@ -267,6 +267,42 @@ async def test_what_a_text_would_change_and_for_how_many(stage: Stage) -> None:
     assert [c["kind"] for c in onwards["changes"]] == ["gate-added"]
 
 
+async def test_all_leads_are_judged_for_one_at_a_time(stage: Stage) -> None:
+    async def diff(impact: bool) -> httpx.Response:
+        return await stage.client.post(
+            "/v1/playbooks/diff", content=EASIER, headers=YAML, params={"impact": impact}
+        )
+
+    form = {"playbook": "sales", "text": EASIER}
+    async with stage.house.judging.turn(), asyncio.timeout(20):
+        refused = await diff(True)
+        assert (refused.status_code, refused.json()["code"]) == (429, "busy")
+        assert int(refused.headers["retry-after"]) > 0
+        assert (await diff(False)).status_code == 200
+        page = await stage.client.post("/playbook/try", data=form)
+        assert page.status_code == 200
+        assert "score-reached fires when score.total &gt;= 20 now" in page.text
+        assert "Not counted for how many journeys" in page.text
+    assert (await diff(True)).status_code == 200
+    assert "Not counted" not in (await stage.client.post("/playbook/try", data=form)).text
+
+
+async def test_a_few_wait_to_have_a_text_checked_and_others_are_told(stage: Stage) -> None:
+    async def check() -> httpx.Response:
+        return await stage.client.post("/v1/playbooks/validate", content=SALES, headers=YAML)
+
+    async with asyncio.timeout(30):
+        async with stage.house.checking.turn():
+            waiting = {asyncio.create_task(check()) for _ in range(7)}
+            refused: list[httpx.Response] = []
+            while len(refused) < 3:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                refused += [task.result() for task in done]
+        answers = await asyncio.gather(*waiting)
+    assert [(a.status_code, "retry-after" in a.headers) for a in refused] == [(429, True)] * 3
+    assert [a.status_code for a in answers] == [200] * 4
+
+
 async def test_a_published_version_survives_a_start_with_the_older_file(database_url: str) -> None:
     """The file that the service starts with was published once: it does not come back by itself."""
     async with running_stage(database_url) as stage:

@@ -111,7 +111,7 @@ def refused(error: SourceError) -> InvalidRequestError:
 
 
 async def checked(it: House, text: str) -> dict[str, Any]:
-    """Say whether `text` could be published, with every mistake and warning."""
+    """Say whether `text` could be published, with every mistake and warning. Raises BusyError."""
     try:
         playbook = await read_playbook(text)
     except InvalidRequestError as error:
@@ -120,7 +120,8 @@ async def checked(it: House, text: str) -> dict[str, Any]:
         return {"valid": False, "name": None, "problems": error.extra.get("problems", [own])}
     await it.lane.look_at_playbooks()
     wrong = unplaced(it, playbook)
-    found = await asyncio.to_thread(findings, text, playbook.name, team=it.team)
+    async with it.checking.turn():
+        found = await asyncio.to_thread(findings, text, playbook.name, team=it.team)
     return {
         "valid": not wrong, "name": playbook.name,
         "problems": [*problems_shown(wrong), *problems_shown(found, "warning")],
@@ -182,11 +183,14 @@ def unplaced(it: House, playbook: Playbook) -> list[Problem]:
 
 
 async def impact_on(it: House, playbook: Playbook) -> Impact | None:
-    """Give what publishing `playbook` means for the leads of now; None where it is a new one."""
+    """Give what publishing `playbook` means for the leads of now; None where it is a new one.
+
+    Raises BusyError while that is counted for somebody else.
+    """
     active = await active_of(it, playbook.name)
     if active is None:
         return None
-    async with it.judging:
+    async with it.judging.turn():
         return await impact_of(it.pool, active, playbook, it.now())
 
 
