@@ -47,6 +47,8 @@ class Wish(NamedTuple):
     activate_at: datetime | None = None
     migrate: Mapping[str, str] | None = None
     key_id: str | None = None
+    id: str | None = None
+    """What it is to be scheduled under, if at a time; None: a new one."""
 
     @property
     def by(self) -> Actor:
@@ -68,6 +70,11 @@ def expected_in(if_match: str | None) -> Collection[int] | None:
         return None
     tags = (m[2] for m in _ETAG.finditer(if_match) if not m[1])
     return {int(m[1]) for tag in tags if (m := _VERSION.fullmatch(tag))}
+
+
+def names_tag(if_none_match: str, tag: str) -> bool:
+    """Say whether an ``If-None-Match`` header names `tag`, weak or not, or any (RFC 9110, 13.1.2)."""
+    return if_none_match.strip() == "*" or tag in (m[2] for m in _ETAG.finditer(if_none_match))
 
 
 def scheduled_id(text: str) -> str:
@@ -241,7 +248,7 @@ async def _publish(
             return await shelf.schedule(
                 it.pool, playbook, author=wish.author, message=wish.message,
                 activate_at=wish.activate_at, expected=expected, restores=restores, diff=changes,
-                migrate=wish.migrate, by=wish.by,
+                migrate=wish.migrate, by=wish.by, id=wish.id,
             )  # fmt: skip
         return await shelf.publish(
             it.pool, playbook, author=wish.author, message=wish.message, expected=expected,
