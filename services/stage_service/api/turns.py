@@ -7,7 +7,7 @@ the wait is short; everybody else is told at once, and keeps no connection open.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from services.stage_service.errors import BusyError
@@ -23,7 +23,7 @@ class Turns:
         self._lock = asyncio.Lock()
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self) -> AsyncGenerator[None]:
         """Hold a turn, in the order they were asked for. Raises BusyError when too many wait already."""
         if self._taken >= self._places:
             raise BusyError(f"{self._what} already", remedy="Send it again after Retry-After.")
