@@ -51,11 +51,16 @@ class Api:
 
     def text(self, named: str) -> str:
         """Give the text of ``NAME`` or ``NAME@VERSION``. Raises ValueError for anything else."""
-        match = _NAMED.fullmatch(named)
-        if match is None:
-            raise ValueError(f"{named!r} is neither a file nor a playbook: write sales, or sales@3")
+        match = _match(named)
         path = f"/{match[1]}" + (f"/versions/{match[2]}" if match[2] else "")
         return self.ask("GET", path, headers={"accept": "application/yaml"}).text
+
+
+def _match(named: str) -> re.Match[str]:
+    match = _NAMED.fullmatch(named)
+    if match is None:
+        raise ValueError(f"{named!r} is neither a file nor a playbook: write sales, or sales@3")
+    return match
 
 
 def _refusal(answer: httpx.Response) -> str:
@@ -73,14 +78,20 @@ def _refusal(answer: httpx.Response) -> str:
 def compare(api: Api | None, old: str, new: str | None, *, impact: bool) -> dict[str, Any]:
     """Give what differs: of the file `old` from what is active, or of `new` from `old`.
 
-    Either is a file, or ``NAME[@VERSION]``. Without an `api` both are files. Raises RefusedError,
-    ValueError, OSError, SourceError.
+    Either is a file, or ``NAME[@VERSION]``, and then `old` has the name of `new`. Without an `api` both are
+    files. Raises RefusedError, ValueError, OSError, SourceError.
     """
     if new is None:
         return _against_active(api, Path(old).read_text(encoding="utf-8"), impact=impact)
-    if api is not None and not Path(old).is_file() and "@" not in old:
-        return _against_active(api, _text(api, new), impact=impact)
+    if api is not None and not Path(old).is_file():
+        match = _match(old)
+        if match[2] is None:
+            text = _text(api, new)
+            _hold_same(old, match[1], parse_playbook(text, new))
+            return _against_active(api, text, impact=impact)
     before, after = (_playbook(api, each) for each in (old, new))
+    if not Path(old).is_file():
+        _hold_same(old, before.name, after)
     shown = diff(before, after).shown()
     return {
         **shown,
@@ -88,6 +99,15 @@ def compare(api: Api | None, old: str, new: str | None, *, impact: bool) -> dict
         "impact_lines": [],
         "simulate": f"baton playbook simulate {new}",
     }
+
+
+def _hold_same(old: str, name: str, new: Playbook) -> None:
+    """Hold that `old`, which is no file, is of the playbook that `new` is of: it may be a file mistyped."""
+    if name != new.name:
+        raise ValueError(
+            f"{old!r} is neither a file nor of the playbook {new.name!r}, which the other text is of: "
+            f"write a file that exists, or {new.name}, or {new.name}@3"
+        )
 
 
 def _against_active(api: Api | None, text: str, *, impact: bool) -> dict[str, Any]:

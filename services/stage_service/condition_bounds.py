@@ -18,6 +18,8 @@ from services.stage_service.conditions import TypeName
 
 BOXES_MAX = 128
 """A condition that needs more is given up: nothing is claimed of it."""
+WORK_MAX = 200_000
+"""How much may be spent on one playbook: about a second of a core; the sales playbook takes 312."""
 KNOWN = "known."
 
 Cut: TypeAlias = tuple[float, int]
@@ -29,7 +31,25 @@ _HIGH: Cut = (math.inf, 1)
 
 
 class TooWideError(Exception):
-    """A condition needs more than `BOXES_MAX` boxes."""
+    """A condition needs more than `BOXES_MAX` boxes, or the work allowed is spent."""
+
+
+class Work:
+    """How much may still be spent on meets of boxes; one is shared by all that is asked of a playbook."""
+
+    def __init__(self, left: int = WORK_MAX) -> None:
+        self._left = left
+
+    @property
+    def is_spent(self) -> bool:
+        """Tell whether nothing more can be asked."""
+        return self._left < 0
+
+    def spend(self, amount: int) -> None:
+        """Spend `amount`. Raises TooWideError when it is more than is left, from then on always."""
+        self._left -= amount
+        if self._left < 0:
+            raise TooWideError
 
 
 @dataclass(frozen=True)
@@ -105,11 +125,13 @@ def among(values: frozenset[str]) -> Words:
     return Words(frozenset(values))
 
 
-def meet(a: Region, b: Region) -> Region:
+def meet(a: Region, b: Region, work: Work | None = None) -> Region:
     """Give where both hold. Raises TooWideError."""
     found: Region = []
     for one in a:
         for two in b:
+            if work is not None:
+                work.spend(1 + (len(one) + len(two) + len(found)) // 8)
             both = _meet(one, two)
             if both is not None and both not in found:
                 found.append(both)
@@ -118,21 +140,23 @@ def meet(a: Region, b: Region) -> Region:
     return found
 
 
-def either(a: Region, b: Region) -> Region:
+def either(a: Region, b: Region, work: Work | None = None) -> Region:
     """Give where one of both holds. Raises TooWideError."""
+    if work is not None:
+        work.spend(1 + len(a) * len(b) // 8)
     found = [*a, *(box for box in b if box not in a)]
     if len(found) > BOXES_MAX:
         raise TooWideError
     return found
 
 
-def covers(outer: Region, inner: Region) -> bool:
+def covers(outer: Region, inner: Region, work: Work | None = None) -> bool:
     """Tell whether `outer` holds wherever `inner` does. Raises TooWideError."""
     left = inner
     for box in outer:
         rest: Region = []
         for variable, values in box.items():
-            rest = either(rest, meet(left, [{variable: values.rest()}]))
+            rest = either(rest, meet(left, [{variable: values.rest()}], work), work)
         left = rest
         if not left:
             return True
@@ -157,8 +181,9 @@ def _in_both(a: Values | None, b: Values) -> Values:
 class Bounds:
     """Reads conditions over variables of these types: ``{"lead.employees": "int"}``."""
 
-    def __init__(self, types: Mapping[str, TypeName]) -> None:
+    def __init__(self, types: Mapping[str, TypeName], work: Work | None = None) -> None:
         self._types = types
+        self._work = work
 
     def true_when(self, tree: Tree) -> Region:
         """Give where `tree` is true. Raises TooWideError."""
@@ -173,10 +198,10 @@ class Bounds:
                 return self._flag(name)
             case Call("_&&_", _, (left, right)):
                 (a, not_a), (b, not_b) = self._both(left), self._both(right)
-                return meet(a, b), either(not_a, not_b)
+                return self._meet(a, b), self._either(not_a, not_b)
             case Call("_||_", _, (left, right)):
                 (a, not_a), (b, not_b) = self._both(left), self._both(right)
-                return either(a, b), meet(not_a, not_b)
+                return self._either(a, b), self._meet(not_a, not_b)
             case Call("!_", _, (inner,)):
                 yes, no = self._both(inner)
                 return no, yes
@@ -184,7 +209,8 @@ class Bounds:
                 yes, no = self._both(test)
                 (a, not_a), (b, not_b) = self._both(left), self._both(right)
                 return (
-                    either(meet(yes, a), meet(no, b)), either(meet(yes, not_a), meet(no, not_b))
+                    self._either(self._meet(yes, a), self._meet(no, b)),
+                    self._either(self._meet(yes, not_a), self._meet(no, not_b)),
                 )  # fmt: skip
             case Call("_!=_", method, args):
                 yes, no = self._both(Call("_==_", method, args))
@@ -193,6 +219,12 @@ class Bounds:
                 return self._compared(function, left, right) or self._opaque(tree)
             case _:
                 return self._opaque(tree)
+
+    def _meet(self, a: Region, b: Region) -> Region:
+        return meet(a, b, self._work)
+
+    def _either(self, a: Region, b: Region) -> Region:
+        return either(a, b, self._work)
 
     def _flag(self, name: str) -> tuple[Region, Region]:
         if name.startswith(KNOWN):

@@ -18,6 +18,7 @@ from services.contracts.problems import (
 )
 
 __all__ = [
+    "BusyError",
     "ConflictError",
     "CursorAheadError",
     "GateUnmetError",
@@ -81,6 +82,12 @@ class OverloadedError(BatonError):
     """Baton cannot take more at this moment; send it again later."""
 
     code = "overloaded"
+
+
+class BusyError(BatonError):
+    """The same is being worked out for others at this moment; send it again later."""
+
+    code = "busy"
 
 
 class CursorAheadError(ConflictError):

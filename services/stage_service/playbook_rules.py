@@ -1,7 +1,7 @@
 """Checks of what rules come to: never true, never reached, two that differ only by their order, dead ends.
 
 Each rule is read as the events, stages and values it fires at (`condition_bounds`). Where a condition
-cannot be looked into, nothing is claimed. Pure.
+cannot be looked into, nothing is claimed; nor once the work that one playbook may take is spent. Pure.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from services.stage_service.condition_bounds import (
     Numbers,
     Region,
     TooWideError,
+    Work,
     among,
     between,
     covers,
@@ -40,21 +41,25 @@ class Placed:
     fires: Region | None
 
 
-def check_rules(playbook: Playbook, places: Places) -> None:
-    """Note rules that do nothing or hide others, scores and routing that never apply, and dead ends."""
+def check_rules(playbook: Playbook, places: Places, work: Work | None = None) -> None:
+    """Note rules that do nothing or hide others, scores and routing that never apply, and dead ends.
+
+    Nothing is claimed any more once `work` is spent (`WORK_MAX`).
+    """
     types: dict[str, TypeName] = dict(BUILT_IN)
     for room, names in playbook.attributes.items():
         types |= {f"{room}.{name}": kind for name, kind in names.items()}
-    reader = _Reader(Bounds(types), _always(playbook))
+    work = work or Work()
+    reader = _Reader(Bounds(types, work), _always(playbook), work)
     placed = [
         Placed(rule, node, reader.of_rule(rule))
         for rule, node in zip(playbook.rules, places.items("rules"), strict=True)
     ]
     live = [p for p in placed if not reader.tells_never(p)]
     if len(live) <= RULES_COMPARED_MAX:
-        hidden = {later.rule.key for later in live if _tells_hidden(playbook, live, later)}
+        hidden = {later.rule.key for later in live if _tells_hidden(playbook, live, later, work)}
         live = [p for p in live if p.rule.key not in hidden]
-        _check_overlaps(live)
+        _check_overlaps(live, work)
     _check_dead_ends(playbook, [p.rule for p in live], places)
     _check_conditions(playbook, reader, places)
 
@@ -74,9 +79,10 @@ def _always(playbook: Playbook) -> Region:
 class _Reader:
     """Where conditions hold, given what always does."""
 
-    def __init__(self, bounds: Bounds, always: Region) -> None:
+    def __init__(self, bounds: Bounds, always: Region, work: Work) -> None:
         self._bounds = bounds
         self._always = always
+        self._work = work
 
     def of_rule(self, rule: Rule) -> Region | None:
         """Give where `rule` fires; empty: nowhere."""
@@ -85,7 +91,7 @@ class _Reader:
         if rule.on is not None:
             at = meet(at, [{"event.type": among(rule.on)}])
         try:
-            return None if found is None else meet(found, at)
+            return None if found is None else meet(found, at, self._work)
         except TooWideError:
             return None
 
@@ -97,7 +103,7 @@ class _Reader:
 
     def _of_tree(self, tree: Tree) -> Region | None:
         try:
-            return meet(self._bounds.true_when(tree), self._always)
+            return meet(self._bounds.true_when(tree), self._always, self._work)
         except TooWideError:
             return None
 
@@ -128,8 +134,10 @@ class _Reader:
             if region == []:
                 return f"`{words(clause)}` is never true{self._score_told(clause)}"
         for index, (first, one) in enumerate(regions):
+            if self._work.is_spent:
+                break
             for second, two in regions[index + 1 :]:
-                if one is not None and two is not None and not _together(one, two):
+                if one is not None and two is not None and not _together(one, two, self._work):
                     return f"`{words(first)}` and `{words(second)}` are never true together"
         at = " for its 'on' and 'from'" if rule is not None else ""
         return f"its condition is never true{at}"
@@ -142,32 +150,32 @@ class _Reader:
         return ""
 
 
-def _together(one: Region, two: Region) -> bool:
+def _together(one: Region, two: Region, work: Work) -> bool:
     try:
-        return bool(meet(one, two))
+        return bool(meet(one, two, work))
     except TooWideError:
         return True
 
 
-def _covered(outer: Iterable[Region | None], inner: Region) -> bool:
+def _covered(outer: Iterable[Region | None], inner: Region, work: Work) -> bool:
     try:
-        return covers([box for region in outer for box in region or ()], inner)
+        return covers([box for region in outer for box in region or ()], inner, work)
     except TooWideError:
         return False
 
 
-def _tells_hidden(playbook: Playbook, rules: Sequence[Placed], later: Placed) -> bool:
+def _tells_hidden(playbook: Playbook, rules: Sequence[Placed], later: Placed, work: Work) -> bool:
     """Note a rule before which others always fire. A gate may hold their move, so those hide nothing."""
-    if later.fires is None:
+    if later.fires is None or work.is_spent:
         return False
     before = [
         p
         for p in rules[: rules.index(later)]
-        if p.fires and _together(p.fires, later.fires) and not _is_gated(playbook, p.rule)
+        if p.fires and _together(p.fires, later.fires, work) and not _is_gated(playbook, p.rule)
     ]
-    if not before or not _covered((p.fires for p in before), later.fires):
+    if not before or not _covered((p.fires for p in before), later.fires, work):
         return False
-    alone = [p for p in before if _covered([p.fires], later.fires)]
+    alone = [p for p in before if _covered([p.fires], later.fires, work)]
     keys = ", ".join(repr(p.rule.key) for p in alone[:1] or before)
     later.node.refuse(
         f"rule {later.rule.key!r} can never fire: whenever it is true, {keys} above it is too, and "
@@ -183,7 +191,7 @@ def _is_gated(playbook: Playbook, rule: Rule) -> bool:
     return bool(gate.require) or gate.reason
 
 
-def _check_overlaps(rules: Sequence[Placed]) -> None:
+def _check_overlaps(rules: Sequence[Placed], work: Work) -> None:
     """Note pairs that can be true together and lead elsewhere, so that only their order decides.
 
     Not told, since their order says what is meant: a special case above the rule it is an exception of,
@@ -195,7 +203,10 @@ def _check_overlaps(rules: Sequence[Placed]) -> None:
             one, two = first.fires, later.fires
             if one is None or two is None or _is_plain(first.rule, later.rule):
                 continue
-            if _together(one, two) and not _covered([two], one):
+            is_told = _together(one, two, work) and not _covered([two], one, work)
+            if work.is_spent:
+                return  # neither answer is one
+            if is_told:
                 later.node.refuse(
                     f"rules {first.rule.key!r} and {later.rule.key!r} can be true together"
                     f"{_where(first.rule, later.rule)}: one goes to {first.rule.to!r}, the other to "

@@ -146,20 +146,24 @@ class Shelf:
         diff: object | None = None,
         migrate: Mapping[str, str] | None = None,
         by: Actor | None = None,
+        id: str | None = None,
     ) -> Scheduled:
         """Have `playbook` published at the moment `activate_at` (at once when that is past).
 
         It is judged now as `publish` does, and again when it is due. `expected` is the version that must be
-        the active one now and then; None: whatever is then. Raises what `publish` raises.
+        the active one now and then; None: whatever is then. What was scheduled under the same `id`, and what
+        waits with the same text for the same moment, is given as it is. Raises what `publish` raises.
         """
         what = Publication(playbook, author, message, restores, diff, migrate)
         async with pool.acquire() as connection, connection.transaction():
-            await versions.lock(connection)
+            await versions.lock(connection)  # the same that is sent twice at once is scheduled once
+            id = id or str(uuid_utils.uuid7())
+            known = await versions.waiting_like(connection, id, what, activate_at)
+            if known is not None:
+                return known
             await _expect(connection, playbook, expected)
             await self._moves(connection, what)
-            planned = await versions.schedule(
-                connection, str(uuid_utils.uuid7()), what, expected, activate_at
-            )
+            planned = await versions.schedule(connection, id, what, expected, activate_at)
             await record(connection, by or Actor(author, via="system"), Note(
                 "scheduled", "playbook", playbook.name, None,
                 {"digest": playbook.digest, "active_at": activate_at, "message": message},

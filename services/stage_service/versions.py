@@ -175,6 +175,22 @@ async def schedule(
     return _scheduled(row)
 
 
+async def waiting_like(
+    connection: Executor, id: str, what: Publication, at: datetime
+) -> Scheduled | None:
+    """Give what was scheduled under `id`, or what waits to be the same at the same moment; None: nothing."""
+    playbook = what.playbook
+    rows = await connection.fetch(
+        f"""SELECT {_SCHEDULED} FROM stage.scheduled_publications
+            WHERE id = $1 OR (state = 'waiting' AND name = $2 AND digest = $3 AND activate_at = $4)
+            ORDER BY id <> $1, id""",  # noqa: S608
+        id, playbook.name, playbook.digest, at,
+    )  # fmt: skip
+    found = (_scheduled(row) for row in rows)
+    same = (s for s in found if s.id == id or s.migrate == dict(what.migrate or {}))
+    return next(same, None)
+
+
 async def scheduled(connection: Executor, name: str | None = None) -> list[Scheduled]:
     """Give what was scheduled (of the playbook `name`), what waits first, then the newest ended."""
     rows = await connection.fetch(

@@ -96,6 +96,26 @@ async def test_published_later_and_called_off(database_url: str, tmp_path: Path)
         assert (code, "is no time" in said) == (2, True)
 
 
+async def test_a_file_that_is_mistyped_is_not_taken_for_what_is_active(
+    database_url: str, tmp_path: Path
+) -> None:
+    easier = written(tmp_path, "easier.yaml", ("score.total >= 60", "score.total >= 20"))
+    other = written(tmp_path, "other.yaml", ("name: sales", "name: other"))
+    async with serving_stage(database_url) as stage:
+        for old, said_of_it in (
+            (str(tmp_path / "typo.yaml"), "neither a file nor a playbook"),
+            ("typo.yaml", "neither a file nor a playbook"),
+            ("sals", "'sals' is neither a file nor of the playbook 'sales'"),
+        ):
+            code, said = await baton(stage, "playbook", "diff", old, easier)
+            assert (code, said_of_it in " ".join(said.split())) == (2, True), said
+        code, said = await baton(stage, "playbook", "diff", "sales@1", other)
+        assert (code, "nor of the playbook 'other'" in " ".join(said.split())) == (2, True), said
+        for old in ("sales", "sales@1"):
+            code, said = await baton(stage, "playbook", "diff", old, easier)
+            assert (code, "1 change" in said) == (0, True), said
+
+
 async def test_two_files_are_compared_without_a_service(database_url: str, tmp_path: Path) -> None:
     one = written(tmp_path, "one.yaml")
     other = written(tmp_path, "other.yaml", ("name: sales", "# a word\nname: sales"))

@@ -51,6 +51,32 @@ async def test_the_active_version_as_json_and_as_its_text(stage: Stage) -> None:
     assert (known.status_code, known.content) == (304, b"")
 
 
+async def test_a_version_that_is_active_no_more_is_another_document(stage: Stage) -> None:
+    where = f"{SALES_AT}/versions/1"
+
+    async def get(tag: str, **headers: str) -> httpx.Response:
+        return await stage.client.get(where, headers={"if-none-match": tag, **headers})
+
+    assert (await get('W/"1"')).status_code == 304
+    assert (await get("*")).status_code == 304
+    assert (await get('"1.yaml"', accept="application/yaml")).status_code == 304
+    await put(stage, EASIER, '"1"')
+    now = await get('"1", "1.yaml"')
+    assert (now.status_code, now.json()["active"], now.headers["etag"]) == (200, False, '"1.old"')
+    assert (await get('"x", "1.old"')).status_code == 304
+    assert (await get('"1.yaml"', accept="application/yaml")).status_code == 304
+    assert (await put(stage, HARDER, '"2.old"')).status_code == 412
+
+
+@pytest.mark.parametrize("weight", [b"\xb2", b"1\xb2", b".", b"-1", b"nan", b"1e3", b""])
+async def test_a_weight_that_is_no_number_counts_nothing(stage: Stage, weight: bytes) -> None:
+    accept = (b"accept", b"application/yaml;q=" + weight)
+    answer = await stage.client.get(SALES_AT, headers=[accept])
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    exact = (b"accept", b"application/json;q=0.9, application/yaml;q=1.000")
+    assert (await stage.client.get(SALES_AT, headers=[exact])).text == SALES
+
+
 async def test_publishing_needs_the_version_that_one_has_seen(stage: Stage) -> None:
     assert (await put(stage, EASIER, None)).status_code == 428
     for stale in ('"2"', 'W/"1"', '"x"', "1"):
@@ -158,9 +184,12 @@ async def test_a_new_playbook_and_its_key_sent_again(stage: Stage) -> None:
     headers = {**YAML, "idempotency-key": '"once"'}
     first = await stage.client.post("/v1/playbooks", content=support, headers=headers)
     assert (first.status_code, first.json()["version"]) == (201, 1)
+    where = {"etag": '"1.yaml"', "location": "/v1/playbooks/support/versions/1"}
+    assert where.items() <= first.headers.items()
     again = await stage.client.post("/v1/playbooks", content=support, headers=headers)
     assert again.headers["idempotency-replayed"] == "true"
     assert again.json() == first.json()
+    assert where.items() <= again.headers.items()
     other = await stage.client.post("/v1/playbooks", content=support, headers=YAML)
     assert other.status_code == 409
     assert "PUT /v1/playbooks/support" in other.json()["remedy"]
@@ -181,7 +210,10 @@ async def test_rolled_back_to_an_older_version(stage: Stage) -> None:
         await stage.client.post(where, json=wish, headers={"if-match": '"1"'})
     ).status_code == 412
     headers = {"if-match": '"2"', "idempotency-key": '"back"'}
-    done = (await stage.client.post(where, json=wish, headers=headers)).json()
+    answer = await stage.client.post(where, json=wish, headers=headers)
+    assert answer.headers["etag"] == '"3.yaml"'
+    assert answer.headers["location"] == f"{SALES_AT}/versions/3"
+    done = answer.json()
     assert (done["version"], done["restores"], done["message"]) == (3, 1, "Too many")
     assert (await stage.client.get(SALES_AT)).json()["source"] == SALES
     await stage.connection.execute(
@@ -238,6 +270,56 @@ async def test_scheduled_then_cancelled_or_active(stage: Stage) -> None:
             await asyncio.sleep(0.05)
 
 
+async def test_the_same_is_scheduled_once_however_often_it_is_sent(stage: Stage) -> None:
+    later = datetime.now(UTC) + timedelta(days=3)
+    sent = [put(stage, EASIER, '"1"', activate_at=later.isoformat()) for _ in range(3)]
+    first, *others = await asyncio.gather(*sent)
+    assert [a.status_code for a in (first, *others)] == [202, 202, 202]
+    assert [a.json() for a in others] == [first.json()] * 2
+    next_day = (later + timedelta(days=1)).isoformat()
+    for other in (
+        await put(stage, EASIER, '"1"', activate_at=next_day),
+        await put(stage, HARDER, '"1"', activate_at=later.isoformat()),
+    ):
+        assert other.json()["id"] != first.json()["id"]
+    assert len((await stage.client.get("/v1/playbooks/scheduled")).json()["items"]) == 3
+    # What was called off waits no more: the same is another wish then.
+    await stage.client.delete(f"/v1/playbooks/scheduled/{first.json()['id']}")
+    anew = await put(stage, EASIER, '"1"', activate_at=later.isoformat())
+    assert (anew.status_code, anew.json()["state"]) == (202, "waiting")
+    said = await stage.client.get("/v1/audit", params={"action": "scheduled"})
+    assert len(said.json()["items"]) == 4
+
+
+async def test_a_roll_back_at_a_time_sent_again_is_the_same_one(stage: Stage) -> None:
+    await put(stage, EASIER, '"1"')
+    later = (datetime.now(UTC) + timedelta(days=3)).isoformat()
+    wish = {"version": 1, "activate_at": later}
+    headers = {"if-match": '"2"', "idempotency-key": '"later"'}
+
+    async def back(**more: Any) -> httpx.Response:
+        answer = await stage.client.post(f"{SALES_AT}/rollback", json=wish | more, headers=headers)
+        assert answer.status_code == 202, answer.text
+        return answer
+
+    first = await back()
+    id = await stage.connection.fetchval("SELECT effect_id::text FROM access.idempotency_keys")
+    assert first.json()["id"] == id
+    assert "etag" not in first.headers
+    # The claim ran out before the answer was stored, and somebody called it off since.
+    await stage.client.delete(f"/v1/playbooks/scheduled/{id}")
+    await stage.connection.execute(
+        "UPDATE access.idempotency_keys SET status = NULL, body = NULL, claimed_until = '-infinity'"
+    )
+    again = await back()
+    assert (again.json()["id"], again.json()["state"]) == (id, "cancelled")
+    del headers["idempotency-key"]
+    waits = await back()
+    assert (await back()).json() == waits.json()
+    # Another wish of where journeys go on is another roll back.
+    assert (await back(migrate={"gone": "mql"})).json()["id"] != waits.json()["id"]
+
+
 async def test_what_a_text_would_change_and_for_how_many(stage: Stage) -> None:
     await stage.send(*(
         {"specversion": "1.0", "id": f"e{n}", "source": "/s", "type": "demo.requested",
@@ -265,6 +347,42 @@ async def test_what_a_text_would_change_and_for_how_many(stage: Stage) -> None:
     assert [c["kind"] for c in back["changes"]] == ["gate-removed"]
     onwards = (await stage.client.get(f"{SALES_AT}/versions/1/diff")).json()
     assert [c["kind"] for c in onwards["changes"]] == ["gate-added"]
+
+
+async def test_all_leads_are_judged_for_one_at_a_time(stage: Stage) -> None:
+    async def diff(impact: bool) -> httpx.Response:
+        return await stage.client.post(
+            "/v1/playbooks/diff", content=EASIER, headers=YAML, params={"impact": impact}
+        )
+
+    form = {"playbook": "sales", "text": EASIER}
+    async with stage.house.judging.turn(), asyncio.timeout(20):
+        refused = await diff(True)
+        assert (refused.status_code, refused.json()["code"]) == (429, "busy")
+        assert int(refused.headers["retry-after"]) > 0
+        assert (await diff(False)).status_code == 200
+        page = await stage.client.post("/playbook/try", data=form)
+        assert page.status_code == 200
+        assert "score-reached fires when score.total &gt;= 20 now" in page.text
+        assert "Not counted for how many journeys" in page.text
+    assert (await diff(True)).status_code == 200
+    assert "Not counted" not in (await stage.client.post("/playbook/try", data=form)).text
+
+
+async def test_a_few_wait_to_have_a_text_checked_and_others_are_told(stage: Stage) -> None:
+    async def check() -> httpx.Response:
+        return await stage.client.post("/v1/playbooks/validate", content=SALES, headers=YAML)
+
+    async with asyncio.timeout(30):
+        async with stage.house.checking.turn():
+            waiting = {asyncio.create_task(check()) for _ in range(7)}
+            refused: list[httpx.Response] = []
+            while len(refused) < 3:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                refused += [task.result() for task in done]
+        answers = await asyncio.gather(*waiting)
+    assert [(a.status_code, "retry-after" in a.headers) for a in refused] == [(429, True)] * 3
+    assert [a.status_code for a in answers] == [200] * 4
 
 
 async def test_a_published_version_survives_a_start_with_the_older_file(database_url: str) -> None:

@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from services.contracts.team import Person, load_team, team_of
+from services.stage_service.condition_bounds import Work
+from services.stage_service.playbook import parse_playbook
 from services.stage_service.playbook_catalogue import CHECKS, PREFIX
 from services.stage_service.playbook_findings import Finding, findings
+from services.stage_service.playbook_places import Places
+from services.stage_service.playbook_rules import check_rules
 from services.stage_service.playbook_seen import Seen
 
 PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
@@ -441,3 +445,32 @@ def test_nothing_that_a_line_may_lack_raises() -> None:
     for number in range(3, len(lines), 17):
         found = findings("".join(lines[:number] + lines[number + 1 :]), "x", team=TEAM, seen=SEEN)
         assert all(f.rule.removeprefix(PREFIX) in CHECKS for f in found)
+
+
+def _wide(key: str, to: str, clauses: int) -> str:
+    """A rule with a box for each of `clauses`, none of which holds together with another rule's."""
+    number = int(key[1:]) * 1000
+    parts = (f"lead.employees == {number + n}" for n in range(clauses))
+    return _rule(key, "[talks]", to, f"on: x, when: '{' || '.join(parts)}'")
+
+
+def test_a_playbook_takes_no_more_work_than_one_may() -> None:
+    """The pairs of rules times the pairs of their clauses: seconds of a core by a text of 40 kB."""
+    rules = [_wide(f"r{n}", ("won", "lost")[n % 2], 30) for n in range(40)]
+    work = Work()
+    text = changed(GOOD, GONE, "".join(rules) + GONE)
+    check_rules(parse_playbook(text, "x"), Places(text, "x"), work)
+    assert work.is_spent
+
+
+def test_nothing_is_claimed_once_the_work_is_spent() -> None:
+    rules = OVERLAP.replace("{above}", "").replace("{beside}", "")
+    text = changed(GOOD, GONE, rules + GONE)
+    playbook = parse_playbook(text, "x")
+    told: list[list[str]] = []
+    for work in (Work(), Work(0), *(Work(left) for left in range(1, 60))):
+        places = Places(text, "x")
+        check_rules(playbook, places, work)
+        told.append([p.rule for p in places.problems])
+    assert told[:2] == [["overlapping-rules"], []]
+    assert {len(each) for each in told} == {0, 1}

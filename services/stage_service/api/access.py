@@ -23,8 +23,10 @@ from services.contracts.links import Links
 from services.contracts.problems import RETRY_AFTER_S, BatonError
 from services.contracts.team import Team
 from services.stage_service.api.following import Following
+from services.stage_service.api.turns import Turns
 from services.stage_service.encryption import Cipher
 from services.stage_service.errors import (
+    BusyError,
     CursorAheadError,
     GateUnmetError,
     GoneError,
@@ -56,6 +58,7 @@ STATUS: dict[type[BatonError], int] = problems.STATUS | {
     TooLargeError: 413,
     NotYamlError: 415,
     PreconditionRequiredError: 428,
+    BusyError: 429,
     TooManyStreamsError: 429,
     OverloadedError: 503,
 }
@@ -81,8 +84,12 @@ class House:
     """Whether people are changed in the roster's file only."""
     terms: Terms = field(default_factory=lambda: Terms(Cipher(()), Allowed(), https_only=True))
     """What the operator set for subscriptions."""
-    judging: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while all leads are judged under another playbook: one after another, beside the events."""
+    judging: Turns = field(
+        default_factory=lambda: Turns("all leads are being judged under another playbook", 0)
+    )
+    """Taken to judge all leads under another playbook: that may last minutes, so nobody waits for it."""
+    checking: Turns = field(default_factory=lambda: Turns("five playbooks are being checked", 4))
+    """Taken to look for what is doubtful in a playbook: about a second, so a few may wait."""
     answer_links: Links | None = None
     """Reads the links by which handoffs are answered; None: there are none."""
 

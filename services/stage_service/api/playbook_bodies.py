@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from services.stage_service.errors import InvalidRequestError, NotYamlError
 
 YAML = "application/yaml"
 """RFC 9512."""
+_WEIGHT = re.compile(r"[01](?:\.[0-9]*)?")
 _YAML_TYPES = (YAML, "application/x-yaml", "text/yaml", "text/x-yaml", "text/plain")
 _EXAMPLE = """\
 name: support
@@ -89,7 +91,7 @@ def wants_yaml(request: Request) -> bool:
         weight = 1.0
         for name, _, value in (p.partition("=") for p in parameters):
             if name.strip() == "q":
-                weight = float(value) if value.replace(".", "", 1).isdigit() else 0.0
+                weight = float(value) if _WEIGHT.fullmatch(value) else 0.0
         form = "yaml" if type in _YAML_TYPES[:4] else "json" if type == "application/json" else ""
         if form:
             weights[form] = max(weights[form], weight)

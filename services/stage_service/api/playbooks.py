@@ -1,11 +1,13 @@
 """``/v1/playbooks``: read, check, compare, publish, schedule and roll back playbooks.
 
-A version's text never changes, so its number is its strong ETag: ``"3"`` of the JSON, ``"3.yaml"`` of the
-text itself. Whoever publishes names with If-Match the version that they looked at.
+A version's text never changes, so its number is its strong ETag: ``"3.yaml"`` of the text itself, ``"3"`` of
+the JSON while it is active and ``"3.old"`` from then on. Whoever publishes names with If-Match the version
+that they looked at.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -39,7 +41,34 @@ from services.stage_service.errors import PlaybookUnchangedError
 from services.stage_service.versions import Scheduled, Version
 
 MESSAGE_CHARACTERS_MAX = 2000
-router = APIRouter(tags=["playbooks"], route_class=OnceRoute)
+
+
+class _Made(msgspec.Struct):
+    name: str
+    version: int
+
+
+class PublishingRoute(OnceRoute):
+    """A route that says which version its POST published, the first time and each time it is asked again."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Give the route's way from a request to its response."""
+        once = super().get_route_handler()
+        if self.operation_id not in ("create_playbook", "roll_playbook_back"):
+            return once
+
+        async def told(request: Request) -> Response:
+            response = await once(request)
+            # 202 is what is scheduled: no version yet.
+            if response.status_code in (200, 201):
+                made = msgspec.json.decode(response.body, type=_Made)
+                response.headers.update(_headers_of(made))
+            return response
+
+        return told
+
+
+router = APIRouter(tags=["playbooks"], route_class=PublishingRoute)
 Admin = Annotated[Principal, Depends(allow("admin"))]
 Reader = Annotated[Principal, Depends(allow("read"))]
 Name = Annotated[str, Path(max_length=64, examples=["sales"])]
@@ -95,8 +124,16 @@ async def create_playbook(
         )  # fmt: skip
     at = moment_in_utc(activate_at, "activate_at")
     return _published(
-        await publishing.publish(it, playbook, Wish(who.name, message, (0,), at, key_id=who.id))
+        await publishing.publish(
+            it, playbook, Wish(who.name, message, (0,), at, key_id=who.id, id=_id_for(request))
+        )
     )
+
+
+def _id_for(request: Request) -> str | None:
+    """Give the id of what is scheduled by this request, the same for each attempt at it."""
+    attempt = attempt_of(request)
+    return str(attempt.effect_id) if attempt is not None else None
 
 
 @router.get("/v1/playbooks/scheduled", operation_id="list_scheduled_playbooks")
@@ -155,10 +192,11 @@ async def _one(request: Request, name: str, number: int, if_none_match: str | No
     it = house(request)
     row, playbook = await publishing.version_of(it, name, number)
     as_yaml = wants_yaml(request)
-    etag = f'"{number}.yaml"' if as_yaml else f'"{number}"'
-    headers = {"etag": etag, "vary": "Accept"}
     is_active = it.playbooks[name].version == number
-    if if_none_match is not None and etag in if_none_match:
+    # The JSON says whether the version is active, so it is another one afterwards.
+    tag = f"{number}.yaml" if as_yaml else str(number) if is_active else f"{number}.old"
+    headers = {"etag": f'"{tag}"', "vary": "Accept"}
+    if if_none_match is not None and publishing.names_tag(if_none_match, tag):
         return Response(status_code=304, headers=headers)
     if as_yaml:
         return Response(row.source, 200, headers, YAML)
@@ -191,11 +229,12 @@ def _published(made: Version | Scheduled, status: int = 200) -> Response:
         return _json(scheduled_shown(made), 202)
     if made.version == 1:
         status = 201
-    headers = {
-        "etag": f'"{made.version}.yaml"',
-        "location": f"/v1/playbooks/{made.name}/versions/{made.version}",
-    }
-    return _json(version_shown(made, active=True), status, headers)
+    return _json(version_shown(made, active=True), status, _headers_of(made))
+
+
+def _headers_of(made: Version | _Made) -> dict[str, str]:
+    where = f"/v1/playbooks/{made.name}/versions/{made.version}"
+    return {"etag": f'"{made.version}.yaml"', "location": where}
 
 
 @router.post("/v1/playbooks/{name}/rollback", operation_id="roll_playbook_back")
@@ -205,7 +244,8 @@ async def roll_back(
     """Publish the text of an older version again, as a new version."""
     it = house(request)
     at = moment_in_utc(wish.activate_at, "activate_at")
-    asked = Wish(who.name, wish.message, publishing.expected_in(if_match), at, wish.migrate, who.id)
+    expected, id = publishing.expected_in(if_match), _id_for(request)
+    asked = Wish(who.name, wish.message, expected, at, wish.migrate, who.id, id)
     try:
         return _published(await publishing.roll_back(it, name, wish.version, asked))
     except (PlaybookUnchangedError, publishing.PlaybookChangedError):

@@ -47,6 +47,8 @@ class Wish(NamedTuple):
     activate_at: datetime | None = None
     migrate: Mapping[str, str] | None = None
     key_id: str | None = None
+    id: str | None = None
+    """What it is to be scheduled under, if at a time; None: a new one."""
 
     @property
     def by(self) -> Actor:
@@ -68,6 +70,11 @@ def expected_in(if_match: str | None) -> Collection[int] | None:
         return None
     tags = (m[2] for m in _ETAG.finditer(if_match) if not m[1])
     return {int(m[1]) for tag in tags if (m := _VERSION.fullmatch(tag))}
+
+
+def names_tag(if_none_match: str, tag: str) -> bool:
+    """Say whether an ``If-None-Match`` header names `tag`, weak or not, or any (RFC 9110, 13.1.2)."""
+    return if_none_match.strip() == "*" or tag in (m[2] for m in _ETAG.finditer(if_none_match))
 
 
 def scheduled_id(text: str) -> str:
@@ -111,7 +118,7 @@ def refused(error: SourceError) -> InvalidRequestError:
 
 
 async def checked(it: House, text: str) -> dict[str, Any]:
-    """Say whether `text` could be published, with every mistake and warning."""
+    """Say whether `text` could be published, with every mistake and warning. Raises BusyError."""
     try:
         playbook = await read_playbook(text)
     except InvalidRequestError as error:
@@ -120,7 +127,8 @@ async def checked(it: House, text: str) -> dict[str, Any]:
         return {"valid": False, "name": None, "problems": error.extra.get("problems", [own])}
     await it.lane.look_at_playbooks()
     wrong = unplaced(it, playbook)
-    found = await asyncio.to_thread(findings, text, playbook.name, team=it.team)
+    async with it.checking.turn():
+        found = await asyncio.to_thread(findings, text, playbook.name, team=it.team)
     return {
         "valid": not wrong, "name": playbook.name,
         "problems": [*problems_shown(wrong), *problems_shown(found, "warning")],
@@ -182,11 +190,14 @@ def unplaced(it: House, playbook: Playbook) -> list[Problem]:
 
 
 async def impact_on(it: House, playbook: Playbook) -> Impact | None:
-    """Give what publishing `playbook` means for the leads of now; None where it is a new one."""
+    """Give what publishing `playbook` means for the leads of now; None where it is a new one.
+
+    Raises BusyError while that is counted for somebody else.
+    """
     active = await active_of(it, playbook.name)
     if active is None:
         return None
-    async with it.judging:
+    async with it.judging.turn():
         return await impact_of(it.pool, active, playbook, it.now())
 
 
@@ -237,7 +248,7 @@ async def _publish(
             return await shelf.schedule(
                 it.pool, playbook, author=wish.author, message=wish.message,
                 activate_at=wish.activate_at, expected=expected, restores=restores, diff=changes,
-                migrate=wish.migrate, by=wish.by,
+                migrate=wish.migrate, by=wish.by, id=wish.id,
             )  # fmt: skip
         return await shelf.publish(
             it.pool, playbook, author=wish.author, message=wish.message, expected=expected,

@@ -21,7 +21,7 @@ from services.stage_service.api.access import STATUS, House, allow, house
 from services.stage_service.api.playbook_answers import diff_shown, problems_shown
 from services.stage_service.api.publishing import Wish
 from services.stage_service.api.reads import playbook_named
-from services.stage_service.errors import InvalidRequestError
+from services.stage_service.errors import BusyError, InvalidRequestError
 from services.stage_service.pages.rendering import PageRoute, form_of, page
 from services.stage_service.playbook import Playbook
 from services.stage_service.playbook_drawing import svg
@@ -83,8 +83,13 @@ async def _tried(it: House, form: dict[str, str]) -> dict[str, Any]:
     except InvalidRequestError as error:
         own = {"line": 1, "column": 1, "message": error.reason, "remedy": error.remedy or ""}
         return {"problems": error.extra.get("problems", [own]), "diff": None}
-    counted = await publishing.impact_on(it, found)
+    counted, busy = None, ()
+    try:
+        counted = await publishing.impact_on(it, found)
+    except BusyError as error:  # what changes is told all the same
+        busy = (f"Not counted for how many journeys: {error.reason}. Try it again in a moment.",)
     changes = diff_shown(await publishing.compared(it, found), counted)
+    changes["impact_lines"] = [*changes["impact_lines"], *busy]
     return {"problems": problems_shown(publishing.unplaced(it, found)), "diff": changes}
 
 
