@@ -147,7 +147,7 @@ class _Trial:
             event_type(self._playbook, type, depends=any(c.verdict == "depends" for c in why.clauses))
             for type in works
         ]  # fmt: skip
-        says = _promise(why.to_title, on, needs, why)
+        says = _promise(why.to_title, on, needs, why, is_sure=bool(on) or self._is_sure(rule, data))
         return NextMove(why.to, why.to_title, [rule.key], says, on, needs, Example(works[0], data))
 
     def _try(self, rule: Rule, data: dict[str, Any]) -> tuple[list[str], dict[str, Move]]:
@@ -163,6 +163,20 @@ class _Trial:
         # What any event does, one that says nothing does.
         is_any = rule.on is None and A_QUIET_EVENT in works
         return ([A_QUIET_EVENT] if is_any else works), elsewhere
+
+    def _is_sure(self, rule: Rule, data: dict[str, Any]) -> bool:
+        """Tell whether no type of event would move it elsewhere first, as far as the playbook names types."""
+        rules = rules_of(self._playbook, self._journey.stage)
+        above = rules[: rules.index(rule)]
+        if any(r.on is not None and r.to != rule.to for r in above):
+            return False  # what that event says decides
+        types = {type for r in self._playbook.rules for type in r.on or ()} | {
+            *self._playbook.signals, *self._playbook.labels
+        }  # fmt: skip
+        return all(
+            any(m.to_stage == rule.to for m in self._tried(type, data)[:1])
+            for type in types - offers.CLOCK_EVENTS - offers.ANSWERS
+        )
 
     def _witness(self, rule: Rule) -> dict[str, Any]:
         """Give the facts that would make the rule's condition true, as far as such are found."""
@@ -245,17 +259,20 @@ class _Trial:
         return f"{begun} by any event that was tried."
 
 
-def _promise(to: str, on: Sequence[EventType], needs: Sequence[Need], why: RuleWhy) -> str:
-    """Say in one sentence when the journey moves."""
+def _promise(
+    to: str, on: Sequence[EventType], needs: Sequence[Need], why: RuleWhy, *, is_sure: bool
+) -> str:
+    """Say in one sentence when the journey moves; unless `is_sure` not every event does it."""
+    unless = "" if is_sure else ", unless that moves it elsewhere"
     scores = [c for c in why.clauses if c.verdict == "false" and _is_of_score(c)]
     says = f"It moves to {to}"
     if scores:
         says += f" when its score is enough ({'; '.join(_reason(c) for c in scores)})"
-        says += f": {_quoted(on)} would do" if on else ": the next event would do"
+        says += f": {_quoted(on)} would do" if on else f": the next event would do{unless}"
     elif on:
         says += f" on {_quoted(on)}"
     else:
-        says += " at its next event, whatever it is"
+        says += f" at its next event{', whatever it is' if is_sure else unless}"
     if any(n.name == "reason" for n in needs):
         says += ", with a reason"
     needs = [n for n in needs if n.name != "reason"]

@@ -9,7 +9,6 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from tests.fakes.hubspot import FakeHubSpot
 from tests.fakes.pipedrive import FakePipedrive
 from tests.fakes.salesforce import FakeSalesforce
 from tests.integration.stage import fresh_database, running_stage
+from tests.integration.subscribing import Clock
 from tests.integration.test_webhooks import deliver, signed
 
 LEADS = int(os.environ.get("BATON_CONNECTOR_FAULTS", "10"))
@@ -59,7 +59,8 @@ async def push(house: House, message: Message, dice: random.Random) -> None:
         if outcome.ok:
             return
         assert not outcome.final, outcome
-        house.late += timedelta(seconds=outcome.retry_after_s or 0.1)
+        assert isinstance(house.crm.clock, Clock)
+        house.crm.clock.skip(seconds=outcome.retry_after_s or 0.1)
         if isinstance(house.crm, FakePipedrive) and (outcome.retry_after_s or 0) > 1:
             house.crm.unindexed.clear()
     raise AssertionError(f"not delivered in {ATTEMPTS_MAX} attempts")
@@ -67,6 +68,8 @@ async def push(house: House, message: Message, dice: random.Random) -> None:
 
 async def troubled(house: House, dice: random.Random) -> dict[str, str]:
     """Send all leads their way through trouble; gives the last stage of each by its address."""
+    # Time passes for both alike: an echo is told by when its write was made.
+    house.crm.clock = Clock()
     house.crm.chance = trouble(dice, 0.25)
     leads = {f"p{n}@example.com": new_lead() for n in range(LEADS)}
     place = dict.fromkeys(leads, 0)

@@ -140,6 +140,13 @@ async def test_a_changed_filter_holds_for_what_was_not_sent_yet(
         assert [r.event["subject"] for r in receiver.taken] == ["a", "d"]
 
 
+def with_lead(**more: TypeName) -> Playbook:
+    """The sales playbook with these attributes of leads besides its own."""
+    declared = parse_playbook((ROOT / "playbooks" / "sales.yaml").read_text("utf-8"), "sales.yaml")
+    lead = {**declared.attributes["lead"], **more}
+    return replace(declared, attributes={**declared.attributes, "lead": lead})
+
+
 async def test_running_filters_follow_the_playbooks(database_url: str, log: Log) -> None:
     """An attribute becomes a number, then is declared no more, then again: nothing is skipped."""
     text = (ROOT / "playbooks" / "sales.yaml").read_text("utf-8")
@@ -172,6 +179,37 @@ async def test_running_filters_follow_the_playbooks(database_url: str, log: Log)
         await receiver.until(
             lambda: len(receiver.taken) == 2, "what came meanwhile", OPEN_AGAIN_S / 2
         )
+
+
+async def test_what_all_refused_is_shared_again_when_playbooks_suit_it(
+    database_url: str, log: Log
+) -> None:
+    """Also when one process learns of the playbook before the others, and takes everything."""
+    lacking, suiting = {"sales": with_lead()}, {"sales": with_lead(size="int")}
+    known = [suiting] * 3
+    refusals = REFUSED.replace("count(DISTINCT objid)", "count(*)")
+    ids = [
+        await subscribe(log.connection, "http://127.0.0.1:1/", filter="lead.size > 5", name=f"s{n}")
+        for n in range(15)
+    ]
+    async with AsyncExitStack() as stack:
+        three = [
+            await stack.enter_async_context(
+                delivering(database_url, playbooks=lambda n=n: known[n])
+            )
+            for n in range(3)
+        ]
+        for each in three:
+            await held(each, 5)
+        known[:] = [lacking] * 3
+        await until_in(log.connection, refusals, 45)
+        known[0] = suiting
+        await held(three[0], 15)
+        known[:] = [suiting] * 3
+        await until_in(log.connection, refusals, 0, within_s=OPEN_AGAIN_S / 2)
+        for each in three:
+            await held(each, 5)
+        assert sorted(id for each in three for id in each.held) == sorted(ids)
 
 
 async def test_one_delivery_is_sent_again(database_url: str, log: Log) -> None:

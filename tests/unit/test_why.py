@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
@@ -15,9 +16,10 @@ from services.contracts.events import MAIN, LeadEvent, lead_event
 from services.stage_service import funnel
 from services.stage_service.clauses import parted
 from services.stage_service.funnel import Lead
-from services.stage_service.journeys import Journey
+from services.stage_service.journeys import Journey, Move
 from services.stage_service.judging import Case
 from services.stage_service.next_moves import JourneyWhy, explained
+from services.stage_service.offers import ANSWERS, CLOCK_EVENTS
 from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.scoring import scored
 from services.stage_service.why import Clause, case_at, overall, rules_of, why_rule
@@ -172,6 +174,45 @@ def test_no_promise_that_is_not_true(
         assert moves, move
         assert moves[0].to_stage == move.to, move
         assert moves[0].rule in move.rules
+        if not move.on and "whatever it is" in move.says:
+            for type in types_of(playbook()):
+                moves = moved_by(playbook(), lead, type, move.example.data, at)
+                assert [m.to_stage for m in moves[:1]] == [move.to], (type, move)
+
+
+def types_of(playbook: Playbook) -> list[str]:
+    """Every type of event that the playbook names, but answers to handoffs and what clocks tell."""
+    asked = {type for rule in playbook.rules for type in rule.on or ()}
+    return sorted({*asked, *playbook.signals, *playbook.labels} - CLOCK_EVENTS - ANSWERS)
+
+
+def moved_by(
+    playbook: Playbook, lead: Lead, type: str, data: dict[str, Any], at: datetime
+) -> Sequence[Move]:
+    """The moves that an event of `type` with `data` makes."""
+    at += timedelta(seconds=1)
+    it = LeadEvent("next", "/t", type, at, at, None, (), MAIN, data, {})
+    return funnel.fold({playbook.name: playbook}, lead, it).moves
+
+
+@pytest.mark.parametrize(("above", "says"), [
+    ("", "It moves to Lead Qualification at its next event, whatever it is"),
+    ("  - {key: out, from: [lead], to: closed_lost, on: lead.disqualified, because: b}\n",
+     "It moves to Lead Qualification at its next event, unless that moves it elsewhere"),
+    ("  - {key: same, from: [lead], to: mql, on: lead.disqualified, because: b}\n",
+     "It moves to Lead Qualification at its next event, whatever it is"),
+])  # fmt: skip
+def test_any_event_is_promised_only_where_none_leads_elsewhere(above: str, says: str) -> None:
+    text = (ROOT / "playbooks/sales.yaml").read_text()
+    rule = "  - {key: rich, from: [lead], to: mql, when: lead.budget > 5.0, because: b}\n"
+    playbook = parse_playbook(text.replace("\nrules:\n", f"\nrules:\n{above}{rule}"), "x")
+    lead, _ = told(event("lead.created"), playbook=playbook)
+    said = promised(playbook, lead, START).would_move
+    [move] = [m for m in said if "rich" in m.rules]
+    assert move.says.startswith(says)
+    assert move.example is not None
+    out = moved_by(playbook, lead, "lead.disqualified", move.example.data | {"reason": "x"}, START)
+    assert (out[0].to_stage == "closed_lost") is ("out" in above)
 
 
 def test_every_way_out_that_an_event_alone_opens_is_promised() -> None:

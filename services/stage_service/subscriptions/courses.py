@@ -31,7 +31,14 @@ _log = structlog.get_logger("baton.subscriptions")
 
 
 class CourseError(Exception):
-    """A subscription cannot be delivered for until it, or the settings, are mended; it keeps its place."""
+    """A subscription cannot be delivered for until it, or the settings, are mended; it keeps its place.
+
+    `words`: what filters could say when its filter did not suit them; None when it is not for that.
+    """
+
+    def __init__(self, reason: str, words: Words | None = None) -> None:
+        super().__init__(reason)
+        self.words = words
 
 
 class Courses:
@@ -77,7 +84,8 @@ class Courses:
             SigningKeyError,
             TargetError,
         ) as error:
-            raise CourseError(str(error)) from None
+            words = self.words if isinstance(error, FilterError) else None
+            raise CourseError(str(error), words) from None
         except (*DATABASE_AWAY, asyncpg.PostgresError):
             raise
         except (

@@ -48,6 +48,8 @@ GIVE_UP_WITHIN_S = 2.0
 BACKOFF_MIN_S = 0.1
 BACKOFF_MAX_S = 2.0
 OPEN_AGAIN_S = 10.0
+REFUSED_AT_ONCE = 10
+"""So many a look are taken of what somebody cannot deliver for: processes that all can share them."""
 PRUNE_EVERY_S = 60.0
 PRUNE_AGAIN_S = 1.0
 KEEP = timedelta(days=30)
@@ -73,8 +75,8 @@ class Dispatcher:
         self._retiring: dict[str, asyncio.Task[None]] = {}
         self._unlock: set[str] = set()
         """Retiring ones whose lock is let go after."""
-        self._unopened: dict[str, tuple[int, Words, float]] = {}
-        """What could not be opened, and is refused: its version, what filters could say, and when."""
+        self._unopened: dict[str, tuple[int, Words | None, float]] = {}
+        """What could not be opened, and is refused: its version, `CourseError.words`, and when."""
         self._news = asyncio.Event()
         self._told = False
         self._stopping = asyncio.Event()
@@ -220,22 +222,25 @@ class Dispatcher:
             and not self._was_tried(seen)
         ]  # fmt: skip
         wanted = [id for id in free if id not in refused][: max(0, share - len(staying))]
-        wanted += [id for id in free if id in refused]
+        tried_at = {id: at for id, (_, _, at) in self._unopened.items()}
+        beside = sorted(refused.intersection(free), key=lambda each: tried_at.get(each, -math.inf))
+        wanted += beside[:REFUSED_AT_ONCE]
         if wanted:
             self._held.update(await store_session.claim(connection, wanted))
 
     def _was_tried(self, seen: Seen) -> bool:
         """Tell whether it could not be opened a moment ago, and is as it was then."""
-        version, words, tried_at = self._unopened.get(seen.id, (-1, (), -math.inf))
-        is_as_then = version == seen.version and words == self._courses.words
+        version, words, tried_at = self._unopened.get(seen.id, (-1, None, -math.inf))
+        is_as_then = version == seen.version and words in (None, self._courses.words)
         return is_as_then and time.monotonic() - tried_at < OPEN_AGAIN_S
 
     async def _refuse_no_more(
         self, connection: asyncpg.Connection[Any], active: Mapping[str, Seen]
     ) -> None:
-        """Take back what was refused and is no more, or not the same any more."""
-        for id, (version, *_) in list(self._unopened.items()):
-            if id not in active or active[id].version != version:
+        """Take back what was refused and is no more, or not the same any more, or may suit the playbooks."""
+        for id, (version, words, _) in list(self._unopened.items()):
+            is_reworded = words is not None and words != self._courses.words
+            if is_reworded or id not in active or active[id].version != version:
                 del self._unopened[id]
                 await store_session.refuse_no_more(connection, id)
 
@@ -335,7 +340,8 @@ class Dispatcher:
             _log.error("subscription.cannot_deliver", subscription=id, reason=str(error))
         if id not in self._unopened:
             await store_session.refuse(connection, id)
-        self._unopened[id] = (version, self._courses.words, time.monotonic())
+        words = error.words if isinstance(error, CourseError) else None
+        self._unopened[id] = (version, words, time.monotonic())
 
     def _retire(self, id: str, within_s: float, *, unlock: bool) -> None:
         """Stop delivering for `id`, letting what is under way end; then, with `unlock`, let it go."""
