@@ -1,0 +1,75 @@
+"""Leads between a publication and their sweep, and those it cannot reach: nothing is lost or held up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+from prometheus_client import REGISTRY
+
+from services.stage_service.sweeping import Sweeper
+from tests.integration.test_handoffs import SALES, Timed, timed
+from tests.integration.test_lane import START, clean
+from tests.integration.test_playbook_moves import (
+    DISCOVERY,
+    HOUR,
+    crowd,
+    publish,
+    stages,
+    sweep,
+    sweeper,
+)
+
+LQ = re.sub(r"\bmql\b", "lq", SALES) + "\nmigrate: {mql: lq}\n"
+
+
+@pytest.fixture
+async def it(database_url: str) -> AsyncIterator[Timed]:
+    async with timed(database_url) as one:
+        yield one
+
+
+def failed() -> float:
+    return REGISTRY.get_sample_value("baton_sweep_failed_total") or 0.0
+
+
+async def rests(it: Timed) -> float:
+    """In how many seconds the next pass of the sweep is due, from the end of the last."""
+    return await it.pool.fetchval(
+        "SELECT extract(epoch FROM due_at - clock_timestamp())::float8 FROM stage.playbook_sweeps"
+    )
+
+
+async def test_a_lead_that_cannot_be_read_holds_nobody_up(it: Timed) -> None:
+    """It is passed by and counted; each pass tries it again, later and later; mended, it moves too."""
+    await it.tell(*crowd(7))
+    row = await it.pool.fetchrow("SELECT id, state FROM stage.leads ORDER BY id OFFSET 2")
+    assert row is not None
+    broken, state = row
+    await it.pool.execute(r"UPDATE stage.leads SET state = '\xdeadbeef' WHERE id = $1", broken)
+    await publish(it, DISCOVERY)
+    it.now = START + HOUR
+    before = failed()
+    sweeper_ = sweeper(it, leads_a_time=4, events_a_batch=3)
+    for _ in range(3):  # four leads, three, nobody more
+        assert await sweeper_.run_some()
+    assert await stages(it) == {"discovery": 6, "sql": 1}
+    assert failed() == before + 1
+    row = await it.pool.fetchrow("SELECT moved, pass, done_at FROM stage.playbook_sweeps")
+    assert tuple(row or ()) == (6, 2, None)
+
+    patient = Sweeper(it.pool, it.lane, lambda: it.now, again_s=60)
+    for number, seconds in ((2, 120), (3, 240), (4, 480)):
+        assert await patient.run_some()
+        assert failed() == before + number, "tried again"
+        assert await patient.run_some()
+        assert seconds - 20 < await rests(it) <= seconds
+        assert not await patient.run_some()
+        await it.pool.execute("UPDATE stage.playbook_sweeps SET due_at = now()")
+
+    await it.pool.execute("UPDATE stage.leads SET state = $2 WHERE id = $1", broken, state)
+    await sweep(it)
+    assert await stages(it) == {"discovery": 7}
+    assert await it.pool.fetchval("SELECT done_at IS NOT NULL FROM stage.playbook_sweeps")
+    await clean(it.url)
