@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from services.stage_service.playbook import parse_playbook
 from services.stage_service.sweeping import Sweeper
 from tests.integration.test_handoffs import SALES, Timed, timed
-from tests.integration.test_lane import START, clean
+from tests.integration.test_lane import START, clean, event
 from tests.integration.test_playbook_moves import (
     DISCOVERY,
     HOUR,
@@ -72,4 +74,31 @@ async def test_a_lead_that_cannot_be_read_holds_nobody_up(it: Timed) -> None:
     await sweep(it)
     assert await stages(it) == {"discovery": 7}
     assert await it.pool.fetchval("SELECT done_at IS NOT NULL FROM stage.playbook_sweeps")
+    await clean(it.url)
+
+
+async def test_a_lead_of_a_stage_that_went_without_a_word_is_merged(it: Timed) -> None:
+    """An older Baton took versions that say nothing of a stage that is gone; a later one renames another."""
+    await it.tell(*crowd(1))
+    gone = re.sub(r"\bsql\b", "discovery", SALES)
+    await it.pool.execute(
+        "INSERT INTO stage.playbook_versions (name, version, digest, source) VALUES ('sales', 2, $1, $2)",
+        parse_playbook(gone, "p.yaml").digest, gone,
+    )  # fmt: skip
+    await publish(it, re.sub(r"\bmql\b", "lq", gone) + "\nmigrate: {mql: lq}\n")
+    await it.tell(event("page.viewed", 100, "l0@x.example"))
+    assert await it.pool.fetchval("SELECT stage || playbook_version FROM stage.journeys") == "sql3"
+    browser = msgspec.structs.replace(
+        event("page.viewed", 111), identities=(("anonymous", "b"),), data={"anonymous_id": "b"}
+    )
+    link = msgspec.structs.replace(
+        event("page.viewed", 120, "l0@x.example", anonymous_id="b"),
+        identities=(("email", "l0@x.example"), ("anonymous", "b")),
+    )
+    await it.tell(browser)
+    [outcome] = await it.tell(link)
+    assert outcome.status == "applied"
+    assert await it.pool.fetchval("SELECT count(*) FROM stage.merges") == 1
+    assert await stages(it) == {"sql": 1}
+    await it.tell(event("proposal.sent", 130, "l0@x.example"))
     await clean(it.url)
