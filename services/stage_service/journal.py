@@ -256,7 +256,8 @@ class Journal:
         assert lead is not None  # noqa: S101  it has just been folded
         facts = record.facts[name]
         role, journey = decision.role, lead.journeys[name]
-        stage = playbook.stages[journey.stage]
+        # Told anew by an event of before a publication, it may stand in a stage that is gone since.
+        stage = playbook.stage_of(journey.stage, journey.version)
         before = person_of(facts, role)
         if decision.person is not None:
             facts.owners[role] = Owner(decision.person, decision.name, decision.why)

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
+from services.contracts.events import ASSIGNED_BY_HAND, HANDOFFS_TOPIC, SOURCE
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.sweeping import Sweeper
 from tests.integration.test_handoffs import SALES, Timed, timed
@@ -101,4 +102,36 @@ async def test_a_lead_of_a_stage_that_went_without_a_word_is_merged(it: Timed) -
     assert await it.pool.fetchval("SELECT count(*) FROM stage.merges") == 1
     assert await stages(it) == {"sql": 1}
     await it.tell(event("proposal.sent", 130, "l0@x.example"))
+    await clean(it.url)
+
+
+async def test_a_handoff_is_rejected_before_the_sweep(it: Timed) -> None:
+    """By an event of before the publication: who gets it instead is told of the stage by its new name."""
+    await it.tell(event("demo.requested", 0))
+    await it.tell(event("page.viewed", 10))
+    await publish(it, LQ)
+    it.now = START + HOUR
+    await it.tell(event("handoff.rejected", 5, reason="no", person="lena"))
+    assert await it.handoffs() == [
+        ("mql", "lead_agent", 1, "lena", "rejected"), ("mql", "lead_agent", 2, "boss", "offered"),
+    ]  # fmt: skip
+    [changed] = [m for m in await it.messages(HANDOFFS_TOPIC) if "previous_owner" in m]
+    assert (changed["owner"]["id"], changed["stage"]["key"]) == ("boss", "lq")
+    await sweep(it)
+    assert await stages(it) == {"lq": 1}
+    await clean(it.url)
+
+
+async def test_a_journey_is_given_to_somebody_before_the_sweep(it: Timed) -> None:
+    """Late, so that the journey is told anew under the old name: it is theirs all the same."""
+    await it.tell(event("meeting.booked", 0))
+    await it.tell(event("page.viewed", 10))
+    await publish(it, DISCOVERY)
+    it.now = START + HOUR
+    given = {"role": "ae", "person": "beth", "reason": "r", "actor": "me", "playbook": "sales"}
+    assigned = event(ASSIGNED_BY_HAND, 5, **given)
+    await it.tell(msgspec.structs.replace(assigned, source=SOURCE))
+    owners = await it.pool.fetchval("SELECT owners FROM stage.journeys")
+    assert msgspec.json.decode(owners)["ae"]["id"] == "beth"
+    await sweep(it)
     await clean(it.url)
