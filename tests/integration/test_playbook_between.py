@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
 
-from services.contracts.events import ASSIGNED_BY_HAND, HANDOFFS_TOPIC, SOURCE
+from services.contracts.events import ASSIGNED_BY_HAND, HANDOFFS_TOPIC, SOURCE, LeadEvent
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.sweeping import Sweeper
 from tests.integration.test_handoffs import SALES, Timed, timed
@@ -134,4 +134,36 @@ async def test_a_journey_is_given_to_somebody_before_the_sweep(it: Timed) -> Non
     owners = await it.pool.fetchval("SELECT owners FROM stage.journeys")
     assert msgspec.json.decode(owners)["ae"]["id"] == "beth"
     await sweep(it)
+    await clean(it.url)
+
+
+DEMO, MEETING, SEEN = (
+    event("demo.requested", 5),
+    event("meeting.booked", 10),
+    event("page.viewed", 12),
+)
+
+
+@pytest.mark.parametrize(
+    "late", [(), (DEMO,), (MEETING,), (DEMO, MEETING), (MEETING, DEMO)], ids=lambda late: len(late)
+)
+@pytest.mark.parametrize("is_swept_first", [False, True])
+async def test_owners_do_not_depend_on_what_came_late_over_a_rename(
+    it: Timed, late: Sequence[LeadEvent], is_swept_first: bool
+) -> None:
+    """I7: a new name asks for no owner, whatever of the past becomes known after the publication."""
+    await it.tell(*(e for e in (DEMO, MEETING, SEEN) if e not in late))
+    await publish(it, DISCOVERY.replace("    alerts: [ae]", "    alerts: [ae, sales_leadership]"))
+    it.now = START + HOUR
+    if is_swept_first:
+        await sweep(it)
+    for one in late:
+        await it.tell(one)
+    await sweep(it)
+    await it.tell(event("page.viewed", 90))
+    assert await stages(it) == {"discovery": 1}
+    owners = await it.pool.fetchval("SELECT owners FROM stage.journeys")
+    assert sorted(msgspec.json.decode(owners)) == ["ae", "lead_agent"]
+    told = [w["role"] for m in await it.messages() for w in m["alerts"]]
+    assert "sales_leadership" not in told
     await clean(it.url)
