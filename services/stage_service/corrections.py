@@ -19,6 +19,7 @@ from services.stage_service.funnel import Journey, Lead, Move
 from services.stage_service.journal import Journal, Revision, journey_id, revise, share_replaced
 from services.stage_service.merging import Change
 from services.stage_service.playbook import Playbook
+from services.stage_service.renaming import listeners
 from services.stage_service.shelf import Shelf
 from services.stage_service.store import Past, Record, TransitionRow
 
@@ -86,7 +87,7 @@ class Corrections:
         asked = set(given)
         for move in moves:
             stage = self._shelf.version(move.playbook, move.version).stages[move.to_stage]
-            asked.update((move.journey, role) for role in (move.role, *stage.alerts))
+            asked.update((move.journey, role) for role in (move.role, *listeners(stage, move)))
         for name, facts in record.facts.items():
             for role in [r for r in facts.owners if (name, r) not in asked]:
                 facts.aside[role] = facts.owners.pop(role)

@@ -172,7 +172,7 @@ class Handing:
         playbook = playbooks[str(event.data["playbook"])]
         name = journey_name(playbook.name, event.deal)
         journey = record.lead.journeys.get(name)
-        if journey is None or journey.stage not in playbook.stages:
+        if journey is None:
             return
         decision = self._assigner.by_hand(record, playbook, name, event)
         if decision is not None:

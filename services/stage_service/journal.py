@@ -44,7 +44,7 @@ from services.stage_service.ids import ids_of_names
 from services.stage_service.lead_facts import company_name, display_name
 from services.stage_service.offers import Offer
 from services.stage_service.playbook import HandoffPlan, Playbook, Stage
-from services.stage_service.renaming import is_quiet
+from services.stage_service.renaming import is_quiet, listeners
 from services.stage_service.routing import Decision
 from services.stage_service.store import Facts, Owner, Past, Record, Told, TransitionRow, as_json
 
@@ -167,7 +167,7 @@ class Journal:
         """Record an ordinary move: owners are chosen, alerts asked for."""
         facts = record.facts[move.journey]
         stage = playbook.stages[move.to_stage]
-        told = () if is_quiet(move) else stage.alerts
+        told = listeners(stage, move)
         for role in (move.role, *told):
             self.only_passed.discard((journey_id(record.id, move.journey), role))
             self._own(record, facts, role, playbook, move)
@@ -200,14 +200,17 @@ class Journal:
         time; nobody is alerted of it unless the present responsible changed (`alert`)."""
         facts = record.facts[move.journey]
         stage = playbook.stages[move.to_stage]
-        for role in (move.role, *stage.alerts):
+        told = listeners(stage, move)
+        for role in (move.role, *told):
             of = (journey_id(record.id, move.journey), role)
             if is_present:
                 self.only_passed.discard(of)
             elif role not in facts.owners and role not in facts.aside:
                 self.only_passed.add(of)
             self._own(record, facts, role, playbook, move)
-        wishes = self._wishes(record, move, stage.alerts if alert else (), urgent=stage.urgent)
+        # Of a new name hears nobody but who is responsible there and was not before.
+        heard = (move.role,) if is_quiet(move) else told
+        wishes = self._wishes(record, move, heard if alert else (), urgent=stage.urgent)
         offer = self._open_offer(record, move) if alert else None
         return self._write(record, playbook, move, "correction", replaces, wishes, trace, offer)
 
@@ -256,7 +259,8 @@ class Journal:
         assert lead is not None  # noqa: S101  it has just been folded
         facts = record.facts[name]
         role, journey = decision.role, lead.journeys[name]
-        stage = playbook.stages[journey.stage]
+        # Told anew by an event of before a publication, it may stand in a stage that is gone since.
+        stage = playbook.stage_of(journey.stage, journey.version)
         before = person_of(facts, role)
         if decision.person is not None:
             facts.owners[role] = Owner(decision.person, decision.name, decision.why)

@@ -46,6 +46,9 @@ BEYOND_HORIZON = Counter(
     "baton_events_beyond_horizon_total",
     "Events that came too late to rewrite history: kept, not counted",
 )
+SWEEP_FAILED = Counter(
+    "baton_sweep_failed_total", "Leads that could not hear of a playbook version, each pass"
+)
 OUTBOX_PENDING = Gauge("baton_outbox_pending", "Messages recorded and not yet published")
 PUBLISHED_POSITION = Gauge("baton_published_position", "Newest position of the published log")
 KAFKA_POSITION = Gauge("baton_kafka_position", "Newest position that Kafka acknowledged")

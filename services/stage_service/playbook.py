@@ -251,6 +251,14 @@ class Playbook:
         now = self.current(stage)
         return self.migrate.get(now, now)
 
+    def stage_of(self, stage: str, since: int) -> Stage:
+        """Give the stage of a journey that stood in `stage` under the version `since`, as it is now.
+
+        As it was last, where it is gone and nobody said where its journeys go on (an older Baton took that).
+        """
+        now = self.current(stage, since)
+        return self.stages.get(now) or self.former[now]
+
     def candidates(self, event_type: str, stage: str) -> tuple[Rule, ...]:
         """Give the rules that an event of `event_type` may fire in `stage`, in the file's order."""
         return self.by_type.get(event_type, self.of_any_type).get(stage, ())

@@ -173,8 +173,8 @@ class Regrouping:
             change = self._changes.setdefault(lead_id, Change(cause, because, record.lead.last, {}))
             change.last = max(change.last, record.lead.last)
             for name, journey in record.lead.journeys.items():
-                stage = self._shelf.version(journey.playbook, journey.version).stages[journey.stage]
-                role = stage.responsible[0]
+                playbook = self._shelf.version(journey.playbook, journey.version)
+                role = playbook.stage_of(journey.stage, journey.version).responsible[0]
                 facts = record.facts.get(name)
                 owner = facts.owners.get(role) if facts is not None else None
                 assert change.held_by is not None  # noqa: S101

@@ -130,3 +130,8 @@ def _explained(playbook: Playbook, came_from: Stage, to: Stage, *, is_name_only:
 def is_quiet(move: Move) -> bool:
     """Tell whether nobody needs to hear of `move`: a stage has another name, and the same role goes on."""
     return move.rule == MIGRATE and move.why.get("renamed") is True
+
+
+def listeners(stage: Stage, move: Move) -> tuple[str, ...]:
+    """Give the roles that `stage` alerts when it is entered by `move`: none where it is a new name only."""
+    return () if is_quiet(move) else stage.alerts

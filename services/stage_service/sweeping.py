@@ -4,6 +4,8 @@ Each hears by a lead event of ours, through the lane: whatever moves a journey i
 lead has to wait for news. One process does it at a time, in the order of lead ids, some hundred at once.
 An event's id is that of version, pass and lead: what a killed process told already is a repeat. A batch that
 began before the publication may bring one more; so another pass comes later, until one finds nobody.
+Who cannot hear (their state cannot be read, say) holds nobody up: it is counted and logged, and each pass
+tries again, the passes ever further apart.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ import structlog
 
 from services.contracts.events import MAIN, PLAYBOOK_PUBLISHED, SOURCE, LeadEvent
 from services.contracts.rounds import Round
-from services.stage_service import versions
+from services.stage_service import metrics, versions
+from services.stage_service.errors import OverloadedError, UnavailableError
 from services.stage_service.identities import LEAD_IDENTITY
 from services.stage_service.lane import Lane
 from services.stage_service.playbook import Playbook
@@ -30,6 +33,8 @@ EVENTS_A_BATCH = 100
 """Few enough that what senders wait for is not held up behind them."""
 AGAIN_S = 60.0
 """Longer than any transaction lasts that began before the publication (its commands end after 30 s)."""
+AGAIN_DOUBLINGS = 6
+"""How often the time to the next pass doubles: to about an hour."""
 
 _log = structlog.get_logger("baton.sweeper")
 
@@ -74,7 +79,7 @@ class Sweeper:
     async def run_some(self) -> bool:
         """Tell the next leads; gives whether there is more to do at once.
 
-        Raises what the database and the lane raise; who has not heard yet will.
+        Raises what the database raises, and OverloadedError or UnavailableError; who has not heard yet will.
         """
         async with self._pool.acquire() as connection, connection.transaction():
             sweep = await versions.claim_sweep(connection)
@@ -85,16 +90,34 @@ class Sweeper:
             if not events:
                 # Nobody more: the first pass and each that found somebody is followed by another.
                 is_last = sweep.number > 1 and sweep.after is None
-                await versions.end_pass(connection, sweep, None if is_last else self._again_s)
+                again_in_s = self._again_s * 2.0 ** min(sweep.number - 1, AGAIN_DOUBLINGS)
+                await versions.end_pass(connection, sweep, None if is_last else again_in_s)
                 _log.info(
                     "playbook.swept", playbook=sweep.name, version=sweep.version,
                     number=sweep.number, done=is_last,
                 )  # fmt: skip
                 return True
+            heard = 0
             for start in range(0, len(events), self._events_a_batch):
-                await self._lane.submit(events[start : start + self._events_a_batch])
-            await versions.note_swept(connection, sweep, events[-1].identities[0][1], len(events))
+                heard += await self._tell(sweep, events[start : start + self._events_a_batch])
+            await versions.note_swept(connection, sweep, events[-1].identities[0][1], heard)
         return True
+
+    async def _tell(self, sweep: Sweep, events: list[LeadEvent]) -> int:
+        """Submit `events`, one by one where one of them cannot be applied; give how many could."""
+        try:
+            return len(await self._lane.submit(events))
+        except (OverloadedError, UnavailableError):
+            raise
+        except Exception as error:  # of one lead; the lane has logged it with the event's id
+            if len(events) > 1:
+                return sum([await self._tell(sweep, [event]) for event in events])
+            metrics.SWEEP_FAILED.inc()
+            _log.warning(
+                "playbook.sweep_failed", playbook=sweep.name, version=sweep.version,
+                lead_id=events[0].identities[0][1], reason=type(error).__name__,
+            )  # fmt: skip
+            return 0
 
     async def _events(self, connection: Connection, sweep: Sweep) -> list[LeadEvent]:
         """Give the events of the next leads that have to hear, in the order of their ids."""
