@@ -23,6 +23,7 @@ from services.contracts.handoffs import HANDOFF_ACCEPTED, HANDOFF_REJECTED
 from services.stage_service.funnel import journey_name
 from services.stage_service.journal import handoff_id, journey_id
 from services.stage_service.offers import Handed
+from services.stage_service.renaming import MIGRATE
 from services.stage_service.store import Record, TransitionRow
 
 _LINK = "link:"
@@ -75,7 +76,8 @@ def _name(event: LeadEvent) -> str:
 
 def _moved(event: LeadEvent, it: Became) -> Note:
     id = journey_id(it.lead_id, _name(event))
-    moves = [row for row in it.rows if row.journey_id == id]
+    # That its stage has another name meanwhile is not what was asked for.
+    moves = [row for row in it.rows if row.journey_id == id and row.rule != MIGRATE]
     after: dict[str, Any] = {**_about(event), "force": bool(event.data.get("force"))}
     if not moves:  # its gate was not met
         return Note("move held", "journey", id, None, after, it.lead_id)

@@ -191,7 +191,8 @@ def _title(by: By, value: str | None, playbook: Playbook, team: Team) -> str:
     if by == "role":
         return playbook.roles[value].title if value in playbook.roles else value
     if by == "stage":
-        return playbook.stages[value].title if value in playbook.stages else value
+        stage = playbook.stages.get(playbook.named(value))
+        return stage.title if stage is not None else value
     if value == HISTORY:
         return "nobody: known only when it was over"
     return team.by_id[value].name if value in team.by_id else value

@@ -17,6 +17,7 @@ from services.contracts.events import (
     ASSIGNED_BY_HAND,
     MERGED_BY_HAND,
     MOVED_BY_HAND,
+    PLAYBOOK_PUBLISHED,
     SOURCE,
     UNMERGED_BY_HAND,
 )
@@ -57,12 +58,20 @@ way(id, root) AS (
 part AS (SELECT id, root FROM way w WHERE NOT EXISTS (SELECT FROM held h WHERE h.merged = w.root)),
 """
 # Events of Baton's own that tell nothing of a lead begin no journey (`own_events`); a move by hand and an
-# answer begin one in the playbook that they name.
+# answer begin one in the playbook that they name. Nor does one that is placed before an event of before the
+# playbook: it is folded as of then (`funnel.in_place`).
 _BEGUN = """
+before AS MATERIALIZED (
+  SELECT DISTINCT ON (1) coalesce(p.root, e.own_lead_id, e.lead_id) AS lead_id, e.time, e.source, e.id
+  FROM stage.events e LEFT JOIN part p ON p.id = coalesce(e.own_lead_id, e.lead_id)
+  WHERE e.recorded_at <= :at AND e.lead_id IS NOT NULL AND NOT e.beyond_horizon AND e.epoch < :first_epoch
+  ORDER BY 1, e.time DESC, e.source COLLATE "C" DESC, e.id COLLATE "C" DESC),
 begun AS MATERIALIZED (
   SELECT coalesce(p.root, e.own_lead_id, e.lead_id) AS lead_id, e.deal AS key, min(e.time) AS started_at
   FROM stage.events e LEFT JOIN part p ON p.id = coalesce(e.own_lead_id, e.lead_id)
+    LEFT JOIN before o ON o.lead_id = coalesce(p.root, e.own_lead_id, e.lead_id)
   WHERE e.recorded_at <= :at AND e.lead_id IS NOT NULL AND NOT e.beyond_horizon AND e.epoch >= :first_epoch
+    AND (o.lead_id IS NULL OR (e.time, e.source COLLATE "C", e.id COLLATE "C") > (o.time, o.source, o.id))
     AND NOT (e.source = :source AND e.type = ANY(CAST(:own AS text[])))
     AND (NOT (e.type = ANY(CAST(:answers AS text[])) OR e.type = :by_hand AND e.source = :source)
       OR NOT jsonb_exists(e.data, 'playbook') OR e.data ->> 'playbook' = :playbook)
@@ -127,7 +136,8 @@ async def basis_at(
     gone = [(lead, key, journey_id(lead, journey_name(playbook.name, key))) for lead, key in moved]
     parameters: dict[str, Any] = {
         "at": at, "first_stage": playbook.first_stage, "first_epoch": first_epoch or 0, "source": SOURCE,
-        "own": [ASSIGNED_BY_HAND, MERGED_BY_HAND, UNMERGED_BY_HAND, *sorted(CLOCK_EVENTS)],
+        "own": [ASSIGNED_BY_HAND, MERGED_BY_HAND, UNMERGED_BY_HAND, PLAYBOOK_PUBLISHED,
+                *sorted(CLOCK_EVENTS)],
         "answers": sorted(ANSWERS), "by_hand": MOVED_BY_HAND,
         "gone_leads": [g[0] for g in gone], "gone_keys": [g[1] for g in gone],
         "gone_ids": [g[2] for g in gone],

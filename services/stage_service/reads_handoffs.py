@@ -169,7 +169,7 @@ def handoff_item(
 ) -> dict[str, Any]:
     """Give a handoff as the API and the pages show it, as it is at `now`."""
     playbook = playbooks.get(row["playbook"])
-    stage = playbook.stages.get(row["stage"]) if playbook else None
+    stage = playbook.stages.get(playbook.named(row["stage"])) if playbook else None
     roles = playbook.roles if playbook else {}
     plan = playbook.handoffs.get(row["role"]) if playbook else None
     giver = team.by_id.get(row["giver_id"] or "")

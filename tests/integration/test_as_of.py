@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -18,6 +19,7 @@ from services.contracts.events import (
     MAIN,
     MERGED_BY_HAND,
     MOVED_BY_HAND,
+    PLAYBOOK_PUBLISHED,
     UNMERGED_BY_HAND,
     LeadEvent,
 )
@@ -31,7 +33,7 @@ from services.stage_service.shelf import Shelf
 from services.stage_service.whole_leads import whole_leads
 from tests.conftest import examples
 from tests.integration.stage import NOON, MadeUpTime, Stage, running_stage
-from tests.integration.test_lane import START, Wired, wired
+from tests.integration.test_lane import START, Wired, event, wired
 from tests.integration.test_one_person import EMPTY, events_of, specs
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +77,15 @@ class Ids:
 def playbook_text(threshold: int, gate: str = "") -> str:
     text = (ROOT / "playbooks/sales.yaml").read_text()
     text = text.replace("score.total >= 60", f"score.total >= {threshold}")
-    return text.replace("    alerts: [ae]\n", f"    alerts: [ae]\n{gate}")
+    text = text.replace("    alerts: [ae]\n", f"    alerts: [ae]\n{gate}")
+    return text + "\nmigrate: {discovery: sql}\n"
+
+
+RENAMED = re.sub(
+    r"\bsql\b|\bdiscovery\b",
+    lambda m: {"sql": "discovery", "discovery": "sql"}[m[0]],
+    playbook_text(60),
+)
 
 
 class World:
@@ -90,7 +100,9 @@ class World:
     async def empty(self) -> None:
         """Forget everything but the first playbook."""
         await self.it.pool.execute(f"{EMPTY}, stage.handoffs, stage.clocks, stage.account_owners")
-        await self.it.pool.execute("DELETE FROM stage.playbook_versions WHERE version > 1")
+        await self.it.pool.execute(
+            "DELETE FROM stage.playbook_versions WHERE version > 1 OR name <> 'sales'"
+        )
         await self.it.pool.execute("UPDATE stage.playbook_versions SET activated_at = $1", BEGAN)
         self.log, self.shelf = [], Shelf()
         await self.shelf.load(self.it.pool)
@@ -98,7 +110,7 @@ class World:
     async def record(self, at: datetime, what: str | list[LeadEvent]) -> None:
         """Record a playbook or a batch of events, as of the moment `at`."""
         if isinstance(what, str):
-            await self.shelf.publish_file(self.it.pool, parse_playbook(what, "sales.yaml"))
+            await self.shelf.publish_file(self.it.pool, parse_playbook(what, "p.yaml"))
             await self.it.pool.execute(
                 "UPDATE stage.playbook_versions SET activated_at = $1 WHERE activated_at > now() - "
                 "interval '1 hour'", at,
@@ -128,9 +140,10 @@ class World:
         said: dict[str, Any] = {
             id: {"lead": shown[id], "items": await reads.timeline(self.engine, id)} for id in ids
         }
-        playbook = self.shelf.playbooks["sales"]
-        for by in (None, "employees"):
-            said[f"funnel {by}"] = await funnel_numbers.funnel(self.engine, playbook, by=by)
+        for name, playbook in self.shelf.playbooks.items():
+            for by in (None, "employees"):
+                numbers = await funnel_numbers.funnel(self.engine, playbook, by=by)
+                said[f"funnel {name} {by}"] = numbers
         return said
 
     async def then(self, at: datetime, leads: list[str]) -> dict[str, Any]:
@@ -145,11 +158,11 @@ class World:
                     said[id] = {"lead": as_of.shown_at(found), "items": as_of.items_at(found)}
             epoch = await as_of.epoch_at(connection, at)
         playbooks = self.shelf.at(epoch)
-        for by in (None, "employees"):
-            basis = await past_funnel.basis_at(self.engine, playbooks["sales"], at, by, playbooks)
-            said[f"funnel {by}"] = await funnel_numbers.funnel(
-                self.engine, playbooks["sales"], by=by, basis=basis
-            )
+        for name, playbook in playbooks.items():
+            for by in (None, "employees"):
+                basis = await past_funnel.basis_at(self.engine, playbook, at, by, playbooks)
+                numbers = await funnel_numbers.funnel(self.engine, playbook, by=by, basis=basis)
+                said[f"funnel {name} {by}"] = numbers
         return said
 
 
@@ -167,6 +180,10 @@ def plain(said: dict[str, Any], regrouped: set[str]) -> dict[str, Any]:
             journey["owners"] = {role: o["id"] for role, o in journey["owners"].items()}
             if lead["id"] in regrouped:
                 journey["owners"] = {}
+        # Of one moment, the records of one playbook have their order; events come first.
+        each["items"].sort(
+            key=lambda i: (i["occurred_at"], i.get("journey", {}).get("playbook", ""))
+        )
         each["items"] = [
             {k: v for k, v in item.items() if k not in ("why", "responsible")}
             | ({"rule": item["why"].get("rule")} if "why" in item else {})
@@ -198,6 +215,9 @@ deeds = st.lists(
         st.tuples(st.just("unmerge"), st.integers(0, 3), st.just(0)),
         st.tuples(st.just("playbook"), st.sampled_from([5, 20, 40]), st.booleans()),
         st.tuples(st.just("assign"), st.integers(0, 3), st.just(0)),
+        st.tuples(st.just("second"), st.just(0), st.just(0)),
+        st.tuples(st.just("rename"), st.just(0), st.just(0)),
+        st.tuples(st.just("heard"), st.integers(0, 3), st.just(0)),
     ),
     min_size=2, max_size=10,
 )  # fmt: skip
@@ -228,6 +248,13 @@ async def live_through(world: World, drawn: list[Any], wanted: list[Any]) -> Non
         elif deed == "playbook":
             gate = "    gate: {require: [lead.employees]}\n" if other else ""
             await world.record(at, playbook_text(one, gate))
+        elif deed == "second":
+            await world.record(at, playbook_text(20).replace("name: sales", "name: second", 1))
+        elif deed == "rename":
+            await world.record(at, RENAMED)
+        elif deed == "heard" and leads:
+            it = own(PLAYBOOK_PUBLISHED, at, leads[one % len(leads)], playbook="sales", version=1)
+            await world.record(at, [it])
         elif deed == "move" and leads:
             it = own(MOVED_BY_HAND, at, leads[one % len(leads)], to=other, playbook="sales",
                      force=False)  # fmt: skip
@@ -272,7 +299,7 @@ async def test_a_past_moment_is_what_a_replay_up_to_then_gives(
     moments = [at + shift for at, _ in log for shift in (timedelta(), timedelta(microseconds=1))]
     told = {at: await world.then(at, everybody) for at in moments}
     before = await world.then(log[0][0] - timedelta(microseconds=1), everybody)
-    assert list(before) == ["funnel None", "funnel employees"]
+    assert list(before) == ["funnel sales None", "funnel sales employees"]
     merges = await it.pool.fetch("SELECT survivor::text, merged::text FROM stage.merges")
     regrouped = {id for row in merges for id in row}
     await world.empty()
@@ -281,6 +308,27 @@ async def test_a_past_moment_is_what_a_replay_up_to_then_gives(
         replayed = plain(await world.now(), regrouped)
         for moment in (at, at + timedelta(microseconds=1)):
             assert differences(plain(told[moment], regrouped), replayed) == []
+
+
+async def test_no_journey_is_counted_that_never_was(it: Wired, engine: AsyncEngine) -> None:
+    """None begins by hearing of a playbook, nor by a late event that comes before it; the next event does."""
+    world = World(it, engine)
+    await world.empty()
+    moments = [BEGAN + timedelta(seconds=n) for n in range(1, 6)]
+    await world.record(moments[0], [msgspec.structs.replace(event("page.viewed", 10), deal="d1")])
+    await world.record(moments[1], playbook_text(20).replace("name: sales", "name: second", 1))
+    [lead] = await world.live()
+    await world.record(moments[2], [event("page.viewed", 5)])
+    await world.record(moments[3], [event("page.viewed", 20)])
+    for name, at, reached in (("second", 2, 0), ("second", 3, 1), ("sales", 0, 1), ("sales", 2, 2)):
+        told = (await world.then(moments[at], [lead]))[f"funnel {name} None"]
+        assert told["stages"][0]["reached"] == reached, (name, at)
+    await world.empty()
+    await world.record(moments[0], [msgspec.structs.replace(event("page.viewed", 10), deal="d1")])
+    [lead] = await world.live()
+    await world.record(moments[1], [own(PLAYBOOK_PUBLISHED, moments[1], lead, playbook="sales")])
+    told = (await world.then(moments[1], [lead]))["funnel sales None"]
+    assert sum(s["current"] for s in told["stages"]) == told["stages"][0]["reached"] == 1
 
 
 # Over HTTP

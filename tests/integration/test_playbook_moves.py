@@ -15,10 +15,11 @@ import msgspec
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from services.contracts.events import PLAYBOOK_PUBLISHED, LeadEvent
+from services.contracts.events import MOVED_BY_HAND, PLAYBOOK_PUBLISHED, SOURCE, LeadEvent
 from services.contracts.roster import Roster
 from services.stage_service.batch import Batch, RacedError
 from services.stage_service.funnel_numbers import funnel
+from services.stage_service.identities import LEAD_IDENTITY
 from services.stage_service.lane import Lane, new_id
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.shelf import Shelf
@@ -229,6 +230,27 @@ async def test_who_comes_to_a_stage_that_is_gone_after_the_first_pass_moves_with
     await sweep(it)
     assert await stages(it) == {"discovery": 1}
     await clean(it.url)
+
+
+async def test_the_audit_tells_no_new_name_as_the_move_that_was_held(it: Timed) -> None:
+    await it.tell(*crowd(1))
+    lead = await it.pool.fetchval("SELECT id::text FROM stage.leads")
+    await publish(it, DISCOVERY)
+    it.now = START + HOUR
+    for minutes, reason in ((60, ""), (61, "no budget")):
+        asked = event(
+            MOVED_BY_HAND, minutes, to="closed_lost", reason=reason, playbook="sales",
+            actor="bob", force=False,
+        )  # fmt: skip
+        who = ((LEAD_IDENTITY, lead),)
+        await it.tell(msgspec.structs.replace(asked, source=SOURCE, identities=who))
+    told = await it.pool.fetch(
+        "SELECT action, before ->> 'stage', after ->> 'stage' FROM audit.entries "
+        "WHERE kind = 'journey' ORDER BY seq"
+    )
+    assert [tuple(row) for row in told] == [
+        ("move held", None, None), ("moved", "discovery", "closed_lost"),
+    ]  # fmt: skip
 
 
 async def test_customers_enter_the_expansion_playbook(it: Timed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from services.contracts.events import MOVED_BY_HAND
 from tests.integration.stage import Stage, running_stage
 
 ROOT = Path(__file__).parents[2]
@@ -245,6 +247,37 @@ async def test_a_stage_that_goes_says_where_its_journeys_go_on(stage: Stage) -> 
     )
     assert back.status_code == 200, back.text
     assert [c["kind"] for c in back.json()["diff"]["changes"]] == ["stage-renamed"]
+
+
+async def test_moves_by_hand_that_would_not_move_leave_no_event(stage: Stage) -> None:
+    """Into a playbook that the lead has not entered; past a gate, or to where it is, by its new name."""
+    event = {"specversion": "1.0", "id": "e1", "source": "/s", "type": "meeting.booked",
+             "data": {"email": "a@b.example"}}  # fmt: skip
+    [result] = await stage.send(event)
+    lead = f"/v1/leads/{result['lead_id']}"
+    expansion = (ROOT / "playbooks/expansion.yaml").read_text()
+    await stage.client.post("/v1/playbooks", content=expansion, headers=YAML)
+    wish = {"to": "adoption", "reason": "they went live", "playbook": "expansion"}
+    refused = await stage.client.post(f"{lead}/transitions", json=wish)
+    assert refused.status_code == 409, refused.text
+    assert "'closed_won'" in refused.json()["detail"]
+    assert refused.json()["remedy"] == "Move its journey in 'sales' there first."
+
+    # Nobody has told the lead of the new name yet (the sweeper may be so quick; the answers are the same).
+    renamed = re.sub(r"\bsql\b", "discovery", SALES).replace(
+        "Negotiation\n    band: bofu\n",
+        "Negotiation\n    band: bofu\n    gate: {require: [lead.employees]}\n",
+    )
+    published = await put(stage, renamed + "\nmigrate: {sql: discovery}\n", "*")
+    assert published.status_code == 200, published.text
+    for to, code in (("discovery", "conflict"), ("proposal", "gate-unmet")):
+        wish = {"to": to, "reason": "they said so", "playbook": "sales"}
+        refused = await stage.client.post(f"{lead}/transitions", json=wish)
+        assert (refused.status_code, refused.json()["code"]) == (409, code), refused.text
+    assert refused.json()["missing"] == ["lead.employees"]
+    assert not await stage.connection.fetchval(
+        "SELECT count(*) FROM stage.events WHERE type = $1", MOVED_BY_HAND
+    )
 
 
 async def test_scheduled_then_cancelled_or_active(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -97,3 +98,27 @@ def test_the_path_shows_where_a_journey_is_was_and_went_back_from(
     assert [s.entered_at is not None for s in found][:3] == [
         s not in ("ahead", "skipped") for s in states
     ]
+
+
+def test_the_path_shows_what_was_stored_under_names_of_before() -> None:
+    """A lead that hears nothing keeps the old name of the furthest stage in its row."""
+    text = SALES.read_text(encoding="utf-8")
+    renamed = re.sub(r"\bsql\b", "discovery", text) + "\nmigrate: {sql: discovery}\n"
+    playbook = parse_playbook(renamed, "sales.yaml")
+    items = [
+        {"kind": "transition", "replaced_by": None, "journey": {"id": "j"}, "from": a, "to": b,
+         "occurred_at": NOON}
+        for a, b in (("lead", "sql"), ("sql", "nurture"))
+    ]  # fmt: skip
+    held = {"to": "sql", "missing": ["lead.employees"]}
+    for stage, states in (
+        ("nurture", ["done", "skipped", "done", "ahead"]),
+        ("sql", ["done", "skipped", "current", "ahead"]),
+    ):
+        journey = {"id": "j", "stage": stage, "furthest_stage": "sql", "started_at": NOON,
+                   "held": [held]}  # fmt: skip
+        found = steps(playbook, journey, items)
+        assert [s.state for s in found][:4] == states
+        assert (found[2].stage.key, found[2].entered_at, found[2].wanted) == (
+            "discovery", NOON, held,
+        )  # fmt: skip

@@ -35,6 +35,7 @@ from services.stage_service.lane import new_id
 from services.stage_service.lead_facts import REASON_CHARACTERS_MAX
 from services.stage_service.playbook import Playbook
 from services.stage_service.reads import is_recorded, state_of, transitions_of_event
+from services.stage_service.renaming import MIGRATE
 from services.stage_service.store import unpack_state
 
 router = APIRouter(route_class=OnceRoute)
@@ -91,7 +92,8 @@ async def move_by_hand(
 
     With an `event_id` that is recorded already nothing more happens: the answer is that of the first time.
     Raises NotFoundError for an unknown lead, InvalidRequestError for an unknown stage, ConflictError when
-    the journey is in that stage already, GateUnmetError when the gate is not met and the move is not forced.
+    the journey is in that stage already or has not begun, GateUnmetError when the gate is not met and
+    the move is not forced.
     """
     chosen = playbook_named(house, playbook)
     if to not in chosen.stages:
@@ -127,6 +129,17 @@ async def move_by_hand(
     if outcome.held:
         raise _held(outcome.held[0].missing)
     return outcome
+
+
+def _not_entered(playbook: Playbook, key: str) -> ConflictError:
+    enters = playbook.enters
+    assert enters is not None, "any other begins with the move"  # noqa: S101
+    return ConflictError(
+        f"the lead has no journey {key!r} in {playbook.name!r}: one begins when its journey in "
+        f"{enters.playbook!r} comes to the stage {enters.stage!r}",
+        field="playbook", value=playbook.name,
+        remedy=f"Move its journey in {enters.playbook!r} there first.",
+    )  # fmt: skip
 
 
 def _held(missing: list[str]) -> GateUnmetError:
@@ -169,10 +182,12 @@ def _refuse_what_would_not_move(
 ) -> None:
     """Try the move on the pure fold first: a refused move leaves no event behind."""
     folded = funnel.fold({playbook.name: playbook}, lead, event)
-    if folded.moves:
+    if any(move.rule != MIGRATE for move in folded.moves):
         return
-    journey = folded.lead.journeys[funnel.journey_name(playbook.name, event.deal)]
+    journey = folded.lead.journeys.get(funnel.journey_name(playbook.name, event.deal))
     title = playbook.stages[to].title
+    if journey is None:
+        raise _not_entered(playbook, event.deal)
     if journey.stage == to:
         raise ConflictError(
             f"the journey is in {title} already", field="to", value=to, remedy="Nothing to do."

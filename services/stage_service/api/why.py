@@ -64,7 +64,7 @@ def why_shown(
     shown: list[dict[str, Any]] = []
     for name, journey in lead.journeys.items():
         playbook = playbooks.get(journey.playbook)
-        stage = playbook.stages.get(journey.stage) if playbook else None
+        stage = playbook.stages.get(playbook.named(journey.stage)) if playbook else None
         found = explained(playbooks, lead, name, at)
         score = funnel.score_of(lead, playbook, at) if playbook else None
         shown.append({

@@ -178,7 +178,7 @@ def _shown(
     zone = ZoneInfo(reader.time_zone) if reader is not None else UTC
     return page(
         request, "answer.html", status, item=item, error=error, done=done, reader=grant.person,
-        stage=playbook.stages.get(row["stage"]) if playbook is not None else None,
+        stage=playbook and playbook.stages.get(playbook.named(row["stage"])),
         due=row["due_at"] and f"{row['due_at'].astimezone(zone):%A, %d %B %Y, %H:%M (%Z)}",
         told=answer_told(row), title=None,
     )  # fmt: skip

@@ -111,13 +111,14 @@ def _told(
     ways: list[dict[str, Any]] = []
     for journey in found["journeys"]:
         playbook = playbooks.get(journey["playbook"])
-        if playbook is not None and journey["stage"] in playbook.stages:
+        stage = playbook.stages.get(playbook.named(journey["stage"])) if playbook else None
+        if playbook is not None and stage is not None:
             name = journey_name(playbook.name, journey["key"])
             why = JourneyWhy([], [])
             if folded is not None and name in folded.journeys:
                 why = explained(playbooks, folded, name, at)
             ways.append({"journey": journey, "playbook": playbook, "why": why,
-                         "stage": playbook.stages[journey["stage"]],
+                         "stage": stage,
                          "steps": steps(playbook, journey, items)})  # fmt: skip
     scored: Playbook = ways[0]["playbook"] if ways else playbook_named(it, None)
     return {

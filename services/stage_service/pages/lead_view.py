@@ -71,18 +71,19 @@ class Step:
 def steps(
     playbook: Playbook, journey: dict[str, Any], items: Iterable[dict[str, Any]]
 ) -> list[Step]:
-    """Lay a journey along the path of `playbook`."""
+    """Lay a journey along the path of `playbook`; what is stored may have names of earlier versions."""
     entered: dict[str, datetime] = {playbook.first_stage: journey["started_at"]}
     for item in items:
         holds = item["kind"] in ("transition", "correction") and not item["replaced_by"]
         if holds and item["journey"]["id"] == journey["id"] and item["from"] != item["to"]:
-            entered[item["to"]] = item["occurred_at"]
-    furthest = playbook.stages[journey["furthest_stage"]].path_index or 0
-    held = {h["to"]: h for h in journey["held"]}
+            entered[playbook.named(item["to"])] = item["occurred_at"]
+    far, stands = (playbook.named(journey[k]) for k in ("furthest_stage", "stage"))
+    furthest = (playbook.stages[far].path_index if far in playbook.stages else None) or 0
+    held = {playbook.named(h["to"]): h for h in journey["held"]}
     found: list[Step] = []
-    here = playbook.stages[journey["stage"]].path_index
+    here = playbook.stages[stands].path_index
     for i, key in enumerate(playbook.path):
-        if key == journey["stage"]:
+        if key == stands:
             state = "current"
         elif here is not None and i > here:
             state = "left" if key in entered else "ahead"
