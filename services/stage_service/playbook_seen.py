@@ -13,7 +13,7 @@ from services.stage_service.playbook_places import Places, part
 IDENTITY = "lead.email"
 """What every lead may have without an attribute being sent."""
 
-LIKE = 0.8
+LIKE = 0.68
 """How alike another name must be, to be meant: names that nobody sent yet are often right (1: equal)."""
 
 
