@@ -517,9 +517,12 @@ def dead_letters_retry(
 
 def main() -> None:
     """Run the command line; ``.env`` in the working directory fills in what the environment lacks."""
+    import structlog
     from dotenv import load_dotenv
 
     load_dotenv(Path(".env"))
+    # What a command prints is its answer, for programs too; logs are beside it.
+    structlog.configure(logger_factory=structlog.WriteLoggerFactory(sys.stderr))
     app()
 
 

@@ -52,9 +52,9 @@ class SourceError(ValueError):
         super().__init__("\n".join(str(p) for p in self.problems))
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Give ``Did you mean 'x'?`` for the likest of `known`, or an empty text."""
-    like = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def nearest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """Give ``Did you mean 'x'?`` for the likest of `known` (1: equal), or an empty text."""
+    like = difflib.get_close_matches(word, list(known), n=1, cutoff=likeness)
     return f"Did you mean {like[0]!r}?" if like else ""
 
 

@@ -13,6 +13,9 @@ from services.stage_service.playbook_places import Places, part
 IDENTITY = "lead.email"
 """What every lead may have without an attribute being sent."""
 
+LIKE = 0.68
+"""How alike another name must be, to be meant: names that nobody sent yet are often right (1: equal)."""
+
 
 class Seen(msgspec.Struct, frozen=True):
     """What the events of the last `days` brought: their types, and the attributes that had a value."""
@@ -41,9 +44,9 @@ def check_labels(playbook: Playbook, seen: Seen | None, places: Places) -> None:
         if seen is not None and seen.types:
             if event_type in seen.types:
                 continue
-            remedy = nearest(event_type, (seen.types | used) - labels.keys()) or "Remove it."
+            remedy = nearest(event_type, (seen.types | used) - labels.keys(), LIKE) or "Remove it."
         else:
-            remedy = nearest(event_type, used - labels.keys())
+            remedy = nearest(event_type, used - labels.keys(), LIKE)
         if remedy:
             node.refuse(
                 f"the label of {event_type!r} is for a type that nothing uses",
@@ -69,7 +72,7 @@ def _check_attributes(playbook: Playbook, seen: Seen, places: Places) -> None:
             if name not in seen.attributes:
                 place.refuse(
                     f"no event of the last {seen.days} days brought {room}.{name}",
-                    nearest(name, seen.attributes - playbook.attributes[room].keys())
+                    nearest(name, seen.attributes - playbook.attributes[room].keys(), LIKE)
                     or "Let a source map it, or remove it where nothing will.",
                     rule="unseen-attribute",
                 )
@@ -88,7 +91,7 @@ def _check_types(seen: Seen, places: Places) -> None:
 def _refuse_type(item: Node, seen: Seen) -> None:
     item.refuse(
         f"no event of the last {seen.days} days was of the type {item.value!r}",
-        nearest(str(item.value), seen.types) or "Let a source send it, or correct it.",
+        nearest(str(item.value), seen.types, LIKE) or "Let a source send it, or correct it.",
         rule="unseen-event-type",
     )
 
@@ -103,7 +106,7 @@ def _check_gates(seen: Seen, places: Places) -> None:
                 item.refuse(
                     f"the gate of {key!r} asks for {name}, which no event of the last {seen.days} "
                     "days brought: every move there is held",
-                    nearest(name.partition(".")[2], seen.attributes)
+                    nearest(name.partition(".")[2], seen.attributes, LIKE)
                     or "Ask for what is known, or let a source map it.",
                     rule="gate-never-met",
                 )
