@@ -8,7 +8,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 _LOCK = 0x6261746F_0003
-_LOCK_NOT_AVAILABLE = "55P03"
+_IN_THE_WAY = ("55P03", "40P01")
+"""A lock did not come in time; a deadlock."""
 _TRIES_MAX = 60
 _TRY_AGAIN_S = 1.0
 
@@ -34,7 +35,7 @@ async def _migrate() -> None:
                     await connection.run_sync(_run)
                 return
             except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE or not left:
+                if getattr(error.orig, "sqlstate", None) not in _IN_THE_WAY or not left:
                     raise
             await asyncio.sleep(_TRY_AGAIN_S)
     finally:

@@ -13,6 +13,11 @@ down_revision = "0017"
 
 
 def upgrade() -> None:
+    # In the order in which a batch of the version before reads them: 0019 changes the others, and whoever
+    # takes them the other way round waits for each other.
+    op.execute(
+        "LOCK TABLE stage.events, stage.handoffs, stage.playbook_versions IN ACCESS EXCLUSIVE MODE"
+    )
     op.execute("""
         ALTER TABLE stage.playbook_versions
           ADD COLUMN author text,

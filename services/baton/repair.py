@@ -18,6 +18,7 @@ from services.contracts.roster import Roster
 from services.contracts.team import team_of
 from services.contracts.verification import Mended, Repair, Verification
 from services.stage_service import store
+from services.stage_service.batch import RacedError
 from services.stage_service.identities import Policy
 from services.stage_service.lane import new_id
 from services.stage_service.mending import Mending, locked_record
@@ -25,6 +26,7 @@ from services.stage_service.shelf import Shelf
 from services.stage_service.store import Connection
 
 TRIES_MAX = 3
+_MERGED = "it was merged into another lead: its records are not published any more"
 _PROVES_NOTHING = "no event of it is stored: nothing proves how it was"
 
 _UNTOLD = """
@@ -128,25 +130,37 @@ async def _again(
             return mended
         except _DryRunError:
             return mended
-        except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
+        except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, RacedError) as error:
             if last:
-                raise
+                return await _left(connection, shelf, lead_id, error)
         except (asyncpg.PostgresError, msgspec.MsgspecError, LookupError, ValueError) as error:
-            # Rolled back: the lead is as it was.
-            async with connection.transaction():
-                before = await check_leads(connection, shelf, [lead_id])
-                stages = await _journeys(connection, lead_id)
-            told = f"{type(error).__name__}: {error}"
-            return Mended(lead_id, before.findings, stages, stages, 0, before.findings, told)
+            return await _left(connection, shelf, lead_id, error)
     raise AssertionError
+
+
+async def _left(connection: Connection, shelf: Shelf, lead_id: str, error: Exception) -> Mended:
+    """Say of a lead that was rolled back, and is as it was, why nothing was done."""
+    async with connection.transaction():
+        await connection.execute(
+            "SELECT FROM stage.leads WHERE id = $1::uuid FOR NO KEY UPDATE", lead_id
+        )
+        await shelf.load(connection)
+        before = await check_leads(connection, shelf, [lead_id])
+        stages = await _journeys(connection, lead_id)
+    told = f"{type(error).__name__}: {error}"
+    return Mended(lead_id, before.findings, stages, stages, 0, before.findings, told)
 
 
 async def _mend(
     connection: Connection, shelf: Shelf, mending: Mending, lead_id: str, untold: list[str], by: Actor
 ) -> Mended | None:  # fmt: skip
     held = await locked_record(connection, lead_id)
-    if held is None:
-        return None  # merged meanwhile: the survivor is looked at
+    if held is None:  # merged: the survivor is looked at
+        lost = [f"record {id} of lead {lead_id} has no message" for id in untold]
+        return Mended(lead_id, lost, {}, {}, 0, lost, _MERGED) if lost else None
+    await shelf.load(
+        connection
+    )  # what was published since; locked, the lead hears of nothing newer
     found = (await check_leads(connection, shelf, [lead_id])).findings
     if not found and not untold:
         return None  # live traffic has put it right

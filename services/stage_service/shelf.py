@@ -196,17 +196,20 @@ class Shelf:
             return planned
 
     async def activate_due(self, pool: asyncpg.Pool[Any], now: datetime) -> Scheduled | None:
-        """Publish the first of what is due at the moment `now`; None: nothing is, or others have it in hand.
+        """Publish the first of what is due at the moment `now`; None: nothing is.
 
         It is judged again. What cannot be published any more is refused, and says why; so is what was
         scheduled on top of a version that is not the active one any more. All in one transaction: whenever
         a process dies, it is published once.
         """
         async with pool.acquire() as connection, connection.transaction():
+            if not await versions.is_due(connection, now):
+                return None
+            # First: who took a row and then waited here could be overtaken by who took the next.
+            await versions.lock(connection)
             due = await versions.claim_due(connection, now)
             if due is None:
                 return None
-            await versions.lock(connection)
             try:
                 playbook = parse_playbook(due.source, due.name)
                 what = Publication(

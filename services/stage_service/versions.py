@@ -202,6 +202,15 @@ async def scheduled(connection: Executor, name: str | None = None) -> list[Sched
     return [_scheduled(row) for row in rows]
 
 
+async def is_due(connection: Connection, now: datetime) -> bool:
+    """Say whether a publication is due, without a lock."""
+    return await connection.fetchval(
+        """SELECT EXISTS (SELECT FROM stage.scheduled_publications
+                          WHERE state = 'waiting' AND activate_at <= $1)""",
+        now,
+    )
+
+
 async def claim_due(connection: Connection, now: datetime) -> Scheduled | None:
     """Give the first publication that is due and nobody else has in hand, locked; None: there is none."""
     row = await connection.fetchrow(

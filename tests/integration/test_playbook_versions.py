@@ -233,8 +233,27 @@ async def test_what_was_called_off_does_not_come(it: Shelved) -> None:
     assert await it.numbers() == [1]
 
 
+async def test_none_is_taken_before_its_turn(it: Shelved) -> None:
+    """Whoever waits to publish holds no row that another would pass over for a later one."""
+    for text in ("two", "three"):
+        await it.schedule(sales(text), NOW, None)
+    async with it.pool.acquire() as holder, holder.transaction():
+        await holder.execute("LOCK TABLE stage.playbook_versions IN SHARE MODE")
+        waiting = asyncio.create_task(it.shelf.activate_due(it.pool, NOW))
+        async with asyncio.timeout(5):
+            while not await it.pool.fetchval("SELECT pid FROM pg_locks WHERE NOT granted"):
+                assert not waiting.done()
+        free = await it.pool.fetch(
+            "SELECT FROM stage.scheduled_publications FOR UPDATE SKIP LOCKED"
+        )
+        assert len(free) == 2
+    assert await waiting is not None
+    await Activation(it.pool, it.shelf, lambda: NOW).run_due()
+    assert await it.numbers() == [3, 2, 1]
+
+
 async def test_a_death_before_the_version_is_written_changes_nothing(it: Shelved) -> None:
-    """I12: the row is taken, the table awaited, the process dies: the next one does it."""
+    """I12: the table is awaited, the process dies: the next one does it."""
     id = await it.schedule(sales("two"), NOW, 1)
     async with it.pool.acquire() as holder, holder.transaction():
         await holder.execute("LOCK TABLE stage.playbook_versions IN SHARE MODE")
@@ -242,7 +261,6 @@ async def test_a_death_before_the_version_is_written_changes_nothing(it: Shelved
         async with asyncio.timeout(5):
             while not (pid := await it.pool.fetchval("SELECT pid FROM pg_locks WHERE NOT granted")):
                 assert not dying.done()
-        assert await it.shelf.activate_due(it.pool, NOW) is None, "somebody has it in hand"
         await it.pool.execute("SELECT pg_terminate_backend($1)", pid)
         with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
             await dying

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import asyncpg
@@ -257,6 +258,59 @@ async def test_beside_live_traffic(it: Wired) -> None:
     assert all(m.left == [] and m.why_not is None for m in done.leads)
     await published(it.url)
     assert (await verify_database(it.url)).findings == []
+
+
+async def test_an_unpublished_record_of_a_merged_lead_is_left_and_said(it: Wired) -> None:
+    await it.lane.submit([*walk(), *walk("other@b.example")[:3]])
+    await published(it.url)
+    gone, other = [r[0] for r in await it.pool.fetch("SELECT id FROM stage.leads ORDER BY id DESC")]
+    await it.pool.execute("UPDATE stage.leads SET merged_into = $2 WHERE id = $1", gone, other)
+    await it.pool.execute(
+        "DELETE FROM bus.outbox WHERE message_id IN "
+        "(SELECT id::text FROM stage.transitions WHERE lead_id = $1)", gone,
+    )  # fmt: skip
+    done = await repair(it.url, Verification(), OLGA, dry_run=False)
+    [mended] = done.leads
+    assert (mended.lead_id, mended.left) == (str(gone), mended.findings)
+    assert mended.why_not is not None
+    assert "merged" in mended.why_not
+
+
+async def test_a_publication_meanwhile_does_not_end_it(it: Wired) -> None:
+    """Published after the repair read the versions, and folded under by an event that came since."""
+    await it.lane.submit([e for n in range(2) for e in walk(f"p{n}@b.example")[:2]])
+    await it.pool.execute("UPDATE stage.journeys SET stage = 'nurture'")
+    found = await verify_database(it.url)
+    _, second = sorted(found.damaged)
+
+    def progress(done: int, _: int) -> None:
+        if done == 1:
+            publish_now(it.url, second)
+
+    done = await repair(it.url, found, OLGA, dry_run=False, progress=progress)
+    assert [m.why_not for m in done.leads] == [None, None]
+
+
+def publish_now(url: str, lead_id: str) -> None:
+    """Publish a version, and have the newest event of the lead recorded in its epoch."""
+
+    async def publish() -> None:
+        connection = await asyncpg.connect(url)
+        await connection.execute(
+            """INSERT INTO stage.playbook_versions (name, version, digest, source)
+               SELECT name, version + 1, digest || '2', source FROM stage.playbook_versions
+               ORDER BY epoch DESC LIMIT 1"""
+        )
+        await connection.execute(
+            """UPDATE stage.events SET epoch = (SELECT max(epoch) FROM stage.playbook_versions)
+               WHERE lead_id = $1::uuid""",
+            lead_id,
+        )
+        await connection.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(publish()))
+    thread.start()
+    thread.join()
 
 
 async def test_any_number_of_processes_says_the_same(it: Wired) -> None:
