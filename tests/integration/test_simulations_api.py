@@ -58,6 +58,13 @@ def is_over(run: dict[str, Any]) -> bool:
     return run["state"] != "running"
 
 
+async def until_gone(pid: int) -> None:
+    """Wait until no process of the group is left: init takes what was killed a moment later."""
+    async with asyncio.timeout(WAIT_S):
+        while not group_is_gone(pid):
+            await asyncio.sleep(0.02)
+
+
 def group_is_gone(pid: int) -> bool:
     try:
         os.killpg(pid, 0)
@@ -166,7 +173,7 @@ async def test_what_says_nothing_it_could_say_has_failed(database_url: str) -> N
             run = await when(stage, id, is_over)
             assert (run["state"], run["reason"]) == ("failed", runs.ENDED)
             await stage.house.simulations.stop()
-            assert group_is_gone(leader)
+            await until_gone(leader)
             await stage.connection.execute("ROLLBACK")
 
 
@@ -181,9 +188,7 @@ async def test_one_at_a_time_and_any_replica_ends_it(database_url: str) -> None:
         assert (early.status_code, early.json()["code"]) == (409, "conflict")
         assert (await there.client.delete(f"{RUNS}/{id}")).status_code == 204
         assert (await there.client.delete(f"{RUNS}/{id}")).status_code == 204
-        async with asyncio.timeout(WAIT_S):
-            while not group_is_gone(leader):
-                await asyncio.sleep(0.02)
+        await until_gone(leader)
         await here.connection.execute("ROLLBACK")
         again = await begin(there, EASIER)
         assert again.status_code == 202, again.text
@@ -220,7 +225,7 @@ async def test_a_stop_ends_the_processes_which_are_low_in_priority(database_url:
         assert (run["state"], run["reason"]) == ("failed", runs.STOPPED)
         assert (await begin(stage, EASIER)).status_code == 503
         await stage.house.simulations.stop()
-        assert group_is_gone(leader)
+        await until_gone(leader)
 
 
 async def test_processes_that_die_are_a_failure_that_says_so(database_url: str) -> None:
@@ -239,9 +244,7 @@ async def test_the_processes_end_with_the_one_that_asked(database_url: str) -> N
         assert child is not None
         assert child.process.stdin is not None
         child.process.stdin.close()
-        async with asyncio.timeout(WAIT_S):
-            while not group_is_gone(leader):
-                await asyncio.sleep(0.02)
+        await until_gone(leader)
 
 
 async def test_one_that_nobody_hears_of_has_failed(database_url: str) -> None:
