@@ -164,11 +164,22 @@ async def timeline(engine: AsyncEngine, lead_id: str) -> list[dict[str, Any]]:
 
 
 def in_order(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sort events and records, oldest first, each record after the event that caused it."""
-    items.sort(key=lambda i: (
-        i["occurred_at"], i["kind"] != "event", i.get("sequence", 0), i.get("source", ""), i.get("id", "")
-    ))  # fmt: skip
+    """Sort events and records, oldest first, each record after the event that caused it.
+
+    Of one moment the order is always the same: by number, cause, and journey.
+    """
+    items.sort(key=_order)
     return items
+
+
+def _order(item: Mapping[str, Any]) -> tuple[Any, ...]:
+    if item["kind"] == "event":
+        return (item["occurred_at"], False, 0, item["source"], item["id"])
+    cause, journey = item["cause"], item["journey"]
+    return (
+        item["occurred_at"], True, item["sequence"], cause["event_source"], cause["event_id"],
+        journey["playbook"], journey["key"],
+    )  # fmt: skip
 
 
 def event_item(row: Mapping[str, Any]) -> dict[str, Any]:
