@@ -20,26 +20,15 @@ from services.baton.verify_merges import check_merges
 from services.baton.verify_whole import check_alerts, check_bus, check_orphans
 from services.contracts.verification import Verification
 from services.stage_service.shelf import Shelf
+from services.stage_service.simulations import history
 from services.stage_service.store import Connection
 
 Report = Verification
 LEADS_A_TIME = 500
 LEADS_A_TASK = 2000
-NONE_YET = "00000000-0000-0000-0000-000000000000"
 
 Progress = Callable[[int, int], None]
 """Hears (leads done, leads at all)."""
-
-_BOUNDS = """
-SELECT id::text FROM (
-  SELECT id, row_number() OVER (ORDER BY id) AS n FROM stage.leads WHERE merged_into IS NULL) AS leads
-WHERE n % $1 = 0 ORDER BY id
-"""
-_IDS = """
-SELECT id::text FROM stage.leads
-WHERE id > $1::uuid AND ($2 = '' OR id <= nullif($2, '')::uuid) AND merged_into IS NULL
-ORDER BY id LIMIT $3
-"""
 
 
 async def verify_database(
@@ -62,11 +51,9 @@ async def verify_database(
             await check_bus(connection, report)
             await check_alerts(connection, report)
             report.merges = await check_merges(connection, report.add_finding)
-            total = await connection.fetchval(
-                "SELECT count(*) FROM stage.leads WHERE merged_into IS NULL"
-            )
-            bounds = [r["id"] for r in await connection.fetch(_BOUNDS, leads_a_task)]
-            tasks = list(pairwise([NONE_YET, *bounds, ""]))
+            total = await history.count_leads(connection, None)
+            bounds = await history.bounds(connection, None, leads_a_task)
+            tasks = list(pairwise([history.NONE_YET, *bounds, ""]))
             number = min(workers or os.cpu_count() or 1, len(tasks))
             parts = (
                 _here(connection, tasks) if number == 1
@@ -94,7 +81,7 @@ async def _on_all(
     connection: Connection, database_url: str, tasks: Sequence[tuple[str, str]], workers: int
 ) -> AsyncIterator[Verification]:
     """Give the parts in the order of `tasks`, whichever ends first: so the report is always the same."""
-    snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
+    snapshot = await history.share_snapshot(connection)
     # Started afresh, not forked: a connection and a loop of ours must not be theirs.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _begin, (database_url, snapshot)) as pool:
@@ -110,7 +97,7 @@ async def _on_all(
 async def _range(connection: Connection, shelf: Shelf, after: str, until: str) -> Verification:
     """Check the leads with ids after `after` up to `until` ("": to the end)."""
     report = Verification()
-    while ids := [r["id"] for r in await connection.fetch(_IDS, after, until, LEADS_A_TIME)]:
+    while ids := await history.lead_ids(connection, None, after, until, LEADS_A_TIME):
         report.add(await check_leads(connection, shelf, ids))
         after = ids[-1]
     return report
@@ -143,8 +130,7 @@ class _Worker:
     async def _checked(self, after: str, until: str) -> Verification:
         if self._open is None:
             connection = await asyncpg.connect(self._database_url)
-            await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            await connection.execute(f"SET TRANSACTION SNAPSHOT '{self._snapshot}'")
+            await history.join_snapshot(connection, self._snapshot)
             shelf = Shelf()
             await shelf.load(connection)
             self._open = (connection, shelf)
