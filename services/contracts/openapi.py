@@ -113,13 +113,16 @@ def complete(
     """Complete the OpenAPI `document` of `app`, in place, and give it.
 
     `answers` are by operation id; `open_operations` are those that ask for no key; `tags` all tags with
-    what they are about.
+    what they are about. Raises ValueError where what is sent and what is answered share a name.
     """
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):  # ours are problems
         schemas.pop(name, None)
-    schemas |= schemas_of([a for answer in answers.values() for a in _types(answer)] + [Problem])
+    told = schemas_of([a for answer in answers.values() for a in _types(answer)] + [Problem])
+    if twice := [name for name, schema in told.items() if schemas.get(name, schema) != schema]:
+        raise ValueError(f"two schemas have one name: {', '.join(twice)}; rename one type")
+    schemas |= told
     components["responses"] = PROBLEM_RESPONSES
     components["securitySchemes"] = {
         "key": {

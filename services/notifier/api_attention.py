@@ -10,11 +10,12 @@ from uuid import UUID
 import uuid_utils.compat
 from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, Field
 
 from services.contracts.access import Principal
 from services.contracts.answers import OnceRoute
 from services.contracts.audit import Actor, Note, record
+from services.contracts.bodies import RequestBody
 from services.contracts.events import rfc3339
 from services.contracts.team import Person
 from services.notifier import attention, breakers, reads
@@ -33,28 +34,22 @@ PersonId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 router = APIRouter(route_class=OnceRoute)
 
 
-class Snooze(BaseModel):
+class Snooze(RequestBody):
     """Until when an alert shall not come again."""
-
-    model_config = ConfigDict(extra="forbid")
 
     until: AwareDatetime
 
 
-class Mute(BaseModel):
+class Mute(RequestBody):
     """Whom a lead shall not be told of, and until when (left out: for ever)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     person: PersonId
     lead_id: UUID
     until: AwareDatetime | None = None
 
 
-class Trial(BaseModel):
+class TrialWish(RequestBody):
     """To whom a message is sent to try channels; `channel` left out: all but the inbox."""
-
-    model_config = ConfigDict(extra="forbid")
 
     person: PersonId
     channel: str | None = Field(None, max_length=128)
@@ -181,7 +176,7 @@ async def list_channels(request: Request, _: Reader) -> dict[str, Any]:
 
 
 @router.post("/v1/channels/test")
-async def try_channels(request: Request, principal: Mover, wish: Trial) -> dict[str, Any]:
+async def try_channels(request: Request, principal: Mover, wish: TrialWish) -> dict[str, Any]:
     """Send a message now by the person's channels, whatever the hour; gives how each went."""
     parts = house(request)
     person = _person(parts, wish.person)

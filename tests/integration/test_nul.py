@@ -1,4 +1,4 @@
-"""NUL, which PostgreSQL has no text with, in any query or path parameter of any route: never a 500."""
+"""NUL, which PostgreSQL has no text with, in any parameter and any member of a body: never a 500."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from services.notifier.settings import NotifierSettings
 from tests.conftest import ROOT
 from tests.integration.stage import running_stage
 
+SOME_ID = "00000000-0000-7000-8000-000000000000"
+
 
 async def asked_everywhere(app: FastAPI, client: httpx.AsyncClient) -> list[tuple[str, int, Any]]:
     """Ask each GET route with NUL in each of its parameters, one at a time; gives what was answered."""
@@ -20,7 +22,7 @@ async def asked_everywhere(app: FastAPI, client: httpx.AsyncClient) -> list[tupl
     for path, methods in app.openapi()["paths"].items():
         for parameter in methods.get("get", {}).get("parameters", ()):
             name, place = parameter["name"], parameter["in"]
-            filled = re.sub(r"\{[^}]*\}", "00000000-0000-7000-8000-000000000000", path)
+            filled = re.sub(r"\{[^}]*\}", SOME_ID, path)
             if place == "query":
                 answer = await client.get(f"{filled}?{name}=a%00b")
             elif place == "path":
@@ -32,11 +34,41 @@ async def asked_everywhere(app: FastAPI, client: httpx.AsyncClient) -> list[tupl
     return answers
 
 
+async def sent_everywhere(app: FastAPI, client: httpx.AsyncClient) -> list[tuple[str, int, Any]]:
+    """Send each route that takes JSON NUL in each member that takes text, one at a time."""
+    answers: list[tuple[str, int, Any]] = []
+    document = app.openapi()
+    schemas = document["components"]["schemas"]
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            content = operation.get("requestBody", {}).get("content", {})
+            schema = content.get("application/json", {}).get("schema", {})
+            for kind in (schema, *schema.get("anyOf", ())):
+                body = schemas.get(kind.get("$ref", "").rpartition("/")[2], {})
+                valid = {
+                    name: valid_for(body["properties"][name]) for name in body.get("required", ())
+                }
+                for name in body.get("properties", ()):
+                    filled = re.sub(r"\{[^}]*\}", SOME_ID, path)
+                    answer = await client.request(method, filled, json=valid | {name: "a\0b"})
+                    answers.append((f"{path} {name}", answer.status_code, answer.text))
+    return answers
+
+
+def valid_for(schema: dict[str, Any]) -> Any:
+    """Give a value that `schema` takes."""
+    schema = schema.get("anyOf", [schema])[0]
+    by_format = {"uuid": SOME_ID, "date-time": "2100-01-01T00:00:00Z"}
+    if schema.get("type") == "integer":
+        return 1
+    return schema.get("const") or by_format.get(schema.get("format", ""), "x")
+
+
 def filled_but(path: str, name: str) -> str:
     """Fill the address, but NUL for `name`."""
     return re.sub(
         r"\{([^}]*)\}",
-        lambda m: "a%00b" if m[1] == name else "00000000-0000-7000-8000-000000000000",
+        lambda m: "a%00b" if m[1] == name else SOME_ID,
         path,
     )
 
@@ -44,8 +76,11 @@ def filled_but(path: str, name: str) -> str:
 async def test_the_stage_service_refuses_nul_in_every_parameter(database_url: str) -> None:
     async with running_stage(database_url) as stage:
         answers = await asked_everywhere(stage.app, stage.client)
+        sent = await sent_everywhere(stage.app, stage.client)
     assert len(answers) > 60
     assert [a for a in answers if a[1] >= 500] == []
+    assert len(sent) > 50
+    assert [a for a in sent if a[1] != 422 or "NUL" not in a[2]] == []
 
 
 async def test_the_notifier_refuses_nul_in_every_parameter(database_url: str) -> None:
@@ -60,5 +95,8 @@ async def test_the_notifier_refuses_nul_in_every_parameter(database_url: str) ->
             transport=transport, base_url="http://notifier.test", headers=headers
         ) as client:
             answers = await asked_everywhere(app, client)
+            sent = await sent_everywhere(app, client)
     assert len(answers) > 5
     assert [a for a in answers if a[1] >= 500] == []
+    assert len(sent) > 5
+    assert [a for a in sent if a[1] != 422 or "NUL" not in a[2]] == []

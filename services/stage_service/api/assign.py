@@ -13,11 +13,12 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from services.contracts.access import Principal
 from services.contracts.answers import OnceRoute, attempt_of
 from services.contracts.audit import Actor
+from services.contracts.bodies import RequestBody
 from services.contracts.events import (
     ASSIGNED_BY_HAND,
     DEAL_CHARACTERS_MAX,
@@ -44,10 +45,8 @@ ROUNDS_MAX = 5
 router = APIRouter(route_class=OnceRoute)
 
 
-class Assignment(BaseModel):
+class Assignment(RequestBody):
     """Whom to give a journey to, and why."""
-
-    model_config = ConfigDict(extra="forbid")
 
     role: str = Field(min_length=1, max_length=64, examples=["ae"])
     person: str | None = Field(
@@ -64,10 +63,8 @@ class Assignment(BaseModel):
     )  # fmt: skip
 
 
-class Leaving(BaseModel):
+class Leaving(RequestBody):
     """To whom the journeys go."""
-
-    model_config = ConfigDict(extra="forbid")
 
     to: str | None = Field(None, max_length=64, description="id; without it, by routing")
     reason: str = Field("they leave", min_length=1, max_length=200, pattern=r"^[^\x00]*$")

@@ -300,6 +300,11 @@ _EVENT: dict[str, Any] = {
         "time": "2026-01-31T09:30:00Z", "data": {"email": "ada@example.com", "company": "Example"},
     },
 }  # fmt: skip
+_ITEM: dict[str, Any] = {
+    "description": "An event. Each is judged by itself: one that is none is answered `rejected`, the "
+    "others are kept.",
+    "anyOf": [_EVENT, {}],
+}
 OPENAPI: dict[str, Any] = {
     "tags": ["events"],
     "operationId": "post_events",
@@ -310,7 +315,7 @@ OPENAPI: dict[str, Any] = {
         "required": True,
         "content": {
             STRUCTURED: {"schema": _EVENT},
-            BATCHED: {"schema": {"type": "array", "items": _EVENT, "maxItems": BATCH_EVENTS_MAX}},
+            BATCHED: {"schema": {"type": "array", "items": _ITEM, "maxItems": BATCH_EVENTS_MAX}},
             "application/json": {"schema": {"type": "object"}},
         },
     },

@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Body, Depends, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from services.contracts.access import Principal
 from services.contracts.answers import OnceRoute, attempt_of
+from services.contracts.bodies import RequestBody
 from services.contracts.events import SOURCE, LeadEvent, rfc3339
 from services.contracts.handoffs import HANDOFF_ACCEPTED, HANDOFF_REJECTED
 from services.contracts.yaml_source import nearest
@@ -43,10 +44,8 @@ Key = Annotated[str | None, Query(max_length=128, pattern=_PLAIN)]
 router = APIRouter(route_class=OnceRoute)
 
 
-class Accepting(BaseModel):
+class Accepting(RequestBody):
     """Who accepts, when it is not the handoff's person."""
-
-    model_config = ConfigDict(extra="forbid")
 
     person: str | None = Field(
         None, max_length=64, description="id of who answers; without it, whom it was offered to"

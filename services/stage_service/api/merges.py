@@ -11,10 +11,11 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from services.contracts.access import Principal
 from services.contracts.answers import OnceRoute, attempt_of
+from services.contracts.bodies import RequestBody
 from services.contracts.events import (
     MAIN,
     MERGED_BY_HAND,
@@ -42,19 +43,15 @@ _REASON: Any = Field(
 )  # fmt: skip
 
 
-class MergeByHand(BaseModel):
+class MergeByHand(RequestBody):
     """Who else it is, and why."""
-
-    model_config = ConfigDict(extra="forbid")
 
     lead: str = Field(max_length=64, description="id of the other lead; the older of both survives")
     reason: str = _REASON
 
 
-class UnmergeByHand(BaseModel):
+class UnmergeByHand(RequestBody):
     """Which merge to undo, and why."""
-
-    model_config = ConfigDict(extra="forbid")
 
     lead: str | None = Field(None, max_length=64, description="id of the merged lead")
     merge_id: str | None = Field(None, max_length=64, description="id of the merge, instead")

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from services.contracts.access import Principal
 from services.contracts.answers import OnceRoute, attempt_of
+from services.contracts.bodies import RequestBody, Truth
 from services.contracts.events import (
     DEAL_CHARACTERS_MAX,
     DEAL_KEY,
@@ -41,10 +42,8 @@ from services.stage_service.store import unpack_state
 router = APIRouter(route_class=OnceRoute)
 
 
-class MoveByHand(BaseModel):
+class MoveByHand(RequestBody):
     """Where to, and why."""
-
-    model_config = ConfigDict(extra="forbid")
 
     to: str = Field(
         min_length=1, max_length=64, description="key of the stage", examples=["nurture"]
@@ -60,7 +59,7 @@ class MoveByHand(BaseModel):
         pattern=f"^{DEAL_KEY.pattern}$",
         description="key of the journey (the deal)",
     )
-    force: bool = Field(default=False, description="move although the stage's gate is not met")
+    force: Truth = Field(default=False, description="move although the stage's gate is not met")
 
 
 @router.post("/v1/leads/{id}/transitions", tags=["leads"], operation_id="move_lead")

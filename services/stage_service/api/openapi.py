@@ -90,7 +90,7 @@ ANSWERS: dict[str, Answer] = {
     "get_durations": Answer(shapes.Durations, problems=(404,)),
     "list_playbooks": Answer(shapes.PlaybookShown, many=True),
     "simulate_playbook": Answer(
-        shapes.SimulationShown, status=202, problems=(409,), sent=shapes.PLAYBOOK_TEXT
+        shapes.SimulationShown, status=202, problems=(409, 415), sent=shapes.PLAYBOOK_TEXT
     ),
     "list_simulations": Answer(shapes.SimulationListed, many=True),
     "get_simulation": Answer(shapes.SimulationShown),

@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from services.contracts.bodies import RequestBody
 from services.stage_service.errors import InvalidRequestError, NotYamlError
 
 YAML = "application/yaml"
@@ -31,7 +32,8 @@ YAML_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": "a playbook, as in playbook.schema.json",
-        "content": {YAML: {"schema": {"type": "string"}, "example": _EXAMPLE}},
+        # No type: any YAML is a text, and what a text says is judged by its checks.
+        "content": {YAML: {"schema": {}, "example": _EXAMPLE}},
     }
 }
 """How a route that takes a text says so."""
@@ -47,12 +49,10 @@ EITHER_FORM: dict[int | str, dict[str, Any]] = {
 """How a route that gives a playbook as JSON or as its text says so."""
 
 
-class Rollback(BaseModel):
+class Rollback(RequestBody):
     """Which version's text is to hold again, and why."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    version: int = Field(ge=1, le=2**31 - 1)
+    version: int = Field(strict=True, ge=1, le=2**31 - 1)
     message: str = Field(default="", max_length=2000)
     activate_at: datetime | None = None
     migrate: dict[str, str] = Field(

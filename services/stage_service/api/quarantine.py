@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from services.contracts.access import Principal
 from services.contracts.answers import OnceRoute
 from services.contracts.audit import Actor
+from services.contracts.bodies import RequestBody, Truth
 from services.stage_service import quarantine
 from services.stage_service.api.access import allow, house
 from services.stage_service.errors import ConflictError, NotFoundError
@@ -29,12 +30,10 @@ Admin = Annotated[Principal, Depends(allow("admin"))]
 _encode = msgspec.json.Encoder().encode
 
 
-class ReplayWish(BaseModel):
+class ReplayWish(RequestBody):
     """Whether to apply, or only to show what would be applied."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    dry_run: bool = Field(True, description="true: show the events as mapped now, apply nothing")
+    dry_run: Truth = Field(True, description="true: show the events as mapped now, apply nothing")
 
 
 class ReplayAllWish(ReplayWish):

@@ -16,6 +16,7 @@ from services.contracts.answers import OnceRoute, attempt_of
 from services.contracts.simulations import Simulated
 from services.contracts.yaml_source import SourceError
 from services.stage_service.api.access import House, allow, house
+from services.stage_service.api.playbook_bodies import text_in
 from services.stage_service.errors import ConflictError, InvalidRequestError
 from services.stage_service.simulations import records
 from services.stage_service.simulations.pool import since_of
@@ -115,7 +116,7 @@ def run_id(text: str) -> str:
     responses={202: {"description": "Begun", "headers": {"Location": {
         "description": "where the simulation is", "schema": {"type": "string"}}}}},
     openapi_extra={"requestBody": {"required": True, "content": {"application/yaml": {
-        "schema": {"type": "string", "description": "the candidate playbook"}}}}},
+        "schema": {"description": "the candidate playbook"}}}}},
 )  # fmt: skip
 async def simulate_playbook(
     request: Request,
@@ -129,12 +130,7 @@ async def simulate_playbook(
     ] = None,
 ) -> Response:
     """Begin to fold real history under the playbook in the body; `Location` says where the result will be."""
-    try:
-        text = (await request.body()).decode()
-    except UnicodeDecodeError:
-        raise InvalidRequestError(
-            "the playbook is not UTF-8", field="body", remedy="Save it as UTF-8."
-        ) from None
+    text = await text_in(request)
     attempt = attempt_of(request)
     run = await begin_simulation(
         house(request), who, text, since, workers, str(attempt.effect_id) if attempt else None

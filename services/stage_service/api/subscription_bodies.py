@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from services.contracts.bodies import RequestBody, Truth
 from services.stage_service.subscriptions import changes
 from services.stage_service.subscriptions.addresses import URL_CHARACTERS_MAX
 from services.stage_service.subscriptions.secrets import KEEP_S_DEFAULT, KEEP_S_MAX, Kind
@@ -48,11 +49,16 @@ Contact = Annotated[
     str,
     Field(max_length=64, description="id of a person, or a role, who hears when Baton stops it"),
 ]
-TimeoutS = Annotated[float, Field(ge=1, le=changes.TIMEOUT_S_MAX, description="for one attempt")]
-Concurrency = Annotated[
-    int, Field(ge=1, le=changes.CONCURRENCY_MAX, description="attempts at the same time")
+TimeoutS = Annotated[
+    float, Field(strict=True, ge=1, le=changes.TIMEOUT_S_MAX, description="for one attempt")
 ]
-Rate = Annotated[float, Field(ge=changes.RATE_MIN, le=changes.RATE_MAX, allow_inf_nan=False)]
+Concurrency = Annotated[
+    int,
+    Field(strict=True, ge=1, le=changes.CONCURRENCY_MAX, description="attempts at the same time"),
+]
+Rate = Annotated[
+    float, Field(strict=True, ge=changes.RATE_MIN, le=changes.RATE_MAX, allow_inf_nan=False)
+]
 Headers = Annotated[
     dict[str, str],
     Field(description="sent with each delivery; sealed, not told again",
@@ -60,21 +66,19 @@ Headers = Annotated[
 ]  # fmt: skip
 
 
-class NewSubscription(BaseModel):
+class NewSubscription(RequestBody):
     """What to hear, and where to."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: Name
     url: Url | None = None
     connector: str | None = Field(
         None, max_length=64, description="instead of a URL: a CRM's own API (docs/connectors.md)"
     )
-    types: Types = []
+    types: Types = Field([])
     filter: Filter | None = None
     payload: Payload = Field("full", description="thin: ids only, no personal data")
-    ordered: bool = Field(True, description="an event waits for the earlier ones of its lead")
-    headers: Headers = {}
+    ordered: Truth = Field(True, description="an event waits for the earlier ones of its lead")
+    headers: Headers = Field({})
     credentials: dict[str, str] = Field({}, description="of a connector; sealed, not told again")
     config: dict[str, Any] = Field({}, description="of a connector")
     contact: Contact | None = None
@@ -93,17 +97,15 @@ class NewSubscription(BaseModel):
     )
 
 
-class SubscriptionChange(BaseModel):
+class SubscriptionChange(RequestBody):
     """What is to be different (JSON Merge Patch, RFC 7396): what is left out stays, null is the default."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: Name | None = None
     url: Url | None = None
     types: Types | None = None
     filter: Filter | None = None
     payload: Payload | None = None
-    ordered: bool | None = None
+    ordered: Truth | None = None
     headers: dict[str, str | None] | None = Field(
         None, description="by name; null removes one, the others stay"
     )
@@ -115,39 +117,35 @@ class SubscriptionChange(BaseModel):
     rate_per_s: Rate | None = None
 
 
-class Rotation(BaseModel):
+class Rotation(RequestBody):
     """What the new secret is, and how long the old one signs beside it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     signature: Kind | None = Field(None, description="without it, as the present one")
     secret: str | None = Field(None, max_length=200, description="without it one is made")
     keep_s: float = Field(
-        KEEP_S_DEFAULT, ge=0, le=KEEP_S_MAX, description="seconds; 0: the old one was stolen"
+        KEEP_S_DEFAULT,
+        strict=True,
+        ge=0,
+        le=KEEP_S_MAX,
+        description="seconds; 0: the old one was stolen",
     )
 
 
-class Pausing(BaseModel):
+class Pausing(RequestBody):
     """Why."""
-
-    model_config = ConfigDict(extra="forbid")
 
     reason: str | None = Field(None, min_length=1, max_length=200, pattern=r"^[^\x00]*$")
 
 
-class FailedRange(BaseModel):
+class FailedRange(RequestBody):
     """Which deliveries that were given up: by when each was first made."""
-
-    model_config = ConfigDict(extra="forbid")
 
     since: Moment
     until: Moment | None = Field(None, description="before this; without it, now")
 
 
-class Replay(BaseModel):
+class Replay(RequestBody):
     """From where."""
-
-    model_config = ConfigDict(extra="forbid")
 
     start: Literal["beginning"] | Position | Moment = Field(
         alias="from",
