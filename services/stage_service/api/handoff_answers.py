@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from services.contracts.events import JourneyRef
 from services.contracts.leads import Id, Moment
+from services.contracts.published import JourneyRef
 from services.stage_service.api.shapes import Person, Role, Stage
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from services.contracts.events import JourneyRef, PersonRef, Score
 from services.contracts.leads import HeldMove, Id, LeadNow, Moment, WholeLead
+from services.contracts.published import JourneyRef, PersonRef, Score
 from services.stage_service.api.shapes import AsOf, Role, Stage
 from services.stage_service.next_moves import NextMove
 from services.stage_service.why import RuleWhy
