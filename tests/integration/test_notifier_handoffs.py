@@ -15,14 +15,7 @@ import msgspec
 import pytest
 
 from services.contracts.events import TRANSITIONED, TRANSITIONS_TOPIC, Message
-from services.contracts.handoffs import (
-    ACCEPTED,
-    CLOCK_RANG,
-    OFFERED,
-    OVERDUE,
-    REJECTED,
-    WITHDRAWN,
-)
+from services.contracts.handoffs import ACCEPTED, CLOCK_RANG, OFFERED, OVERDUE, REJECTED, WITHDRAWN
 from services.contracts.links import ANSWER, Links
 from services.contracts.published import AlertWish, OfferRef, PersonRef
 from services.notifier.deliveries import Dispatcher
