@@ -1,4 +1,4 @@
-"""Subscriptions for tests: a log to write to, a real HTTP receiver, and who delivers between them."""
+"""Subscriptions for tests: a log to write to, who delivers from it, and how far that is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import ssl
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,15 +16,10 @@ from typing import Any
 
 import asyncpg
 import msgspec
-from aiohttp import web
+import pytest
 
 from services.contracts import postgres_log
-from services.contracts.events import (
-    TRANSITIONED,
-    TRANSITIONS_TOPIC,
-    Message,
-    message_headers,
-)
+from services.contracts.events import TRANSITIONED, TRANSITIONS_TOPIC, Message, message_headers
 from services.stage_service.encryption import Cipher
 from services.stage_service.pulse import Pulse
 from services.stage_service.subscriptions.addresses import allowed_from
@@ -32,96 +27,19 @@ from services.stage_service.subscriptions.courses import Courses
 from services.stage_service.subscriptions.dispatcher import Dispatcher
 from services.stage_service.subscriptions.secrets import add_secret, seal_values
 from services.stage_service.subscriptions.tail import Tail
+from tests.integration.receiver import Receiver
 
 CIPHER_TEXT = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 CIPHER = Cipher([base64.b64decode(CIPHER_TEXT)])
-
-
-@dataclass
-class Request:
-    """What a receiver got."""
-
-    path: str
-    headers: dict[str, str]
-    body: bytes
-    at: float
-    transport: asyncio.BaseTransport | None = None
-
-    def hang_up(self) -> None:
-        """Close the connection without an answer."""
-        if self.transport is not None:
-            self.transport.close()
-
-    @property
-    def id(self) -> str:
-        """Its ``webhook-id``."""
-        return self.headers["webhook-id"]
-
-    @property
-    def event(self) -> dict[str, Any]:
-        """Its body."""
-        return json.loads(self.body)
-
-
-Reaction = Callable[[Request], Awaitable[web.StreamResponse] | web.StreamResponse]
-
-
-@dataclass
-class Receiver:
-    """An HTTP server; `react` decides what it answers, by path if there is a reaction for it."""
-
-    react: Reaction = field(default=lambda _: web.Response(text="thanks"))
-    by_path: dict[str, Reaction] = field(default_factory=dict)
-    requests: list[Request] = field(default_factory=list)
-    taken: list[Request] = field(default_factory=list)
-    """Those answered 2xx."""
-    keep: bool = True
-    url: str = ""
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def handle(self, raw: web.Request) -> web.StreamResponse:
-        """Serve a request."""
-        headers = {name.lower(): value for name, value in raw.headers.items()}
-        request = Request(raw.path, headers, await raw.read(), time.perf_counter(), raw.transport)
-        if self.keep:
-            self.requests.append(request)
-        answer = self.by_path.get(raw.path, self.react)(request)
-        if not isinstance(answer, web.StreamResponse):
-            answer = await answer
-        if 200 <= answer.status < 300:
-            self.taken.append(request)
-        self._news.set()
-        return answer
-
-    async def until(self, condition: Callable[[], Any], what: str, within_s: float = 20.0) -> None:
-        """Wait until `condition` holds; it is looked at after each request."""
-        deadline = time.monotonic() + within_s
-        while not condition():
-            left = deadline - time.monotonic()
-            assert left > 0, f"not within {within_s} s: {what}; {len(self.taken)} taken"
-            self._news.clear()
-            try:
-                await asyncio.wait_for(self._news.wait(), min(left, 0.05))
-            except TimeoutError:
-                continue
-
-
-@asynccontextmanager
-async def receiving(tls: ssl.SSLContext | None = None, port: int = 0) -> AsyncIterator[Receiver]:
-    """Run a receiver on a port of its own."""
-    receiver = Receiver()
-    app = web.Application(client_max_size=2**22)
-    app.router.add_route("*", "/{rest:.*}", receiver.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls)
-    await site.start()
-    number = runner.addresses[0][1]
-    receiver.url = f"http{'s' if tls else ''}://127.0.0.1:{number}"
-    try:
-        yield receiver
-    finally:
-        await runner.cleanup()
+DELIVERED = (
+    "SELECT count(*) = $2 FROM stage.deliveries WHERE subscription_id = $1 AND state = 'delivered'"
+)
+REFUSED = """SELECT count(DISTINCT objid) = $1 FROM pg_locks
+WHERE locktype = 'advisory' AND classid = x'62617372'::int::oid
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+"""What processes said that they cannot deliver for."""
+WITHIN_S = 1.5
+"""A second, and what this machine is busy with."""
 
 
 @dataclass
@@ -184,6 +102,14 @@ class Log:
             await postgres_log.write(self.connection, messages[start : start + 500])
         while (await postgres_log.stamp(self.connection))[0]:
             pass
+
+
+@pytest.fixture
+async def log(database_url: str) -> AsyncIterator[Log]:
+    """The log of this test."""
+    connection = await asyncpg.connect(database_url)
+    yield Log(connection)
+    await connection.close()
 
 
 async def subscribe(connection: asyncpg.Connection, url: str | None, **wished: Any) -> str:
@@ -272,3 +198,28 @@ async def delivering(
             await dispatcher.stop()
             await tail.stop()
             await pulse.stop()
+
+
+async def held(dispatcher: Dispatcher, count: int, within_s: float = 10.0) -> None:
+    """Wait until `dispatcher` holds `count` subscriptions."""
+    deadline = time.monotonic() + within_s
+    while len(dispatcher.held) != count:
+        assert time.monotonic() < deadline, f"{len(dispatcher.held)} held, not {count}"
+        await asyncio.sleep(0.01)
+
+
+async def settled() -> None:
+    """Let what could happen at once happen: several looks and ticks."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 0.7
+    done = asyncio.Event()
+    loop.call_at(end, done.set)
+    await done.wait()
+
+
+def check_order(receiver: Receiver, log: Log) -> None:
+    """Each lead's events came in order, without gap, once repeats are dropped by id."""
+    seen: dict[str, dict[str, None]] = {}
+    for request in receiver.taken:
+        seen.setdefault(request.event["subject"], {})[request.id] = None
+    assert {lead: list(ids) for lead, ids in seen.items()} == log.ids

@@ -20,8 +20,9 @@ import pytest
 from services.baton.embedded import EmbeddedPostgres
 from services.baton.verify import verify_database
 from services.stage_service.whole_leads import whole_lead
+from tests.integration.receiver import receiving
 from tests.integration.stage import NOON, Stage, fresh_database, serving_stage
-from tests.integration.subscribing import CIPHER_TEXT, receiving, subscribe
+from tests.integration.subscribing import CIPHER_TEXT, subscribe
 
 START = NOON - timedelta(days=20)
 
