@@ -22,7 +22,7 @@ from tests.fakes.pipedrive import FakePipedrive
 from tests.fakes.salesforce import FakeSalesforce
 from tests.integration.stage import fresh_database, running_stage
 from tests.integration.subscribing import Clock
-from tests.integration.test_webhooks import deliver, signed
+from tests.integration.vendor import deliver, signed
 
 LEADS = int(os.environ.get("BATON_CONNECTOR_FAULTS", "10"))
 WAY = ["lead", "mql", "sql", "proposal", "mql", "sql", "closing"]

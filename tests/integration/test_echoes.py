@@ -17,7 +17,7 @@ from tests.fakes.crm import Fault
 from tests.fakes.house import House, connected
 from tests.fakes.hubspot import APP, FakeHubSpot
 from tests.integration.stage import Stage, running_stage
-from tests.integration.test_webhooks import deliver, signed
+from tests.integration.vendor import deliver, signed
 
 SECRET = "a-secret-of-hubspots-app"
 TOKEN = {"access_token": "pat-eu1-token"}

@@ -18,7 +18,7 @@ import pytest
 from tests.fakes.hubspot import FakeHubSpot
 from tests.integration.stage import Stage, running_stage
 from tests.integration.subscribing import CIPHER_TEXT
-from tests.integration.test_webhooks import deliver, signed
+from tests.integration.vendor import deliver, signed
 
 SECRET = "a-secret-of-hubspots-app"
 WITHIN_S = 30.0
