@@ -17,7 +17,7 @@ from yarl import URL
 from services.stage_service.conditions import TypeName
 from services.stage_service.encryption import Cipher
 from services.stage_service.playbook import Playbook, parse_playbook
-from services.stage_service.subscriptions import store_deliveries, store_session
+from services.stage_service.subscriptions import shares, store_deliveries
 from services.stage_service.subscriptions.dispatcher import OPEN_AGAIN_S
 from tests.conftest import ROOT
 from tests.integration.receiver import Request, answering, receiving
@@ -144,8 +144,8 @@ async def test_a_process_that_stopped_without_dying_loses_its_subscriptions(
         database_url,
         server_settings={"application_name": "stuck", "idle_session_timeout": "300ms"},
     )
-    assert "idle_session_timeout" in store_session.SESSION
-    assert await store_session.claim(stuck, [id]) == [id]
+    assert "idle_session_timeout" in shares.SESSION
+    assert await shares.claim(stuck, [id]) == [id]
     async with delivering(database_url) as dispatcher:
         await held(dispatcher, 1)
     stuck.terminate()
