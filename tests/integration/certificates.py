@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
+
+from tests.fakes.clock import wall
 
 
 def certificates(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
@@ -17,7 +19,7 @@ def certificates(directory: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    moment = datetime.now(UTC)
+    moment = wall()  # TLS goes by it
     made = (
         x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
         .serial_number(1).not_valid_before(moment - timedelta(days=1))

@@ -10,8 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -27,6 +26,7 @@ from services.stage_service.subscriptions.courses import Courses
 from services.stage_service.subscriptions.dispatcher import Dispatcher
 from services.stage_service.subscriptions.secrets import add_secret, seal_values
 from services.stage_service.subscriptions.tail import Tail
+from tests.fakes.clock import BEGAN, Clock
 from tests.integration.receiver import Receiver
 
 CIPHER_TEXT = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
@@ -42,29 +42,6 @@ WITHIN_S = 1.5
 """A second, and what this machine is busy with."""
 
 
-@dataclass
-class Clock:
-    """A clock that runs with `real`, `rate` times as fast, and can be set ahead; it begins at `began`."""
-
-    rate: float = 1.0
-    ahead: timedelta = timedelta()
-    real: Callable[[], float] = time.monotonic
-    began: datetime = field(default_factory=lambda: datetime.now(UTC))
-    began_at: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.began_at = self.real()
-
-    def __call__(self) -> datetime:
-        """Tell the time."""
-        passed = (self.real() - self.began_at) * self.rate
-        return self.began + timedelta(seconds=passed) + self.ahead
-
-    def skip(self, **how_long: float) -> None:
-        """Let time pass."""
-        self.ahead += timedelta(**how_long)
-
-
 def transition(lead: str, sequence: int, /, **more: Any) -> Message:
     """Make a published event of `lead` as short as can be, numbered `sequence`."""
     id = str(uuid.uuid4())
@@ -74,7 +51,7 @@ def transition(lead: str, sequence: int, /, **more: Any) -> Message:
         "journey": {"id": f"j-{lead}", "playbook": "sales", "key": "main"}, "from": "lead", "to": "mql",
         **more,
     })  # fmt: skip
-    headers = message_headers(id, TRANSITIONED, datetime.now(UTC), subject=lead)
+    headers = message_headers(id, TRANSITIONED, BEGAN, subject=lead)
     return Message(TRANSITIONS_TOPIC, lead, headers, value)
 
 
@@ -115,7 +92,6 @@ async def log(database_url: str) -> AsyncIterator[Log]:
 async def subscribe(connection: asyncpg.Connection, url: str | None, **wished: Any) -> str:
     """Store a subscription from the present end of the log, with a v1 secret; gives its id."""
     id = str(uuid.uuid4())
-    now = datetime.now(UTC)
     values = {
         "name": "crm", "types": [], "filter": None, "payload": "full", "ordered": True, "contact": None,
         "timeout_s": 5.0, "concurrency": 8, "rate_per_s": None, "state": "active", "headers": {},
@@ -130,7 +106,7 @@ async def subscribe(connection: asyncpg.Connection, url: str | None, **wished: A
         id, values["name"], values["connector"], url, values["types"], values["filter"],
         values["payload"], values["ordered"], seal_values(CIPHER, id, "headers", values["headers"]),
         json.dumps(values["config"]), values["contact"], values["timeout_s"], values["concurrency"],
-        values["rate_per_s"], values["state"], now,
+        values["rate_per_s"], values["state"], BEGAN,
     )  # fmt: skip
     await connection.execute(
         """INSERT INTO stage.subscription_cursors (subscription_id, position)
@@ -138,7 +114,7 @@ async def subscribe(connection: asyncpg.Connection, url: str | None, **wished: A
         id, values["position"],
     )  # fmt: skip
     if values["secret"]:
-        await add_secret(connection, CIPHER, id, "v1", now)
+        await add_secret(connection, CIPHER, id, "v1", BEGAN)
     return id
 
 
@@ -185,9 +161,7 @@ async def delivering(
         pulse = Pulse(database_url)
         tail = Tail(pool, pulse)
         courses = Courses(cipher, playbooks, allowed_from(allow), tls)
-        dispatcher = Dispatcher(
-            database_url, courses, tail, now or (lambda: datetime.now(UTC)), random
-        )
+        dispatcher = Dispatcher(database_url, courses, tail, now or Clock(), random)
         tail.grown, tail.wanted = dispatcher.grown, lambda: bool(dispatcher.held)
         pulse.start()
         tail.start()

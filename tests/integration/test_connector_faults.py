@@ -15,13 +15,13 @@ import pytest
 
 from services.baton.embedded import EmbeddedPostgres
 from services.contracts.events import Message
+from tests.fakes.clock import Clock
 from tests.fakes.crm import FakeCrm, Fault, Seen
 from tests.fakes.house import House, connected, new_lead, told
 from tests.fakes.hubspot import FakeHubSpot
 from tests.fakes.pipedrive import FakePipedrive
 from tests.fakes.salesforce import FakeSalesforce
 from tests.integration.stage import fresh_database, running_stage
-from tests.integration.subscribing import Clock
 from tests.integration.vendor import deliver, signed
 
 LEADS = int(os.environ.get("BATON_CONNECTOR_FAULTS", "10"))

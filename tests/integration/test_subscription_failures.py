@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,11 @@ from services.contracts.events import SUBSCRIPTIONS_TOPIC
 from services.stage_service.people import Actor
 from services.stage_service.subscriptions import changes, store_deliveries
 from services.stage_service.subscriptions.schedule import FAILURES_MIN
+from tests.fakes.clock import BEGAN, Clock
 from tests.integration.certificates import certificates
 from tests.integration.receiver import Request, answering, failing, ids_of, receiving
 from tests.integration.subscribing import (
     DELIVERED,
-    Clock,
     Log,
     change,
     delivering,
@@ -279,7 +279,7 @@ async def test_servers_are_verified(database_url: str, log: Log, tmp_path: Path)
             assert "TLS failed" in row["attempts"][0]["reason"]
         async with delivering(database_url, tls=client):
             await store_deliveries.resend(
-                log.connection, id, str(row["id"]), datetime.now(UTC) - timedelta(hours=1)
+                log.connection, id, str(row["id"]), BEGAN - timedelta(hours=1)
             )
             await receiver.until(lambda: receiver.taken, "the event")
 

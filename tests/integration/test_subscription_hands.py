@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import uuid_utils
@@ -17,6 +17,7 @@ from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.subscriptions import store_deliveries
 from services.stage_service.subscriptions.dispatcher import OPEN_AGAIN_S
 from tests.conftest import ROOT
+from tests.fakes.clock import BEGAN
 from tests.integration.receiver import Request, answering, failing, ids_of, receiving
 from tests.integration.subscribing import (
     DELIVERED,
@@ -56,7 +57,7 @@ async def test_deleted_it_gets_nothing_more(database_url: str, log: Log) -> None
     async with receiving() as receiver, delivering(database_url) as dispatcher:
         id = await subscribe(log.connection, receiver.url)
         await held(dispatcher, 1)
-        await change(log.connection, id, deleted_at=datetime.now(UTC))
+        await change(log.connection, id, deleted_at=BEGAN)
         await held(dispatcher, 0, WITHIN_S)
         await log.publish("a")
         await settled()
@@ -146,10 +147,8 @@ async def test_one_delivery_is_sent_again(database_url: str, log: Log) -> None:
             log.connection, "SELECT jsonb_array_length(attempts) = 2 FROM stage.deliveries"
         )
         other = str(uuid.uuid4())
-        assert not await store_deliveries.resend(log.connection, id, other, datetime.now(UTC))
-        assert not await store_deliveries.resend(
-            log.connection, other, str(row["id"]), datetime.now(UTC)
-        )
+        assert not await store_deliveries.resend(log.connection, id, other, BEGAN)
+        assert not await store_deliveries.resend(log.connection, other, str(row["id"]), BEGAN)
 
 
 async def test_all_that_failed_in_a_while_are_sent_again(database_url: str, log: Log) -> None:
@@ -162,7 +161,7 @@ async def test_all_that_failed_in_a_while_are_sent_again(database_url: str, log:
         since, until = rows[0]["created_at"], rows[-1]["created_at"] + timedelta(seconds=1)
         nothing = await store_deliveries.resend_failed(log.connection, id, until, until, until)
         assert nothing == 0
-        moment = datetime.now(UTC)
+        moment = BEGAN
         assert await store_deliveries.resend_failed(log.connection, id, since, until, moment) == 3
         await receiver.until(lambda: len(receiver.taken) == 6, "all again", WITHIN_S)
         check_order(receiver, log)
@@ -179,7 +178,7 @@ async def test_a_replay_sends_all_again_from_there(database_url: str, log: Log) 
         await receiver.until(lambda: receiver.requests, "an attempt")
         await until_in(log.connection, "SELECT count(*) >= 1 FROM stage.deliveries")
         receiver.react = answering(200)
-        run = await store_deliveries.replay(log.connection, id, 0, datetime.now(UTC))
+        run = await store_deliveries.replay(log.connection, id, 0, BEGAN)
         assert run == 1
         await until_in(
             log.connection,
@@ -191,7 +190,7 @@ async def test_a_replay_sends_all_again_from_there(database_url: str, log: Log) 
             "SELECT count(*) FROM stage.deliveries WHERE state IN ('waiting', 'due')"
         )
         # A place past the end is the end.
-        assert await store_deliveries.replay(log.connection, id, 10**9, datetime.now(UTC)) == 2
+        assert await store_deliveries.replay(log.connection, id, 10**9, BEGAN) == 2
         await log.publish("a")
         await receiver.until(
             lambda: len(receiver.taken) == len(got) + 1, "what comes next", WITHIN_S
@@ -206,7 +205,7 @@ async def test_a_skipped_delivery_lets_the_next_of_its_lead_go(database_url: str
         await log.put(bad, good)
         await until_in(log.connection, "SELECT count(*) = 2 FROM stage.deliveries")
         row = (await rows_of(log.connection, id))[0]
-        assert await store_deliveries.skip(log.connection, id, str(row["id"]), datetime.now(UTC))
+        assert await store_deliveries.skip(log.connection, id, str(row["id"]), BEGAN)
         await receiver.until(lambda: receiver.taken, "the next", WITHIN_S)
         assert ids_of(receiver.taken) == [good.id]
         await until_in(log.connection, DELIVERED, id, 1)
@@ -225,10 +224,10 @@ async def test_a_test_event_goes_to_one_subscription_and_waits_for_nobody(
         receiver.react = failing(bad.id)
         await log.put(bad)
         await receiver.until(lambda: len(receiver.requests) == 2, "both failed")
-        headers = message_headers("test-1", "baton.test.v1", datetime.now(UTC))
+        headers = message_headers("test-1", "baton.test.v1", BEGAN)
         message = Message("", "a", headers, b'{"hello": 1}')
         delivery = str(uuid_utils.uuid7())
-        await store_deliveries.add_test(log.connection, id, delivery, message, datetime.now(UTC))
+        await store_deliveries.add_test(log.connection, id, delivery, message, BEGAN)
         await receiver.until(lambda: receiver.taken, "the test event", WITHIN_S)
         (request,) = receiver.taken
         assert (request.path, request.id, request.event["data"]) == (

@@ -7,7 +7,6 @@ import time
 import uuid
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import asyncpg
 import structlog
@@ -20,6 +19,7 @@ from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.subscriptions import shares, store_deliveries
 from services.stage_service.subscriptions.dispatcher import OPEN_AGAIN_S
 from tests.conftest import ROOT
+from tests.fakes.clock import BEGAN
 from tests.integration.receiver import Request, answering, receiving
 from tests.integration.subscribing import (
     REFUSED,
@@ -228,7 +228,7 @@ async def test_where_the_log_was_cut_off_nothing_is_skipped_silently(
                 await until_in(log.connection, REFUSED, 1)
                 await settled()
                 assert receiver.requests == []
-                await store_deliveries.replay(log.connection, id, 2, datetime.now(UTC))
+                await store_deliveries.replay(log.connection, id, 2, BEGAN)
                 await receiver.until(lambda: len(receiver.taken) == 2, "what is left", 15.0)
         reasons = [e["reason"] for e in logs if e["event"] == "subscription.cannot_deliver"]
         assert reasons == [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import asyncpg
 import uuid_utils
@@ -19,6 +19,7 @@ from services.stage_service.subscriptions.sender import Sender
 from services.stage_service.subscriptions.store_session import Record
 from services.stage_service.subscriptions.tail import Tail
 from services.stage_service.subscriptions.window import Delivery, Window
+from tests.fakes.clock import BEGAN
 from tests.integration.receiver import failing, receiving
 from tests.integration.subscribing import (
     CIPHER,
@@ -56,7 +57,7 @@ async def test_what_was_done_long_ago_is_forgotten_and_what_is_open_is_not(
 
 async def put_row(log: Log, id: str, position: int, state: str, lead: str = "a") -> str:
     """Make a delivery's row; gives its id."""
-    moment = datetime.now(UTC) - timedelta(seconds=1)
+    moment = BEGAN - timedelta(seconds=1)
     made = str(uuid.UUID(int=position))
     await log.connection.execute(
         """INSERT INTO stage.deliveries (id, subscription_id, run, position, event_id, event_type, lead_id,
@@ -75,7 +76,7 @@ async def test_nothing_comes_along_past_one_that_is_due_itself(database_url: str
         await put_row(log, id, position, state)
     for position, state in enumerate(("due", "waiting"), 4):
         await put_row(log, id, position, state, "b")
-    found = await store_session.due(log.connection, [(id, 10, True, False)], [], datetime.now(UTC))
+    found = await store_session.due(log.connection, [(id, 10, True, False)], [], BEGAN)
     assert [delivery.position for _, delivery, _ in found] == [1, 4, 5]
 
 
@@ -84,7 +85,7 @@ async def test_it_recovers_again_while_that_it_recovered_is_being_recorded(
 ) -> None:
     """What failed in between is due at once too."""
     id = await subscribe(log.connection, "http://127.0.0.1:1/")
-    now = datetime.now(UTC)
+    now = BEGAN
     news: list[None] = []
     recorder = Recorder(lambda: now, lambda: news.append(None))
     async with asyncpg.create_pool(database_url, min_size=1, max_size=2) as pool:
@@ -123,7 +124,7 @@ async def test_what_was_skipped_at_that_moment_is_not_made_due(database_url: str
     other = await asyncpg.connect(database_url)
     async with log.connection.transaction():
         await log.connection.execute("UPDATE stage.deliveries SET state = 'skipped'")
-        opening = asyncio.create_task(store_session.open_leads(other, id, datetime.now(UTC)))
+        opening = asyncio.create_task(store_session.open_leads(other, id, BEGAN))
         waits = """SELECT count(*) FROM pg_stat_activity
                    WHERE datname = current_database() AND wait_event_type = 'Lock'"""
         await until_in(log.connection, waits)
@@ -138,7 +139,7 @@ async def test_nothing_is_kept_for_ever_of_what_nobody_delivers_for(
 ) -> None:
     ids = [await subscribe(log.connection, "http://127.0.0.1:1/", name=f"s{n}") for n in range(3)]
     await change(log.connection, ids[1], state="paused")
-    await change(log.connection, ids[2], deleted_at=datetime.now(UTC))
+    await change(log.connection, ids[2], deleted_at=BEGAN)
     assert sorted(await store_session.at_rest(log.connection)) == sorted(ids[1:])
     late = str(uuid.UUID(int=2**127))
     for number, (id, deleted) in enumerate(((ids[1], 1), (ids[2], 2))):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import standardwebhooks
@@ -15,11 +14,11 @@ from aiohttp import web
 from services.stage_service.subscriptions import store_deliveries
 from services.stage_service.subscriptions.secrets import add_secret, rotate, shown
 from services.stage_service.subscriptions.signing import verify_ed25519
+from tests.fakes.clock import Clock, wall
 from tests.integration.receiver import Request, failing, ids_of, receiving
 from tests.integration.subscribing import (
     CIPHER,
     DELIVERED,
-    Clock,
     Log,
     change,
     check_order,
@@ -85,8 +84,11 @@ async def test_the_body_satisfies_cloudevents_and_standard_webhooks(
 async def test_both_libraries_verify_what_comes_through_a_rotation(
     database_url: str, log: Log
 ) -> None:
-    """The receiver changes over when he likes while the old secret signs too; then the kind changes."""
-    async with receiving() as receiver, delivering(database_url):
+    """The receiver changes over when he likes while the old secret signs too; then the kind changes.
+
+    The libraries refuse what was signed long ago by the wall's clock.
+    """
+    async with receiving() as receiver, delivering(database_url, wall):
         id = await subscribe(log.connection, receiver.url, secret=False)
 
         async def next_one() -> Request:
@@ -109,24 +111,22 @@ async def test_both_libraries_verify_what_comes_through_a_rotation(
             await store_deliveries.notify(log.connection, id)
             await asyncio.sleep(0)
 
-        old = (await add_secret(log.connection, CIPHER, id, "v1", datetime.now(UTC))).secret
+        old = (await add_secret(log.connection, CIPHER, id, "v1", wall())).secret
         await changed()
         await wait_for(next_one, lambda r: "webhook-signature" in r.headers)
         assert good(old, await next_one())
-        new = (await rotate(log.connection, CIPHER, id, datetime.now(UTC), keep_s=3600)).secret
+        new = (await rotate(log.connection, CIPHER, id, wall(), keep_s=3600)).secret
         await changed()
         await wait_for(next_one, lambda r: good(new, r))
         assert good(old, receiver.taken[-1])
-        v1a = await rotate(log.connection, CIPHER, id, datetime.now(UTC), kind="v1a", keep_s=3600)
+        v1a = await rotate(log.connection, CIPHER, id, wall(), kind="v1a", keep_s=3600)
         await changed()
         await wait_for(next_one, lambda r: "v1a," in r.headers["webhook-signature"])
         request = receiver.taken[-1]
         assert good(new, request)
         assert good(old, request)
         public = next(
-            s.public_key
-            for s in await shown(log.connection, id, datetime.now(UTC))
-            if s.id == v1a.id
+            s.public_key for s in await shown(log.connection, id, wall()) if s.id == v1a.id
         )
         assert public is not None
         timestamp = request.headers["webhook-timestamp"]
