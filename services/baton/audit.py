@@ -18,7 +18,6 @@ from services.stage_service import reads_audit
 from services.stage_service.reads_audit import Wanted
 
 TIMEOUT_S = 60.0
-LINES_AT_ONCE = 1000
 _decode = msgspec.json.Decoder(Entry).decode
 
 

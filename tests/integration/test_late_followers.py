@@ -45,7 +45,6 @@ EVENTS = [
     told("late-2", "lead.recycled", 20),
     told("late-3", "deal.lost", 40, reason="no budget"),
 ]
-LATE = len(EVENTS) - 3
 
 
 @pytest.fixture
