@@ -12,17 +12,13 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from services.baton.command import RefusedError
 from services.contracts.audit import Chain, Entry
 from services.stage_service import reads_audit
 from services.stage_service.reads_audit import Wanted
 
 TIMEOUT_S = 60.0
-LINES_AT_ONCE = 1000
 _decode = msgspec.json.Decoder(Entry).decode
-
-
-class RefusedError(Exception):
-    """The stage service refused, with its words."""
 
 
 def _asked(url: str, key: str, path: str, query: Mapping[str, Any]) -> httpx.Request:

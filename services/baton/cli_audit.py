@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from services.baton.command import DATA, STAGE_URL, Data, Url, api_key, database_url, fail, run
+from services.baton.command import (
+    DATA,
+    STAGE_URL,
+    Data,
+    Url,
+    api_key,
+    asked,
+    database_url,
+    fail,
+    run,
+)
 
 app = typer.Typer(no_args_is_help=True, help="What people did: list, export, verify.")
 
@@ -33,19 +43,13 @@ def audit_list(
     data: Data = DATA,
 ) -> None:
     """Show the newest entries."""
-    import httpx
     from rich.console import Console
 
     from services.baton import audit
 
     query = {"actor": actor, "action": action, "object": object, "lead_id": lead, "from": since,
              "to": until, "limit": limit}  # fmt: skip
-    try:
-        audit.show(url, api_key(data), query, Console(highlight=False, markup=False))
-    except audit.RefusedError as error:
-        fail(str(error))
-    except httpx.HTTPError as error:
-        fail(f"Baton does not answer: {error}. Is `baton up` running?")
+    asked(lambda: audit.show(url, api_key(data), query, Console(highlight=False, markup=False)))
 
 
 @app.command("export")
@@ -61,24 +65,18 @@ def audit_export(
     data: Data = DATA,
 ) -> None:
     """Write all entries, oldest first, as JSON lines; without filters the chain can be checked."""
-    import httpx
-
     from services.baton import audit
 
     query = {"actor": actor, "action": action, "object": object, "lead_id": lead, "from": since,
              "to": until}  # fmt: skip
     try:
         if file is None:
-            audit.export(url, api_key(data), query, sys.stdout.buffer)
+            asked(lambda: audit.export(url, api_key(data), query, sys.stdout.buffer))
         else:
             with file.open("wb") as out:
-                audit.export(url, api_key(data), query, out)
-    except audit.RefusedError as error:
-        fail(str(error))
+                asked(lambda: audit.export(url, api_key(data), query, out))
     except OSError as error:
         fail(f"{file}: {error.strerror}", 2)
-    except httpx.HTTPError as error:
-        fail(f"Baton does not answer: {error}. Is `baton up` running?")
 
 
 @app.command("verify")

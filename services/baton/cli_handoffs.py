@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from services.baton.command import DATA, STAGE_URL, Data, Url, api_key, fail
+from services.baton.command import DATA, STAGE_URL, Data, Url, api_key, asked
 
 app = typer.Typer(no_args_is_help=True, help="Handoffs that wait: list, accept, reject.")
-T = TypeVar("T")
 Person = Annotated[
     str | None, typer.Option(help="id of who answers; without it, whom it was offered to")
 ]
@@ -30,12 +28,12 @@ def handoffs_list(
     """List handoffs; those that wait with the longest waiting first, others with the newest first."""
     from services.baton.handoffs import show
 
-    asked = {
+    wished = {
         "state": None if state == "all" else state, "overdue": True if overdue else None,
         "role": role, "person": person,
     }  # fmt: skip
-    query = {name: value for name, value in asked.items() if value is not None}
-    _asked(lambda: show(url, api_key(data), query))
+    query = {name: value for name, value in wished.items() if value is not None}
+    asked(lambda: show(url, api_key(data), query))
 
 
 @app.command("accept")
@@ -45,7 +43,7 @@ def handoffs_accept(
     """Accept a handoff that waits."""
     from services.baton.handoffs import answer
 
-    print(_asked(lambda: answer(url, api_key(data), id, "accept", person)))
+    print(asked(lambda: answer(url, api_key(data), id, "accept", person)))
 
 
 @app.command("reject")
@@ -59,18 +57,4 @@ def handoffs_reject(
     """Reject a handoff that waits; it goes where the playbook says, or to somebody else."""
     from services.baton.handoffs import answer
 
-    print(_asked(lambda: answer(url, api_key(data), id, "reject", person, reason)))
-
-
-def _asked(ask: Callable[[], T]) -> T:
-    """Ask the service; what it refuses, or that it does not answer, ends with a clear line."""
-    import httpx
-
-    from services.baton.handoffs import RefusedError
-
-    try:
-        return ask()
-    except RefusedError as error:
-        fail(str(error))
-    except httpx.HTTPError as error:
-        fail(f"Baton does not answer: {error}. Is `baton up` running?")
+    print(asked(lambda: answer(url, api_key(data), id, "reject", person, reason)))

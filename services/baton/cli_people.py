@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from services.baton.command import DATA, STAGE_URL, Data, Url, api_key, fail
+from services.baton.command import DATA, STAGE_URL, Data, Url, api_key, asked, fail
 
 app = typer.Typer(no_args_is_help=True, help="The roster: list, import, leave.")
-T = TypeVar("T")
 
 
 @app.command("list")
@@ -19,7 +17,7 @@ def people_list(url: Url = STAGE_URL, data: Data = DATA) -> None:
     """List the roster: who holds how many journeys, who is there, whose turn is next."""
     from services.baton.people import show
 
-    _asked(lambda: show(url, api_key(data)))
+    asked(lambda: show(url, api_key(data)))
 
 
 @app.command("import")
@@ -36,7 +34,7 @@ def people_import(
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{file}: {error}", 2)
-    print(_asked(lambda: import_file(url, api_key(data), text, str(file), dry_run=dry_run)))
+    print(asked(lambda: import_file(url, api_key(data), text, str(file), dry_run=dry_run)))
 
 
 @app.command("leave")
@@ -52,18 +50,4 @@ def people_leave(
     from services.baton.people import leave
 
     taker = None if to == "rebalance" else to
-    print(_asked(lambda: leave(url, api_key(data), id, taker)))
-
-
-def _asked(ask: Callable[[], T]) -> T:
-    """Ask a service; what it refuses, or that it does not answer, ends with clear lines."""
-    import httpx
-
-    from services.baton.people import RefusedError
-
-    try:
-        return ask()
-    except RefusedError as error:
-        fail(str(error))
-    except httpx.HTTPError as error:
-        fail(f"Baton does not answer: {error}. Is `baton up` running?")
+    print(asked(lambda: leave(url, api_key(data), id, taker)))

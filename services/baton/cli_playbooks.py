@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from services.baton.command import DATA, STAGE_URL, Data, Url, api_key, fail
+from services.baton.command import DATA, STAGE_URL, Data, Url, api_key, asked, fail
 
 if TYPE_CHECKING:
     from services.baton.publishing import Api
@@ -159,16 +159,9 @@ def _moment(text: str) -> datetime:
 
 def _asked(ask: Callable[[], T]) -> T:
     """Do what was asked; what is refused, or that nobody answers, ends with a clear line."""
-    import httpx
-
-    from services.baton.publishing import RefusedError
     from services.contracts.yaml_source import SourceError
 
     try:
-        return ask()
-    except RefusedError as error:
-        fail(str(error))
+        return asked(ask)
     except (SourceError, OSError, ValueError) as error:
         fail(str(error), 2)
-    except httpx.HTTPError as error:
-        fail(f"Baton does not answer: {error}. Is `baton up` running?")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-from services.baton.command import DATA, STAGE_URL, Data, Url, api_key, fail
+from services.baton.command import DATA, STAGE_URL, Data, Url, api_key, asked, fail
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Systems that hear of events by signed webhooks: add, list, show, deliveries, pause, resume, test, "
     "rotate, resend, replay, remove.",
 )
-T = TypeVar("T")
 Id = Annotated[str, typer.Argument(help="id, or name, of a subscription")]
 
 
@@ -58,7 +56,7 @@ def add(
         "payload": "thin" if thin else "full", "ordered": not unordered, "headers": headers,
         "from": int(start) if start.isdecimal() else start, "signature": signature,
     }  # fmt: skip
-    print(_asked(lambda: subscriptions.add(url, api_key(data), wish)))
+    print(asked(lambda: subscriptions.add(url, api_key(data), wish)))
 
 
 @app.command("list")
@@ -66,7 +64,7 @@ def list_all(url: Url = STAGE_URL, data: Data = DATA) -> None:
     """List subscriptions with their health."""
     from services.baton import subscriptions
 
-    _asked(lambda: subscriptions.list_all(url, api_key(data)))
+    asked(lambda: subscriptions.list_all(url, api_key(data)))
 
 
 @app.command("show")
@@ -74,7 +72,7 @@ def show(id: Id, url: Url = STAGE_URL, data: Data = DATA) -> None:
     """Print one subscription with its health, as JSON."""
     from services.baton import subscriptions
 
-    print(_asked(lambda: subscriptions.show(url, api_key(data), id)))
+    print(asked(lambda: subscriptions.show(url, api_key(data), id)))
 
 
 @app.command("deliveries")
@@ -91,7 +89,7 @@ def deliveries(
     from services.baton import subscriptions
 
     query = {"state": state, "lead_id": lead}
-    _asked(lambda: subscriptions.deliveries(url, api_key(data), id, query))
+    asked(lambda: subscriptions.deliveries(url, api_key(data), id, query))
 
 
 @app.command("pause")
@@ -105,7 +103,7 @@ def pause(
     from services.baton import subscriptions
 
     body = {"reason": reason} if reason else {}
-    print(_asked(lambda: subscriptions.set_state(url, api_key(data), id, "pause", body)))
+    print(asked(lambda: subscriptions.set_state(url, api_key(data), id, "pause", body)))
 
 
 @app.command("resume")
@@ -113,7 +111,7 @@ def resume(id: Id, url: Url = STAGE_URL, data: Data = DATA) -> None:
     """Deliver again from where it stopped."""
     from services.baton import subscriptions
 
-    print(_asked(lambda: subscriptions.set_state(url, api_key(data), id, "resume", {})))
+    print(asked(lambda: subscriptions.set_state(url, api_key(data), id, "resume", {})))
 
 
 @app.command("test")
@@ -121,7 +119,7 @@ def send_test(id: Id, url: Url = STAGE_URL, data: Data = DATA) -> None:
     """Deliver a test event, and say what came of it; exit 1 when it did not get through."""
     from services.baton import subscriptions
 
-    got_through, line = _asked(lambda: subscriptions.test(url, api_key(data), id))
+    got_through, line = asked(lambda: subscriptions.test(url, api_key(data), id))
     print(line)
     if not got_through:
         raise typer.Exit(1)
@@ -139,7 +137,7 @@ def rotate(
     from services.baton import subscriptions
 
     wish = {"keep_s": keep * 3600, "signature": signature}
-    print(_asked(lambda: subscriptions.rotate(url, api_key(data), id, wish)))
+    print(asked(lambda: subscriptions.rotate(url, api_key(data), id, wish)))
 
 
 @app.command("resend")
@@ -159,7 +157,7 @@ def resend(
     if (delivery is None) == (since is None):
         fail("give --delivery or --since", 2)
     wish = {"since": since, "until": until}
-    print(_asked(lambda: subscriptions.resend(url, api_key(data), id, delivery, wish)))
+    print(asked(lambda: subscriptions.resend(url, api_key(data), id, delivery, wish)))
 
 
 @app.command("replay")
@@ -175,7 +173,7 @@ def replay(
     from services.baton import subscriptions
 
     place = int(start) if start.isdecimal() else start
-    print(_asked(lambda: subscriptions.replay(url, api_key(data), id, place)))
+    print(asked(lambda: subscriptions.replay(url, api_key(data), id, place)))
 
 
 @app.command("remove")
@@ -183,18 +181,4 @@ def remove(id: Id, url: Url = STAGE_URL, data: Data = DATA) -> None:
     """Remove a subscription, its place and its secrets."""
     from services.baton import subscriptions
 
-    print(_asked(lambda: subscriptions.remove(url, api_key(data), id)))
-
-
-def _asked(ask: Callable[[], T]) -> T:
-    """Ask the service; what it refuses, or that it does not answer, ends with a clear line."""
-    import httpx
-
-    from services.baton.subscriptions import RefusedError
-
-    try:
-        return ask()
-    except RefusedError as error:
-        fail(str(error))
-    except httpx.HTTPError as error:
-        fail(f"Baton does not answer: {error}. Is `baton up` running?")
+    print(asked(lambda: subscriptions.remove(url, api_key(data), id)))

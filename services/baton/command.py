@@ -52,6 +52,10 @@ NotifierUrl = Annotated[
 ]  # fmt: skip
 
 
+class RefusedError(Exception):
+    """A service refused what it was asked; the text says why and what to do."""
+
+
 def fail(reason: str, code: int = 1) -> NoReturn:
     """Print `reason` to stderr and exit with `code`."""
     print(reason, file=sys.stderr)
@@ -85,6 +89,18 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         fail(f"the database cannot be used: {error}")
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def asked(ask: Callable[[], T]) -> T:
+    """Ask a service; what it refuses, or that it does not answer, ends with a clear line."""
+    import httpx
+
+    try:
+        return ask()
+    except RefusedError as error:
+        fail(str(error))
+    except httpx.HTTPError as error:
+        fail(f"Baton does not answer: {error}. Is `baton up` running?")
 
 
 def api_key(data: Path) -> str:

@@ -9,16 +9,12 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from services.baton.command import told
+from services.baton.command import RefusedError, told
 
 TIMEOUT_S = 30.0
 PAGE = 200
 NARROW = 130
 ID_WIDTH = 36
-
-
-class RefusedError(Exception):
-    """The stage service refused it; the text says why and what to do."""
 
 
 def _asked(

@@ -10,11 +10,9 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from services.baton.command import RefusedError
+
 TIMEOUT_S = 60.0
-
-
-class RefusedError(Exception):
-    """The stage service refused it; the text says why and what to do."""
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from services.baton.command import told
+from services.baton.command import RefusedError, told
 from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.playbook_diff import diff
 
@@ -23,10 +23,6 @@ TIMEOUT_S = 600.0
 """A million leads are judged in less."""
 _NAMED = re.compile(r"([a-z][a-z0-9_]{0,63})(?:@([1-9][0-9]{0,8}))?")
 _YAML = {"content-type": "application/yaml"}
-
-
-class RefusedError(Exception):
-    """It was refused; the text says why and what to do."""
 
 
 class Api:

@@ -10,17 +10,13 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from services.baton.command import told
+from services.baton.command import RefusedError, told
 
 TIMEOUT_S = 60.0
 TEST_WITHIN_S = 20
 PAGE = 200
 ID_WIDTH = 36
 ROOT = "/v1/subscriptions"
-
-
-class RefusedError(Exception):
-    """The stage service refused it; the text says why and what to do."""
 
 
 class _Service:

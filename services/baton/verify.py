@@ -6,11 +6,9 @@ many processes there are. A process holds the events of some hundred leads at a 
 
 from __future__ import annotations
 
-import asyncio
-import multiprocessing
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import asyncpg
@@ -21,6 +19,7 @@ from services.baton.verify_whole import check_alerts, check_bus, check_orphans
 from services.contracts.verification import Verification
 from services.stage_service.shelf import Shelf
 from services.stage_service.simulations import history
+from services.stage_service.simulations.workers import spread
 from services.stage_service.store import Connection
 
 Report = Verification
@@ -82,16 +81,9 @@ async def _on_all(
 ) -> AsyncIterator[Verification]:
     """Give the parts in the order of `tasks`, whichever ends first: so the report is always the same."""
     snapshot = await history.share_snapshot(connection)
-    # Started afresh, not forked: a connection and a loop of ours must not be theirs.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _begin, (database_url, snapshot)) as pool:
-        running = [asyncio.wrap_future(pool.submit(_task, *task)) for task in tasks]
-        try:
-            for part in running:
-                yield await part
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with spread(partial(_opened, database_url, snapshot), tasks, workers) as running:
+        for part in running:
+            yield await part
 
 
 async def _range(connection: Connection, shelf: Shelf, after: str, until: str) -> Verification:
@@ -103,35 +95,12 @@ async def _range(connection: Connection, shelf: Shelf, after: str, until: str) -
     return report
 
 
-_workers: list[_Worker] = []
-"""This process's, when it is one of the pool."""
-
-
-def _begin(database_url: str, snapshot: str) -> None:
-    _workers.append(_Worker(database_url, snapshot))
-
-
-def _task(after: str, until: str) -> Verification:
-    return _workers[0].run(after, until)
-
-
-class _Worker:
-    """One process's part: its connection in the common snapshot, and the playbooks."""
-
-    def __init__(self, database_url: str, snapshot: str) -> None:
-        self._database_url, self._snapshot = database_url, snapshot
-        self._loop = asyncio.new_event_loop()
-        self._open: tuple[Connection, Shelf] | None = None
-
-    def run(self, after: str, until: str) -> Verification:
-        """Check a range of leads."""
-        return self._loop.run_until_complete(self._checked(after, until))
-
-    async def _checked(self, after: str, until: str) -> Verification:
-        if self._open is None:
-            connection = await asyncpg.connect(self._database_url)
-            await history.join_snapshot(connection, self._snapshot)
-            shelf = Shelf()
-            await shelf.load(connection)
-            self._open = (connection, shelf)
-        return await _range(*self._open, after, until)
+async def _opened(
+    database_url: str, snapshot: str
+) -> Callable[[str, str], Awaitable[Verification]]:
+    """Open one process's part: its connection in the common snapshot, and the playbooks."""
+    connection = await asyncpg.connect(database_url)
+    await history.join_snapshot(connection, snapshot)
+    shelf = Shelf()
+    await shelf.load(connection)
+    return partial(_range, connection, shelf)

@@ -24,7 +24,6 @@ import msgspec
 from services.contracts.postgres_log import Executor
 
 Via = Literal["key", "session", "link", "slack", "command", "system"]
-VIAS: tuple[Via, ...] = ("key", "session", "link", "slack", "command", "system")
 FIRST = bytes(32)
 """What stands for the digest before the first entry."""
 TEXT_CHARACTERS_MAX = 500

@@ -125,7 +125,7 @@ def week(days: Iterable[tuple[str, Sequence[str]]]) -> Week:
 
 
 def is_open(who: Hours, at: datetime) -> bool:
-    """Tell whether `at` is in working hours. Somebody who is away has hours all the same: `is_away`."""
+    """Tell whether `at` is in working hours. Somebody who is away has hours all the same: `away_at`."""
     if _is_always(who):
         return True
     opening = _year(who, at.astimezone(UTC).year)
@@ -177,11 +177,6 @@ def add_business(who: Hours, start: datetime, seconds: float) -> datetime | None
             return _moment(opening.starts[index] + wanted - opening.before[index])
         wanted -= opening.total
     return None
-
-
-def is_away(who: Hours, at: datetime) -> bool:
-    """Tell whether they are away at `at`."""
-    return away_at(who, at) is not None
 
 
 def away_at(who: Hours, at: datetime) -> Away | None:

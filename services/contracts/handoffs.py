@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from services.contracts.events import (
+from services.contracts.published import (
     AlertWish,
     JourneyRef,
     LeadSnapshot,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from services.contracts.events import Score
+from services.contracts.published import Score
 
 Id = Annotated[
     str, msgspec.Meta(description="a UUID", examples=["01a20b83-54a5-72df-8ba5-f958346b324f"])

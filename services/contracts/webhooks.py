@@ -10,8 +10,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from services.contracts.events import JourneyRef
 from services.contracts.leads import Moment
+from services.contracts.published import JourneyRef
 
 WEBHOOK_EVENT = "baton.webhook.event"
 """Name of the body's schema."""

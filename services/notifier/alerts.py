@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from services.contracts.events import AlertWish
+from services.contracts.published import AlertWish
 from services.contracts.team import Person, Team
 from services.notifier.harmless import harmless, one_line, words
 from services.notifier.messages import Kind, Transition

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -88,13 +89,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        # No connection at the start: the database may come later than we do.
-        pool = await asyncpg.create_pool(
-            settings.database_url, min_size=0, max_size=settings.pool_connections_max,
-            timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S,
-            server_settings={"application_name": "baton-notifier", **STEADY_PLANS},
-            reset=nothing_to_reset,
-        )  # fmt: skip
+        pool = await _pool(settings)
         dispatcher = Dispatcher(
             pool, channels, roster, patience, now, random, new_id, settings.public_url,
             partial(_seen_link, links), answer_links,
@@ -137,13 +132,31 @@ def create_app(
             )  # fmt: skip
             await channels.aclose()
             await client.aclose()
-            try:
-                async with asyncio.timeout(POOL_CLOSE_WITHIN_S):
-                    await pool.close()
-            except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                pool.terminate()
+            await _close(pool)
             _log.info("notifier.stopped")
 
+    return _with_routes(lifespan)
+
+
+async def _pool(settings: NotifierSettings) -> asyncpg.Pool[Any]:
+    # No connection at the start: the database may come later than we do.
+    return await asyncpg.create_pool(
+        settings.database_url, min_size=0, max_size=settings.pool_connections_max,
+        timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S,
+        server_settings={"application_name": "baton-notifier", **STEADY_PLANS},
+        reset=nothing_to_reset,
+    )  # fmt: skip
+
+
+async def _close(pool: asyncpg.Pool[Any]) -> None:
+    try:
+        async with asyncio.timeout(POOL_CLOSE_WITHIN_S):
+            await pool.close()
+    except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        pool.terminate()
+
+
+def _with_routes(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
     app = FastAPI(
         title="Baton notifier", version=version("baton"), lifespan=lifespan,
         description="Tells the person who now holds a lead.",

@@ -13,16 +13,9 @@ from uuid import UUID
 
 import msgspec
 
-from services.contracts.events import (
-    CORRECTED,
-    OWNER_CHANGED,
-    TRANSITIONED,
-    AlertWish,
-    Message,
-    PersonRef,
-    Touch,
-)
+from services.contracts.events import CORRECTED, OWNER_CHANGED, TRANSITIONED, Message
 from services.contracts.handoffs import ACCEPTED, CLOCK_RANG, OFFERED, OVERDUE, REJECTED, WITHDRAWN
+from services.contracts.published import AlertWish, PersonRef, Touch
 from services.notifier.errors import UnreadableError
 from services.notifier.harmless import one_line
 

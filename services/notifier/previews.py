@@ -9,15 +9,9 @@ from typing import Any
 
 import msgspec
 
-from services.contracts.events import (
-    OWNER_CHANGED,
-    TRANSITIONED,
-    TRANSITIONS_TOPIC,
-    AlertWish,
-    Message,
-    PersonRef,
-)
+from services.contracts.events import OWNER_CHANGED, TRANSITIONED, TRANSITIONS_TOPIC, Message
 from services.contracts.handoffs import CLOCK_RANG, OFFERED, OVERDUE
+from services.contracts.published import AlertWish, PersonRef
 from services.contracts.team import Person, Team
 from services.notifier.alerts import addressee_of, body_for, values, write_alert
 from services.notifier.errors import UnreadableError

@@ -8,7 +8,8 @@ from uuid import UUID
 
 import msgspec
 
-from services.contracts.events import SUBSCRIPTION_STOPPED, Message, SubscriptionStopped
+from services.contracts.events import SUBSCRIPTION_STOPPED, Message
+from services.contracts.published import SubscriptionStopped
 from services.contracts.team import Person, Team
 from services.notifier.alerts import FALLBACK_ROLE, Alert, addressee_of, first_deliveries
 from services.notifier.errors import UnreadableError

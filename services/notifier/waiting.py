@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
 
-from services.contracts.events import AlertWish
+from services.contracts.published import AlertWish
 from services.notifier.harmless import one_line
 from services.notifier.messages import Offer, Wait
 

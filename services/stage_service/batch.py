@@ -21,9 +21,9 @@ from services.contracts.events import (
     SOURCE,
     UNMERGED_BY_HAND,
     LeadEvent,
-    Score,
 )
 from services.contracts.handoffs import HANDOFF_REJECTED
+from services.contracts.published import Score
 from services.contracts.roster import Roster
 from services.stage_service import deeds, funnel, horizon, offers, store, store_handoffs
 from services.stage_service.assignment import Assigner

@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from services.contracts.events import MAIN, MOVED_BY_HAND, SOURCE, LeadEvent, Touch
+from services.contracts.events import MAIN, MOVED_BY_HAND, SOURCE, LeadEvent
+from services.contracts.published import Touch
 from services.stage_service import offers
 from services.stage_service.journeys import (
     Folded,

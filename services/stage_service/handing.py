@@ -9,14 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from services.contracts.events import (
-    HANDOFFS_TOPIC,
-    AlertWish,
-    JourneyRef,
-    LeadEvent,
-    OfferRef,
-    PersonRef,
-)
+from services.contracts.events import HANDOFFS_TOPIC, LeadEvent
 from services.contracts.handoffs import (
     ACCEPTED,
     CLOCK_FIRED,
@@ -27,6 +20,7 @@ from services.contracts.handoffs import (
     WITHDRAWN,
     HandoffTold,
 )
+from services.contracts.published import AlertWish, JourneyRef, OfferRef, PersonRef
 from services.stage_service import offers
 from services.stage_service.assignment import Assigner
 from services.stage_service.funnel import journey_name, score_of

@@ -22,12 +22,15 @@ from services.contracts.events import (
     OWNER_CHANGED,
     TRANSITIONED,
     TRANSITIONS_TOPIC,
+    LeadEvent,
+    Message,
+    message_headers,
+)
+from services.contracts.published import (
     AlertWish,
     Cause,
     JourneyRef,
-    LeadEvent,
     LeadSnapshot,
-    Message,
     OfferRef,
     OwnerChanged,
     PersonRef,
@@ -35,7 +38,6 @@ from services.contracts.events import (
     Score,
     StageGuide,
     StageTransitioned,
-    message_headers,
 )
 from services.contracts.team import Person
 from services.stage_service.clocks import reached

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from services.contracts.events import Score, Touch
+from services.contracts.published import Score, Touch
 from services.stage_service.offers import Handed, Offer, Ring
 from services.stage_service.playbook import Playbook
 from services.stage_service.scoring import Scoring, score_at

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from services.contracts.events import MAIN, LeadEvent, Score
+from services.contracts.events import MAIN, LeadEvent
+from services.contracts.published import Score
 from services.stage_service import offers
 from services.stage_service.journeys import Held, Journey, Move
 from services.stage_service.lead_facts import reason_in

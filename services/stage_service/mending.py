@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from services.contracts.events import CORRECTED, MAIN, TRANSITIONED, TRANSITIONS_TOPIC, LeadEvent
-from services.contracts.events import StageTransitioned as Told
+from services.contracts.published import StageTransitioned as Told
 from services.contracts.roster import Roster
 from services.stage_service import funnel, store
 from services.stage_service.batch import Batch

@@ -18,13 +18,11 @@ import msgspec
 from services.contracts.events import (
     LEAD_MERGED,
     TRANSITIONS_TOPIC,
-    Cause,
     LeadEvent,
-    LeadMerged,
-    LeadUnmerged,
     Message,
     message_headers,
 )
+from services.contracts.published import Cause, LeadMerged, LeadUnmerged
 from services.stage_service import store
 from services.stage_service.resolution import Link, Standing
 from services.stage_service.store import Connection, Facts, Owner, Record, as_json

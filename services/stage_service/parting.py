@@ -12,15 +12,8 @@ from typing import Any
 
 import msgspec
 
-from services.contracts.events import (
-    LEAD_MERGED,
-    LEAD_UNMERGED,
-    Cause,
-    LeadEvent,
-    LeadMerged,
-    LeadUnmerged,
-    Message,
-)
+from services.contracts.events import LEAD_MERGED, LEAD_UNMERGED, LeadEvent, Message
+from services.contracts.published import Cause, LeadMerged, LeadUnmerged
 from services.stage_service import store
 from services.stage_service.identities import Key, Policy, keys_of
 from services.stage_service.journal import journey_id

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import NamedTuple
 
-from services.contracts.events import SOURCE, LeadEvent, Score, rfc3339
+from services.contracts.events import SOURCE, LeadEvent, rfc3339
+from services.contracts.published import Score
 from services.contracts.team import Person
 from services.stage_service import clocks, funnel
 from services.stage_service.clocks import Ticking, Wanted

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from services.contracts.events import LeadEvent, Score
+from services.contracts.events import LeadEvent
+from services.contracts.published import Score
 from services.stage_service.playbook import Playbook, Signal
 
 _DAY_S = 86_400.0

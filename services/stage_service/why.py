@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from services.contracts.events import LeadEvent, Score
+from services.contracts.events import LeadEvent
+from services.contracts.published import Score
 from services.stage_service import offers
 from services.stage_service.clauses import clauses_of, variables_of
 from services.stage_service.conditions import Condition

@@ -10,8 +10,9 @@ from datetime import datetime
 
 import msgspec
 
-from services.contracts.events import HANDOFFS_TOPIC, AlertWish, JourneyRef, LeadEvent, PersonRef
+from services.contracts.events import HANDOFFS_TOPIC, LeadEvent
 from services.contracts.handoffs import CLOCK_FIRED, CLOCK_RANG, ClockRang
+from services.contracts.published import AlertWish, JourneyRef, PersonRef
 from services.contracts.team import Person
 from services.stage_service import clocks
 from services.stage_service.assignment import Assigner

@@ -24,8 +24,8 @@ from services.stage_service.app import create_app
 from services.stage_service.settings import StageSettings
 from tests.contracts.compatibility import breaks_readers, breaks_writers
 from tests.contracts.test_openapi import DOCUMENTS
-from tests.integration.test_lane import walk, wired
 from tests.integration.test_merging import part, said
+from tests.integration.wired import walk, wired
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = Path(__file__).parent / "published"

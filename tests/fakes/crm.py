@@ -11,10 +11,12 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
+
+from tests.fakes.clock import Clock
 
 
 @dataclass
@@ -57,8 +59,8 @@ class RefusedError(Exception):
 class FakeCrm(ABC):
     """A CRM; `async with` runs it on a port of its own. Whatever it dates has the time that `clock` tells."""
 
-    def __init__(self) -> None:
-        self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    def __init__(self, clock: Callable[[], datetime] | None = None) -> None:
+        self.clock = clock or Clock()
         self.requests: list[Seen] = []
         self.faults: list[Fault] = []
         self.chance: Callable[[Seen], Fault | None] = lambda _: None

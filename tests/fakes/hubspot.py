@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -37,8 +39,8 @@ def problem(status: int, category: str, message: str, **more: Any) -> RefusedErr
 class FakeHubSpot(FakeCrm):
     """An account with one app."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, clock: Callable[[], datetime] | None = None) -> None:
+        super().__init__(clock)
         self.tokens = {"pat-eu1-token"}
         self.refresh_tokens = {"refresh-1": ("client-1", "client-secret-1")}
         self.contacts: dict[str, dict[str, str]] = {}

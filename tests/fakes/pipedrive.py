@@ -10,6 +10,7 @@ import copy
 import itertools
 import re
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -35,8 +36,8 @@ def refused(status: int, error: str) -> RefusedError:
 class FakePipedrive(FakeCrm):
     """An account with one pipeline of five stages."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, clock: Callable[[], datetime] | None = None) -> None:
+        super().__init__(clock)
         self.tokens = {"a-token-of-40-characters"}
         self.users = {12345678: "api@example.com", 21: "elena@example.com", 22: "jonas@example.com"}
         self.persons: dict[int, dict[str, Any]] = {}

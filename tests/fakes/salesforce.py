@@ -10,6 +10,8 @@ import base64
 import itertools
 import json
 import re
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -50,8 +52,8 @@ def full_id(prefix: str, number: int) -> str:
 class FakeSalesforce(FakeCrm):
     """An organisation with a connected app for each flow."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, clock: Callable[[], datetime] | None = None) -> None:
+        super().__init__(clock)
         self.tokens: set[str] = set()
         self.public_key: rsa.RSAPublicKey | None = None
         self.leads: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Subscriptions for tests: a log to write to, a real HTTP receiver, and who delivers between them."""
+"""Subscriptions for tests: a log to write to, who delivers from it, and how far that is."""
 
 from __future__ import annotations
 
@@ -8,23 +8,17 @@ import json
 import ssl
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import asyncpg
 import msgspec
-from aiohttp import web
+import pytest
 
 from services.contracts import postgres_log
-from services.contracts.events import (
-    TRANSITIONED,
-    TRANSITIONS_TOPIC,
-    Message,
-    message_headers,
-)
+from services.contracts.events import TRANSITIONED, TRANSITIONS_TOPIC, Message, message_headers
 from services.stage_service.encryption import Cipher
 from services.stage_service.pulse import Pulse
 from services.stage_service.subscriptions.addresses import allowed_from
@@ -32,119 +26,20 @@ from services.stage_service.subscriptions.courses import Courses
 from services.stage_service.subscriptions.dispatcher import Dispatcher
 from services.stage_service.subscriptions.secrets import add_secret, seal_values
 from services.stage_service.subscriptions.tail import Tail
+from tests.fakes.clock import BEGAN, Clock
+from tests.integration.receiver import Receiver
 
 CIPHER_TEXT = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 CIPHER = Cipher([base64.b64decode(CIPHER_TEXT)])
-
-
-@dataclass
-class Request:
-    """What a receiver got."""
-
-    path: str
-    headers: dict[str, str]
-    body: bytes
-    at: float
-    transport: asyncio.BaseTransport | None = None
-
-    def hang_up(self) -> None:
-        """Close the connection without an answer."""
-        if self.transport is not None:
-            self.transport.close()
-
-    @property
-    def id(self) -> str:
-        """Its ``webhook-id``."""
-        return self.headers["webhook-id"]
-
-    @property
-    def event(self) -> dict[str, Any]:
-        """Its body."""
-        return json.loads(self.body)
-
-
-Reaction = Callable[[Request], Awaitable[web.StreamResponse] | web.StreamResponse]
-
-
-@dataclass
-class Receiver:
-    """An HTTP server; `react` decides what it answers, by path if there is a reaction for it."""
-
-    react: Reaction = field(default=lambda _: web.Response(text="thanks"))
-    by_path: dict[str, Reaction] = field(default_factory=dict)
-    requests: list[Request] = field(default_factory=list)
-    taken: list[Request] = field(default_factory=list)
-    """Those answered 2xx."""
-    keep: bool = True
-    url: str = ""
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def handle(self, raw: web.Request) -> web.StreamResponse:
-        """Serve a request."""
-        headers = {name.lower(): value for name, value in raw.headers.items()}
-        request = Request(raw.path, headers, await raw.read(), time.perf_counter(), raw.transport)
-        if self.keep:
-            self.requests.append(request)
-        answer = self.by_path.get(raw.path, self.react)(request)
-        if not isinstance(answer, web.StreamResponse):
-            answer = await answer
-        if 200 <= answer.status < 300:
-            self.taken.append(request)
-        self._news.set()
-        return answer
-
-    async def until(self, condition: Callable[[], Any], what: str, within_s: float = 20.0) -> None:
-        """Wait until `condition` holds; it is looked at after each request."""
-        deadline = time.monotonic() + within_s
-        while not condition():
-            left = deadline - time.monotonic()
-            assert left > 0, f"not within {within_s} s: {what}; {len(self.taken)} taken"
-            self._news.clear()
-            try:
-                await asyncio.wait_for(self._news.wait(), min(left, 0.05))
-            except TimeoutError:
-                continue
-
-
-@asynccontextmanager
-async def receiving(tls: ssl.SSLContext | None = None, port: int = 0) -> AsyncIterator[Receiver]:
-    """Run a receiver on a port of its own."""
-    receiver = Receiver()
-    app = web.Application(client_max_size=2**22)
-    app.router.add_route("*", "/{rest:.*}", receiver.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls)
-    await site.start()
-    number = runner.addresses[0][1]
-    receiver.url = f"http{'s' if tls else ''}://127.0.0.1:{number}"
-    try:
-        yield receiver
-    finally:
-        await runner.cleanup()
-
-
-@dataclass
-class Clock:
-    """A clock that runs with `real`, `rate` times as fast, and can be set ahead; it begins at `began`."""
-
-    rate: float = 1.0
-    ahead: timedelta = timedelta()
-    real: Callable[[], float] = time.monotonic
-    began: datetime = field(default_factory=lambda: datetime.now(UTC))
-    began_at: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.began_at = self.real()
-
-    def __call__(self) -> datetime:
-        """Tell the time."""
-        passed = (self.real() - self.began_at) * self.rate
-        return self.began + timedelta(seconds=passed) + self.ahead
-
-    def skip(self, **how_long: float) -> None:
-        """Let time pass."""
-        self.ahead += timedelta(**how_long)
+DELIVERED = (
+    "SELECT count(*) = $2 FROM stage.deliveries WHERE subscription_id = $1 AND state = 'delivered'"
+)
+REFUSED = """SELECT count(DISTINCT objid) = $1 FROM pg_locks
+WHERE locktype = 'advisory' AND classid = x'62617372'::int::oid
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
+"""What processes said that they cannot deliver for."""
+WITHIN_S = 1.5
+"""A second, and what this machine is busy with."""
 
 
 def transition(lead: str, sequence: int, /, **more: Any) -> Message:
@@ -156,7 +51,7 @@ def transition(lead: str, sequence: int, /, **more: Any) -> Message:
         "journey": {"id": f"j-{lead}", "playbook": "sales", "key": "main"}, "from": "lead", "to": "mql",
         **more,
     })  # fmt: skip
-    headers = message_headers(id, TRANSITIONED, datetime.now(UTC), subject=lead)
+    headers = message_headers(id, TRANSITIONED, BEGAN, subject=lead)
     return Message(TRANSITIONS_TOPIC, lead, headers, value)
 
 
@@ -186,10 +81,17 @@ class Log:
             pass
 
 
+@pytest.fixture
+async def log(database_url: str) -> AsyncIterator[Log]:
+    """The log of this test."""
+    connection = await asyncpg.connect(database_url)
+    yield Log(connection)
+    await connection.close()
+
+
 async def subscribe(connection: asyncpg.Connection, url: str | None, **wished: Any) -> str:
     """Store a subscription from the present end of the log, with a v1 secret; gives its id."""
     id = str(uuid.uuid4())
-    now = datetime.now(UTC)
     values = {
         "name": "crm", "types": [], "filter": None, "payload": "full", "ordered": True, "contact": None,
         "timeout_s": 5.0, "concurrency": 8, "rate_per_s": None, "state": "active", "headers": {},
@@ -204,7 +106,7 @@ async def subscribe(connection: asyncpg.Connection, url: str | None, **wished: A
         id, values["name"], values["connector"], url, values["types"], values["filter"],
         values["payload"], values["ordered"], seal_values(CIPHER, id, "headers", values["headers"]),
         json.dumps(values["config"]), values["contact"], values["timeout_s"], values["concurrency"],
-        values["rate_per_s"], values["state"], now,
+        values["rate_per_s"], values["state"], BEGAN,
     )  # fmt: skip
     await connection.execute(
         """INSERT INTO stage.subscription_cursors (subscription_id, position)
@@ -212,7 +114,7 @@ async def subscribe(connection: asyncpg.Connection, url: str | None, **wished: A
         id, values["position"],
     )  # fmt: skip
     if values["secret"]:
-        await add_secret(connection, CIPHER, id, "v1", now)
+        await add_secret(connection, CIPHER, id, "v1", BEGAN)
     return id
 
 
@@ -259,9 +161,7 @@ async def delivering(
         pulse = Pulse(database_url)
         tail = Tail(pool, pulse)
         courses = Courses(cipher, playbooks, allowed_from(allow), tls)
-        dispatcher = Dispatcher(
-            database_url, courses, tail, now or (lambda: datetime.now(UTC)), random
-        )
+        dispatcher = Dispatcher(database_url, courses, tail, now or Clock(), random)
         tail.grown, tail.wanted = dispatcher.grown, lambda: bool(dispatcher.held)
         pulse.start()
         tail.start()
@@ -272,3 +172,28 @@ async def delivering(
             await dispatcher.stop()
             await tail.stop()
             await pulse.stop()
+
+
+async def held(dispatcher: Dispatcher, count: int, within_s: float = 10.0) -> None:
+    """Wait until `dispatcher` holds `count` subscriptions."""
+    deadline = time.monotonic() + within_s
+    while len(dispatcher.held) != count:
+        assert time.monotonic() < deadline, f"{len(dispatcher.held)} held, not {count}"
+        await asyncio.sleep(0.01)
+
+
+async def settled() -> None:
+    """Let what could happen at once happen: several looks and ticks."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 0.7
+    done = asyncio.Event()
+    loop.call_at(end, done.set)
+    await done.wait()
+
+
+def check_order(receiver: Receiver, log: Log) -> None:
+    """Each lead's events came in order, without gap, once repeats are dropped by id."""
+    seen: dict[str, dict[str, None]] = {}
+    for request in receiver.taken:
+        seen.setdefault(request.event["subject"], {})[request.id] = None
+    assert {lead: list(ids) for lead, ids in seen.items()} == log.ids

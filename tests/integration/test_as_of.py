@@ -33,8 +33,8 @@ from services.stage_service.shelf import Shelf
 from services.stage_service.whole_leads import whole_leads
 from tests.conftest import examples
 from tests.integration.stage import NOON, MadeUpTime, Stage, running_stage
-from tests.integration.test_lane import START, Wired, event, wired
 from tests.integration.test_one_person import EMPTY, events_of, specs
+from tests.integration.wired import START, Wired, event, wired
 
 ROOT = Path(__file__).parents[2]
 BEGAN = START + timedelta(minutes=60)

@@ -18,8 +18,8 @@ from services.contracts.audit import CUT, Actor, Note, record, told
 from services.stage_service import people
 from services.stage_service.people import FILE
 from tests.integration.stage import running_stage
-from tests.integration.test_lane import event, it
 from tests.integration.test_migrations import migrate
+from tests.integration.wired import event, it
 
 __all__ = ["it"]
 OLGA = Actor("olga")

@@ -15,14 +15,14 @@ import pytest
 
 from services.baton.embedded import EmbeddedPostgres
 from services.contracts.events import Message
+from tests.fakes.clock import Clock, wall
 from tests.fakes.crm import FakeCrm, Fault, Seen
 from tests.fakes.house import House, connected, new_lead, told
 from tests.fakes.hubspot import FakeHubSpot
 from tests.fakes.pipedrive import FakePipedrive
 from tests.fakes.salesforce import FakeSalesforce
 from tests.integration.stage import fresh_database, running_stage
-from tests.integration.subscribing import Clock
-from tests.integration.test_webhooks import deliver, signed
+from tests.integration.vendor import deliver, signed
 
 LEADS = int(os.environ.get("BATON_CONNECTOR_FAULTS", "10"))
 WAY = ["lead", "mql", "sql", "proposal", "mql", "sql", "closing"]
@@ -69,7 +69,7 @@ async def push(house: House, message: Message, dice: random.Random) -> None:
 async def troubled(house: House, dice: random.Random) -> dict[str, str]:
     """Send all leads their way through trouble; gives the last stage of each by its address."""
     # Time passes for both alike: an echo is told by when its write was made.
-    house.crm.clock = Clock()
+    house.crm.clock = Clock(began=wall())
     house.crm.chance = trouble(dice, 0.25)
     leads = {f"p{n}@example.com": new_lead() for n in range(LEADS)}
     place = dict.fromkeys(leads, 0)

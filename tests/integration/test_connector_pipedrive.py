@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from services.baton.embedded import EmbeddedPostgres
+from tests.fakes.clock import wall
 from tests.fakes.crm import Fault
 from tests.fakes.house import House, connected, new_lead, told
 from tests.fakes.pipedrive import FakePipedrive
@@ -182,7 +183,7 @@ async def test_what_was_written_comes_back_and_changes_nothing(database_url: str
     secrets = {"pipedrive": ["user:password"]}
     config: dict[str, Any] = {"stages": STAGES, "create_deals": True}
     async with (
-        FakePipedrive() as crm,
+        FakePipedrive(wall) as crm,
         connected(database_url, crm, "pipedrive", TOKEN, base_url=crm.url, **config) as house,
         running_stage(database_url, source_secrets=secrets) as stage,
     ):

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from services.baton.embedded import EmbeddedPostgres
+from tests.fakes.clock import wall
 from tests.fakes.crm import Fault
 from tests.fakes.house import House, connected, new_lead, told
 from tests.fakes.salesforce import API, FakeSalesforce
@@ -195,7 +196,7 @@ async def post(stage: Stage, event: dict[str, Any]) -> dict[str, Any]:
 async def test_what_was_written_comes_back_and_changes_nothing(database_url: str) -> None:
     secrets = {"salesforce-cdc": ["relay-secret"]}
     async with (
-        FakeSalesforce() as crm,
+        FakeSalesforce(wall) as crm,
         connected(database_url, crm, "salesforce", SECRETS, login_url=crm.url) as house,
         running_stage(database_url, source_secrets=secrets) as stage,
     ):

@@ -19,13 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.contracts.events import (
-    ASSIGNED_BY_HAND,
-    ENVELOPE_MEMBERS,
-    MAIN,
-    SOURCE,
-    LeadEvent,
-)
+from services.contracts.events import ASSIGNED_BY_HAND, ENVELOPE_MEMBERS, MAIN, SOURCE, LeadEvent
 from services.stage_service import funnel, store
 from services.stage_service.funnel import Move, journey_name
 from services.stage_service.journal import journey_id
@@ -34,7 +28,7 @@ from services.stage_service.playbook import Playbook
 from services.stage_service.store import unpack_record
 from tests.conftest import examples
 from tests.integration.converging import Drawn, History, addressed, histories, people_of, read
-from tests.integration.test_lane import Wired, _retried, clean, wired
+from tests.integration.wired import Wired, clean, retried, wired
 
 EXAMPLES = int(os.environ.get("BATON_CONVERGENCE_EXAMPLES", examples(2000)))
 # What an example is rich in: a quarter of all examples each.
@@ -101,7 +95,7 @@ async def _send(
 ) -> None:
     if not events:
         return
-    outcomes = await _retried(it.lane, [e for _, e in events])
+    outcomes = await retried(it.lane, [e for _, e in events])
     for (which, _), outcome in zip(events, outcomes, strict=True):
         assert outcome.lead_id is not None
         lead_of[which] = outcome.lead_id

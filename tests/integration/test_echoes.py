@@ -13,11 +13,12 @@ import msgspec
 import pytest
 
 from services.contracts.events import Message
+from tests.fakes.clock import wall
 from tests.fakes.crm import Fault
 from tests.fakes.house import House, connected
 from tests.fakes.hubspot import APP, FakeHubSpot
 from tests.integration.stage import Stage, running_stage
-from tests.integration.test_webhooks import deliver, signed
+from tests.integration.vendor import deliver, signed
 
 SECRET = "a-secret-of-hubspots-app"
 TOKEN = {"access_token": "pat-eu1-token"}
@@ -92,7 +93,7 @@ def mark() -> str | None:
 async def loop(database_url: str, mark: str | None) -> AsyncIterator[Loop]:
     config = {"mark": mark} if mark else {}
     async with (
-        FakeHubSpot() as crm,
+        FakeHubSpot(wall) as crm,
         connected(database_url, crm, "hubspot", TOKEN, base_url=crm.url, **config) as house,
         running_stage(database_url, source_secrets={"hubspot": [SECRET]}) as stage,
     ):

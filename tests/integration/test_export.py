@@ -13,7 +13,6 @@ from pyarrow import parquet
 from services.baton.export import ABOUT, export_parquet, read_about
 from services.stage_service.simulation import Tally
 from services.stage_service.simulations.frames import Job, moment, simulation_of, tally_of
-from tests.integration.test_lane import event
 from tests.integration.test_playbook_moves import DISCOVERY
 from tests.integration.test_simulation import (
     EASIER,
@@ -24,6 +23,7 @@ from tests.integration.test_simulation import (
     simulated_on,
     stories,
 )
+from tests.integration.wired import event
 
 
 def rows(directory: Path) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ import pytest
 from services.contracts.events import HANDOFFS_TOPIC, TRANSITIONS_TOPIC, Message
 from services.notifier.roster import Roster
 from tests.integration.test_handoffs import HOUR, Timed, answer, timed
-from tests.integration.test_lane import START, clean, event
 from tests.integration.test_notifier_handoffs import Counter as Desk
+from tests.integration.wired import START, clean, event
 
 TEAM = """
 people:

@@ -21,8 +21,8 @@ from services.stage_service.lane import Lane
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.shelf import Shelf
 from services.stage_service.ticker import Ticker
-from tests.conftest import examples
-from tests.integration.test_lane import ROOT, START, Wired, clean, event, wired
+from tests.conftest import ROOT, examples
+from tests.integration.wired import START, Wired, clean, event, wired
 
 SALES = (ROOT / "playbooks/sales.yaml").read_text()
 

@@ -16,8 +16,8 @@ from services.stage_service import funnel
 from services.stage_service.batch import Outcome
 from tests.conftest import examples
 from tests.integration.stage import NOON, MadeUpTime, running_stage
-from tests.integration.test_lane import EMPTY, START, TYPES, Wired, clean, event, wired
 from tests.integration.test_merging import live, said
+from tests.integration.wired import EMPTY, START, TYPES, Wired, clean, event, wired
 
 HORIZON = timedelta(days=90)
 LATER = START + timedelta(days=100)

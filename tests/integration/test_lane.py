@@ -1,117 +1,28 @@
-"""The lane on real PostgreSQL: one effect an event (I2), gapless records (I3), any order of arrival (I7)."""
+"""The lane on real PostgreSQL: one effect an event (I2), gapless records (I3), however many come at once."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from collections.abc import Sequence
 from types import FunctionType
-from typing import Any
 
 import asyncpg
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from services.baton.verify import verify_database
 from services.contracts.database import STEADY_PLANS
-from services.contracts.events import MAIN, TRANSITIONS_TOPIC, LeadEvent
-from services.contracts.roster import Roster
-from services.contracts.team import load_team
+from services.contracts.events import LeadEvent
 from services.stage_service.batch import Batch, Outcome
 from services.stage_service.errors import OverloadedError, UnavailableError
 from services.stage_service.lane import WAITING_EVENTS_MAX, Lane
 from services.stage_service.playbook import parse_playbook
-from services.stage_service.relay import Relay
-from services.stage_service.shelf import Shelf
 from services.stage_service.store import _LOOK_UP
-from tests.conftest import examples
+from tests.conftest import ROOT
+from tests.integration.wired import START, Wired, clean, event, it, retried, walk, wired
 
-ROOT = Path(__file__).parents[2]
-START = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
-
-
-def event(
-    type: str, minute: float, lead: str = "a@b.example", *, id: str = "", **data: Any
-) -> LeadEvent:
-    time = START + timedelta(minutes=minute)
-    return LeadEvent(
-        id or f"{lead}-{type}-{minute}", "/t", type, time, time, None, (("email", lead),), MAIN,
-        {"email": lead, **data}, {},
-    )  # fmt: skip
-
-
-def walk(lead: str = "a@b.example", start: float = 0) -> list[LeadEvent]:
-    types = ("lead.created", "demo.requested", "meeting.booked", "proposal.sent", "contract.sent",
-             "deal.won")  # fmt: skip
-    return [event(t, start + i, lead) for i, t in enumerate(types)]
-
-
-class Wired:
-    """A lane on a database, as one process has it."""
-
-    def __init__(self, url: str, pool: asyncpg.Pool[Any], lane: Lane, shelf: Shelf) -> None:
-        self.url, self.pool, self.lane, self.shelf = url, pool, lane, shelf
-
-    async def transitions(self, *, held: bool = True) -> list[Any]:
-        """The records in the order they were written; only those not replaced with `held`."""
-        where = "WHERE replaced_by IS NULL AND kind <> 'retraction'" if held else ""
-        return await self.pool.fetch(
-            f"SELECT * FROM stage.transitions {where} ORDER BY journey_id, sequence"
-        )
-
-    async def ways(self) -> list[tuple[str, str]]:
-        """From and to of each record that holds."""
-        return [(r["from_stage"], r["to_stage"]) for r in await self.transitions()]
-
-    async def messages(self, topic: str = TRANSITIONS_TOPIC) -> list[dict[str, Any]]:
-        """What was written to the outbox for `topic`, decoded, with its type."""
-        rows = await self.pool.fetch(
-            "SELECT headers, value FROM bus.outbox WHERE topic = $1 ORDER BY id", topic
-        )
-        return [
-            {
-                "type": msgspec.json.decode(r["headers"])["ce_type"],
-                **msgspec.json.decode(r["value"]),
-            }
-            for r in rows
-        ]
-
-
-@asynccontextmanager
-async def wired(url: str, **lane_options: Any) -> AsyncIterator[Wired]:
-    pool = await asyncpg.create_pool(url, min_size=2, max_size=6)
-    shelf = Shelf()
-    await shelf.load(pool)
-    sales = ROOT / "playbooks/sales.yaml"
-    await shelf.publish_file(pool, parse_playbook(sales.read_text(), "sales.yaml"))
-    lane = Lane(pool, shelf, Roster(load_team(ROOT / "playbooks/team.yaml")), **lane_options)
-    lane.start()
-    try:
-        yield Wired(url, pool, lane, shelf)
-    finally:
-        await lane.stop()
-        await pool.close()
-
-
-@pytest.fixture
-async def it(database_url: str) -> AsyncIterator[Wired]:
-    async with wired(database_url) as w:
-        yield w
-
-
-async def clean(url: str) -> None:
-    """`baton verify` finds nothing (the relay's stamp included)."""
-    relay = Relay(url, None)
-    relay.start()
-    await relay.stop()
-    report = await verify_database(url)
-    assert report.findings == []
+__all__ = ["it"]
 
 
 def garbage_of_ours() -> list[str]:
@@ -229,7 +140,7 @@ async def test_the_same_events_at_once_from_many_sides(database_url: str) -> Non
             mixed = chance.sample(events, len(events))
             requests += [(lane, mixed[i : i + 5]) for i in range(0, len(mixed), 5)]
         chance.shuffle(requests)
-        answers = await asyncio.gather(*(_retried(lane, some) for lane, some in requests))
+        answers = await asyncio.gather(*(retried(lane, some) for lane, some in requests))
         applied = [o for outcomes in answers for o in outcomes if o.status == "applied"]
         assert len(applied) == len(events)
         # 72 events in any order: whatever was corrected on the way, history ends the same.
@@ -239,60 +150,6 @@ async def test_the_same_events_at_once_from_many_sides(database_url: str) -> Non
         ] * len(leads)  # fmt: skip
         assert await one.pool.fetchval("SELECT count(*) FROM stage.leads") == len(leads)
     await clean(database_url)
-
-
-async def _retried(lane: Lane, events: list[LeadEvent]) -> list[Outcome]:
-    """Send again on 503, as every client of Baton must."""
-    for _ in range(20):
-        try:
-            return await lane.submit(events)
-        except UnavailableError:
-            continue
-    raise AssertionError("20 times unavailable")
-
-
-async def test_a_late_event_corrects_history(it: Wired) -> None:
-    """I7: proposal first told, then the earlier demo: the record is replaced and named."""
-    await it.lane.submit([event("lead.created", 0), event("proposal.sent", 30)])
-    [first] = await it.messages()
-    [outcome] = await it.lane.submit([event("demo.requested", 10)])
-    assert outcome.late
-    assert [b.kind for b in outcome.transitions] == ["correction", "correction"]
-    assert await it.ways() == [("lead", "mql"), ("mql", "proposal")]
-    messages = await it.messages()
-    corrected = messages[1:]
-    assert [m["type"] for m in messages] == [
-        "baton.stage.transitioned.v1", "baton.transition.corrected.v1",
-        "baton.transition.corrected.v1",
-    ]  # fmt: skip
-    assert [m["sequence"] for m in messages] == [1, 2, 3]
-    assert [m["replaces"] for m in corrected] == [[], [first["transition_id"]]]
-    # The present responsible is the AE as before: nobody is alerted again.
-    assert all(m["alerts"] == [] for m in corrected)
-    assert "arrived late" in corrected[0]["explanation"]
-    await clean(it.url)
-
-
-async def test_a_late_event_that_changes_the_present_responsible_alerts(it: Wired) -> None:
-    await it.lane.submit([event("lead.created", 0), event("lead.recycled", 30)])
-    assert (await it.messages())[-1]["to"] == "nurture"
-    [outcome] = await it.lane.submit([event("meeting.booked", 40)])
-    assert [b.kind for b in outcome.transitions] == ["transition"]
-    [outcome] = await it.lane.submit([event("deal.won", 35)])
-    assert [b.to for b in outcome.transitions] == ["closed_won"]
-    last = (await it.messages())[-1]
-    assert last["type"] == "baton.transition.corrected.v1"
-    assert [w["role"] for w in last["alerts"]] == ["csm"]
-    await clean(it.url)
-
-
-async def test_a_late_event_that_takes_a_move_back(it: Wired) -> None:
-    """Disqualified before the meeting: what came after never counted."""
-    await it.lane.submit([event("lead.created", 0), event("demo.requested", 30)])
-    [outcome] = await it.lane.submit([event("lead.disqualified", 10, reason="a student")])
-    assert await it.ways() == [("lead", "disqualified")]
-    assert [b.replaces != [] for b in outcome.transitions] == [True]
-    await clean(it.url)
 
 
 async def test_nothing_is_left_of_a_batch_that_fails(
@@ -311,7 +168,7 @@ async def test_nothing_is_left_of_a_batch_that_fails(
     good = [event("lead.created", 0, f"g{n}@x.example") for n in range(30)]
     bad = event("lead.created", 0, "bad@x.example", id="bad")
     results = await asyncio.gather(
-        *(_retried(it.lane, [e]) for e in [*good[:15], bad, *good[15:]]), return_exceptions=True
+        *(retried(it.lane, [e]) for e in [*good[:15], bad, *good[15:]]), return_exceptions=True
     )
     assert sum(isinstance(r, RuntimeError) for r in results) == 1
     assert await it.pool.fetchval("SELECT count(*) FROM stage.events") == 30
@@ -350,68 +207,6 @@ async def test_round_robin_is_fair_by_weight(it: Wired) -> None:
         )
     rows = await it.pool.fetch("SELECT owner_id, count(*) FROM stage.transitions GROUP BY 1")
     assert dict(rows) == {"marcus": 60, "elena": 30}
-
-
-TYPES = ("lead.created", "page.viewed", "content.downloaded", "demo.requested", "meeting.booked",
-         "proposal.sent", "deal.won", "deal.lost", "lead.disqualified", "lead.recycled",
-         "webinar.attended")  # fmt: skip
-
-
-@settings(
-    max_examples=examples(40), deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
-@given(data=st.data())
-async def test_any_order_of_arrival_ends_in_the_same_history(
-    it: Wired, data: st.DataObject
-) -> None:
-    """I7 on the database: random events, random batches, random repeats, against the events in order."""
-    specs = data.draw(st.lists(
-        st.tuples(
-            st.sampled_from(TYPES), st.integers(0, 40), st.integers(0, 1), st.booleans(),
-            st.sampled_from([MAIN, MAIN, "D-1"]), st.sampled_from([None, 3, 900]),
-        ),
-        min_size=1, max_size=20,
-    ))  # fmt: skip
-    await it.pool.execute(EMPTY)
-    events = [
-        msgspec.structs.replace(
-            event(
-                type, minute, f"l{lead}@x.example", id=f"e{n}",
-                **({"reason": "r"} if reason else {}), **({"employees": size} if size else {}),
-            ),
-            deal=deal,
-        )
-        for n, (type, minute, lead, reason, deal, size) in enumerate(specs)
-    ]  # fmt: skip
-    arrival = data.draw(st.permutations(events + events[: len(events) // 3]))
-    rest = list(arrival)
-    while rest:
-        size = data.draw(st.integers(1, 6))
-        await it.lane.submit(rest[:size])
-        rest = rest[size:]
-    report = await verify_database(it.url)
-    # verify re-folds in the order of time and compares stages, history, scores and numbering.
-    assert report.findings == []
-    # The same events in order and at once: the same history, told by a database of its own.
-    expected = [tuple(r.values()) for r in await it.pool.fetch(HISTORY)]
-    await it.pool.execute(EMPTY)
-    await it.lane.submit(sorted(events, key=lambda e: e.place))
-    assert [tuple(r.values()) for r in await it.pool.fetch(HISTORY)] == expected
-
-
-HISTORY = """
-SELECT l.email, j.key, j.stage, j.furthest_stage, l.fit, l.intent, t.from_stage, t.to_stage,
-  t.occurred_at, t.visit_entered_at, t.event_id, t.role, t.skipped
-FROM stage.leads l JOIN stage.journeys j ON j.lead_id = l.id
-  LEFT JOIN stage.transitions t
-    ON t.journey_id = j.id AND t.replaced_by IS NULL AND t.kind <> 'retraction'
-ORDER BY l.email, j.key, t.occurred_at, t.sequence
-"""
-EMPTY = (
-    "TRUNCATE stage.events, stage.leads, stage.identities, stage.journeys, stage.transitions, "
-    "stage.rotations, bus.outbox, bus.pending, bus.log"
-)
 
 
 async def test_a_lead_of_megabytes_is_still_published(it: Wired) -> None:
@@ -455,65 +250,12 @@ async def test_the_trace_travels_with_the_event(it: Wired) -> None:
     assert headers["traceparent"] == headers["ce_traceparent"] == trace
 
 
-async def test_a_move_that_never_happened_is_retracted(it: Wired) -> None:
-    """The score was reached only because a fact was not known yet: the move is taken back by a record
-    that starts and ends in the stage that holds, and nothing else moved instead."""
-    await it.lane.submit([event("lead.created", 0, employees=900, seniority="vp")])
-    await it.lane.submit([event("content.downloaded", m) for m in (2, 3)])
-    assert await it.ways() == [("lead", "mql")]
-    [outcome] = await it.lane.submit([event("lead.updated", 1, employees=3)])
-    assert [(b.kind, b.from_, b.to) for b in outcome.transitions] == [
-        ("retraction", "lead", "lead")
-    ]
-    first, taken_back = await it.transitions(held=False)
-    assert (taken_back["replaces"], first["replaced_by"]) == ([first["id"]], taken_back["id"])
-    told = (await it.messages())[-1]
-    assert (told["type"], told["from"], told["to"]) == (
-        "baton.transition.corrected.v1",
-        "lead",
-        "lead",
-    )
-    assert told["replaces"] == [str(first["id"])]
-    # Back with marketing, which the playbook alerts of nothing: nobody is told again.
-    assert (told["responsible"]["role"], told["alerts"]) == ("marketing", [])
-    assert await it.ways() == []
-    [outcome] = await it.lane.submit([event("demo.requested", 50)])
-    assert [(b.kind, b.sequence) for b in outcome.transitions] == [("transition", 3)]
-    await clean(it.url)
-
-
-async def test_a_retraction_alerts_nobody_who_holds_the_lead_already(it: Wired) -> None:
-    """Won is taken back to sql, from AE's proposal: the AE held it before and is not told again."""
-    await it.lane.submit([event("meeting.booked", 0), event("lead.recycled", 20)])
-    before = len([w for m in await it.messages() for w in m["alerts"]])
-    await it.lane.submit([event("proposal.sent", 10)])  # from proposal nobody is recycled
-    rows = await it.transitions(held=False)
-    assert [(r["kind"], r["from_stage"], r["to_stage"]) for r in rows] == [
-        ("transition", "lead", "sql"), ("transition", "sql", "nurture"),
-        ("correction", "sql", "proposal"),
-    ]  # fmt: skip
-    assert rows[2]["replaces"] == [rows[1]["id"]]
-    # `proposal` alerts nobody by the playbook; the AE who has it since `sql` is its owner still.
-    assert len([w for m in await it.messages() for w in m["alerts"]]) == before
-    assert rows[2]["owner_id"] == rows[0]["owner_id"]
-    await clean(it.url)
-
-
-async def test_an_earlier_first_event_moves_the_start_of_the_visit(it: Wired) -> None:
-    """The time in the first stage does not depend on the order of arrival."""
-    await it.lane.submit([event("demo.requested", 100)])
-    await it.lane.submit([event("page.viewed", 10)])
-    [row] = await it.transitions()
-    assert row["occurred_at"] - row["visit_entered_at"] == timedelta(minutes=90)
-    await clean(it.url)
-
-
 async def test_one_lead_from_two_processes_at_once(database_url: str) -> None:
     """Two lanes write the same lead side by side: no event's effect is lost."""
     async with wired(database_url) as one, wired(database_url) as two:
         views = [event("page.viewed", n, id=f"v{n}", **{f"k{n}": n}) for n in range(120)]
         await asyncio.gather(
-            *(_retried((one, two)[n % 2].lane, [view]) for n, view in enumerate(views))
+            *(retried((one, two)[n % 2].lane, [view]) for n, view in enumerate(views))
         )
         stored = await one.pool.fetchval("SELECT attributes FROM stage.leads")
         assert {k for k in msgspec.json.decode(stored) if k.startswith("k")} == {
@@ -538,10 +280,10 @@ async def test_a_playbook_published_while_events_come(database_url: str) -> None
         async def send(lane: Lane, who: str) -> None:
             for n in range(60):
                 lead = f"{who}{n % 7}@x.example"
-                await _retried(
+                await retried(
                     lane, [event("content.downloaded", n, lead, id=f"{who}{n}", employees=300)]
                 )
-                await _retried(lane, [event("page.viewed", n - 30.5, lead, id=f"{who}late{n}")])
+                await retried(lane, [event("page.viewed", n - 30.5, lead, id=f"{who}late{n}")])
 
         await asyncio.gather(
             publish(), send(one.lane, "a"), send(two.lane, "b"), send(one.lane, "c")
@@ -558,16 +300,6 @@ async def test_two_events_with_one_key_and_two_identities(it: Wired) -> None:
     assert [o.status for o in outcomes[:2]] == ["applied", "duplicate"]
     assert {o.status for o in outcomes[2:]} == {"applied"}
     assert await it.pool.fetchval("SELECT count(*) FROM stage.identities") == 21
-
-
-async def test_what_comes_back_from_the_database_folds_the_same(it: Wired) -> None:
-    """Order of keys and kinds of numbers in jsonb are not those that came (I4)."""
-    facts = {f"z{n % 7}_{n}": n for n in range(700)}
-    await it.lane.submit(
-        [event("lead.created", 5, **facts, employees=300, big=1e18, budget=2.5e17)]
-    )
-    await it.lane.submit([event("page.viewed", 1)])  # late: everything is folded again
-    await clean(it.url)
 
 
 async def test_an_urgent_stage_says_so_in_its_alerts_and_others_say_nothing(it: Wired) -> None:

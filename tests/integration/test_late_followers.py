@@ -20,8 +20,9 @@ import pytest
 from services.baton.embedded import EmbeddedPostgres
 from services.baton.verify import verify_database
 from services.stage_service.whole_leads import whole_lead
+from tests.integration.receiver import receiving
 from tests.integration.stage import NOON, Stage, fresh_database, serving_stage
-from tests.integration.subscribing import CIPHER_TEXT, receiving, subscribe
+from tests.integration.subscribing import CIPHER_TEXT, subscribe
 
 START = NOON - timedelta(days=20)
 
@@ -44,7 +45,6 @@ EVENTS = [
     told("late-2", "lead.recycled", 20),
     told("late-3", "deal.lost", 40, reason="no budget"),
 ]
-LATE = len(EVENTS) - 3
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from services.contracts.postgres_log import PostgresLog
 from services.notifier.consumer import Consumer
 from services.notifier.roster import Roster
 from services.stage_service.relay import Relay
-from tests.integration.test_lane import Wired, clean, wired
 from tests.integration.test_merging import by_hand, live, part, said
+from tests.integration.wired import Wired, clean, wired
 
 ROOT = Path(__file__).parents[2]
 

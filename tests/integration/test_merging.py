@@ -26,7 +26,7 @@ from services.stage_service.batch import Batch, Outcome, RacedError
 from services.stage_service.errors import UnavailableError
 from services.stage_service.identities import LEAD_IDENTITY
 from services.stage_service.lane import Lane, new_id
-from tests.integration.test_lane import START, Wired, _retried, clean, wired
+from tests.integration.wired import START, Wired, clean, retried, wired
 
 
 def said(type: str, minute: float, *, id: str = "", deal: str = MAIN, **data: Any) -> LeadEvent:
@@ -314,7 +314,7 @@ async def test_two_lanes_link_the_same_people_at_once(database_url: str) -> None
     async with wired(database_url) as one, wired(database_url) as two:
         requests = [events[n::24] for n in range(24)]
         await asyncio.gather(
-            *(_retried(lane.lane, some) for some in requests for lane in (one, two))
+            *(retried(lane.lane, some) for some in requests for lane in (one, two))
         )
         assert len(await owned(one)) == len(people)
         assert len(await live(one)) == len(people)
@@ -432,7 +432,7 @@ async def test_merges_and_partings_beside_traffic(database_url: str) -> None:
             both = one | other if chance.random() < 0.15 and one.keys() != other.keys() else one
             made = said(chance.choice(types), chance.randrange(60), id=f"{name}{n}", **both)
             sent.append(made)
-            await _retried(lane, [made])
+            await retried(lane, [made])
 
     async def people(it: Wired) -> None:
         for _ in range(25):

@@ -19,7 +19,7 @@ from services.contracts.access import Gatekeeper
 from services.contracts.team import Person
 from services.notifier import claims
 from services.stage_service.tables import bus_metadata, metadata
-from tests.integration.test_lane import clean, event, walk, wired
+from tests.integration.wired import clean, event, walk, wired
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,23 +14,10 @@ import asyncpg
 import msgspec
 import pytest
 
-from services.contracts.events import (
-    TRANSITIONED,
-    TRANSITIONS_TOPIC,
-    AlertWish,
-    Message,
-    OfferRef,
-    PersonRef,
-)
-from services.contracts.handoffs import (
-    ACCEPTED,
-    CLOCK_RANG,
-    OFFERED,
-    OVERDUE,
-    REJECTED,
-    WITHDRAWN,
-)
+from services.contracts.events import TRANSITIONED, TRANSITIONS_TOPIC, Message
+from services.contracts.handoffs import ACCEPTED, CLOCK_RANG, OFFERED, OVERDUE, REJECTED, WITHDRAWN
 from services.contracts.links import ANSWER, Links
+from services.contracts.published import AlertWish, OfferRef, PersonRef
 from services.notifier.deliveries import Dispatcher
 from services.notifier.letters import Letter, Outcome
 from services.notifier.roster import Roster

@@ -14,9 +14,9 @@ from services.contracts.events import (
     SUBSCRIPTION_STOPPED,
     SUBSCRIPTIONS_TOPIC,
     Message,
-    SubscriptionStopped,
     message_headers,
 )
+from services.contracts.published import SubscriptionStopped
 from services.notifier.roster import Roster
 from tests.integration.test_notifier_store import Desk, ListBus
 

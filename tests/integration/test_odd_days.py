@@ -14,7 +14,7 @@ from services.contracts.events import HANDOFFS_TOPIC
 from services.stage_service.ticker import Ticker
 from tests.integration.stage import running_stage
 from tests.integration.test_handoffs import TEAM, Timed, timed
-from tests.integration.test_lane import START, clean, event
+from tests.integration.wired import START, clean, event
 
 OFFICE = "working_hours: '09:00-17:00'"
 NIGHT = "hours: {sat: ['22:00-06:00'], sun: ['22:00-06:00']}"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from services.baton.verify import verify_database
 from services.contracts.events import MAIN, MERGED_BY_HAND, LeadEvent
 from tests.conftest import examples
-from tests.integration.test_lane import TYPES, Wired, wired
 from tests.integration.test_merging import by_hand, live, owned, part, said, snapshot
+from tests.integration.wired import TYPES, Wired, wired
 
 EMPTY = (
     "TRUNCATE stage.events, stage.leads, stage.identities, stage.journeys, stage.transitions, "

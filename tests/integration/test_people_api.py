@@ -12,7 +12,7 @@ import pytest_asyncio
 from services.baton.embedded import EmbeddedPostgres
 from services.stage_service.settings import StageSettings
 from tests.integration.stage import Stage, fresh_database, running_stage
-from tests.integration.test_lane import clean
+from tests.integration.wired import clean
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -13,7 +13,6 @@ from services.contracts.events import ASSIGNED_BY_HAND, HANDOFFS_TOPIC, SOURCE, 
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.sweeping import Sweeper
 from tests.integration.test_handoffs import SALES, Timed, timed
-from tests.integration.test_lane import START, clean, event
 from tests.integration.test_playbook_moves import (
     DISCOVERY,
     HOUR,
@@ -23,6 +22,7 @@ from tests.integration.test_playbook_moves import (
     sweep,
     sweeper,
 )
+from tests.integration.wired import START, clean, event
 
 LQ = re.sub(r"\bmql\b", "lq", SALES) + "\nmigrate: {mql: lq}\n"
 

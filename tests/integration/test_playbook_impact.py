@@ -17,8 +17,8 @@ from services.stage_service.playbook_diff import diff
 from services.stage_service.playbook_impact import Impact
 from services.stage_service.playbook_impact_words import impact_lines, with_impact
 from services.stage_service.reads_impact import impact_of
-from tests.integration.test_lane import event
 from tests.integration.test_simulation import run_under, stories
+from tests.integration.wired import event
 
 SALES = (Path(__file__).parents[2] / "playbooks/sales.yaml").read_text()
 NOW = datetime(2026, 6, 1, tzinfo=UTC)

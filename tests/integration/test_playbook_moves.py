@@ -25,7 +25,7 @@ from services.stage_service.playbook import parse_playbook
 from services.stage_service.shelf import Shelf
 from services.stage_service.sweeping import Sweeper
 from tests.integration.test_handoffs import SALES, Timed, timed
-from tests.integration.test_lane import START, clean, event
+from tests.integration.wired import START, clean, event
 
 HOUR = timedelta(hours=1)
 DISCOVERY = re.sub(r"\bsql\b", "discovery", SALES) + "\nmigrate: {sql: discovery}\n"

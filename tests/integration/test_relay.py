@@ -15,7 +15,7 @@ from services.contracts.database import STEADY_PLANS
 from services.contracts.events import TRANSITIONS_TOPIC, Message, message_headers
 from services.stage_service.lane import new_id
 from services.stage_service.relay import _SEQUENCER_LOCK, Relay
-from tests.integration.test_lane import START
+from tests.integration.wired import START
 
 
 class Broker:

@@ -17,7 +17,7 @@ from services.contracts.audit import Actor
 from services.contracts.events import CORRECTED, HANDOFFS_TOPIC
 from services.contracts.verification import Repair, Verification
 from services.stage_service.relay import Relay
-from tests.integration.test_lane import Wired, it, walk
+from tests.integration.wired import Wired, it, walk
 
 __all__ = ["it"]
 OLGA = Actor("olga@host", via="command")

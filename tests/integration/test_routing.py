@@ -15,7 +15,7 @@ from services.stage_service.batch import Batch
 from services.stage_service.lane import Lane, new_id
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.shelf import Shelf
-from tests.integration.test_lane import START, Wired, clean, event, walk, wired
+from tests.integration.wired import START, Wired, clean, event, walk, wired
 
 ROOT = Path(__file__).parents[2]
 SALES = (ROOT / "playbooks/sales.yaml").read_text()

@@ -26,7 +26,7 @@ from services.stage_service.simulation import Side, Tally
 from services.stage_service.simulations.history import parse_candidate
 from services.stage_service.simulations.pool import hours_of, simulate, since_of
 from services.stage_service.simulations.report import _harmless, report, write_csv
-from tests.integration.test_lane import event
+from tests.integration.wired import event
 
 ROOT = Path(__file__).parents[2]
 TEAM = load_team(ROOT / "playbooks/team.yaml")

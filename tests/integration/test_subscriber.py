@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from services.contracts.events import MAIN, MERGED_BY_HAND, LeadEvent
-from tests.integration.test_lane import START, TYPES, Wired, clean, wired
 from tests.integration.test_merging import by_hand, live, part, said
+from tests.integration.wired import START, TYPES, Wired, clean, wired
 
 PEOPLE = 4
 

@@ -20,7 +20,7 @@ from services.contracts.events import Message, message_headers
 from services.stage_service.subscriptions.addresses import Allowed, allowed_from
 from services.stage_service.subscriptions.subscription import Outcome, Secret, Subscription
 from services.stage_service.subscriptions.webhook_target import WebhookTarget
-from tests.integration.subscribing import receiving
+from tests.integration.receiver import receiving
 from tests.unit.test_addresses import ANSWERS, Canary, spellings
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)

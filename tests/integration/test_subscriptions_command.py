@@ -24,8 +24,8 @@ from aiohttp import web
 
 from services.stage_service.subscriptions.signing import verify_ed25519
 from tests.conftest import ROOT, missing
+from tests.integration.receiver import Receiver, Request, receiving
 from tests.integration.stage import Stage, serving_stage
-from tests.integration.subscribing import Receiver, Request, receiving
 from tests.integration.test_leads_command import baton
 from tests.system.running import free_port, until
 

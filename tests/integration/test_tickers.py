@@ -18,7 +18,7 @@ from services.stage_service.playbook import parse_playbook
 from services.stage_service.shelf import Shelf
 from services.stage_service.ticker import Ticker
 from tests.integration.test_handoffs import HOUR, SALES, TEAM, Timed, timed
-from tests.integration.test_lane import START, clean, event
+from tests.integration.wired import START, clean, event
 
 
 @pytest.fixture

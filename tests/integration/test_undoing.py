@@ -14,8 +14,9 @@ from services.stage_service.errors import UnavailableError
 from services.stage_service.lane import new_id
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.shelf import Shelf
-from tests.integration.test_lane import ROOT, START, Wired, clean, wired
+from tests.conftest import ROOT
 from tests.integration.test_merging import by_hand, live, owned, part, said
+from tests.integration.wired import START, Wired, clean, wired
 
 
 @pytest.fixture

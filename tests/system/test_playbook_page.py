@@ -10,9 +10,9 @@ import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.system.test_pages import Running, browser, context, session
+from tests.system.browsing import Running, browser, context, running, session, watched
 
-__all__ = ["browser", "context", "session"]  # fixtures
+__all__ = ["browser", "context", "running", "session"]  # fixtures
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
@@ -24,28 +24,11 @@ GATED = (
 )
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A Baton with its own database."""
-    baton = Running(tmp_path_factory.mktemp("pages") / "data")
-    baton.start()
-    yield baton
-    baton.stop()
-
-
 @pytest.fixture
 def page(running: Running, context: BrowserContext) -> Iterator[Page]:
     """A page that must not complain but of what was refused, nor ask any other host."""
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on(
-        "request",
-        lambda r: None if r.url.startswith(running.url) else complaints.append(f"asked {r.url}"),
-    )
-    yield page
-    assert [c for c in complaints if "422" not in c and "412" not in c] == []
+    with watched(running, context, (412, 422)) as page:
+        yield page
 
 
 def picture(page: Page, name: str) -> None:

@@ -22,8 +22,9 @@ import pytest
 from aiohttp import web
 
 from services.baton.command import database_url
-from tests.integration.subscribing import CIPHER_TEXT, Receiver, Request, receiving, subscribe
-from tests.integration.test_subscriptions import certificates
+from tests.integration.certificates import certificates
+from tests.integration.receiver import Receiver, Request, receiving
+from tests.integration.subscribing import CIPHER_TEXT, subscribe
 from tests.system.running import BATCHED, ROOT, RunningBaton, free_port, lead_event, until
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]

@@ -9,7 +9,9 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from tests.integration.subscribing import Clock, Log, Request, delivering, receiving, subscribe
+from tests.fakes.clock import Clock
+from tests.integration.receiver import Request, receiving
+from tests.integration.subscribing import Log, delivering, subscribe
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 

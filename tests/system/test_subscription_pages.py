@@ -13,8 +13,8 @@ import pytest
 import standardwebhooks
 from playwright.sync_api import BrowserContext, Page, expect
 
+from tests.system.browsing import Running, browser, context, session, watched
 from tests.system.running import until
-from tests.system.test_pages import Running, browser, context, session
 
 __all__ = ["browser", "context", "session"]  # fixtures
 
@@ -38,16 +38,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 @pytest.fixture
 def page(running: Running, context: BrowserContext) -> Iterator[Page]:
     """A page that must not complain but of what was refused, nor ask any other host."""
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on(
-        "request",
-        lambda r: None if r.url.startswith(running.url) else complaints.append(f"asked {r.url}"),
-    )
-    yield page
-    assert [c for c in complaints if "422" not in c] == []
+    with watched(running, context, (422,)) as page:
+        yield page
 
 
 class Receiver:

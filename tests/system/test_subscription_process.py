@@ -12,7 +12,8 @@ from pathlib import Path
 import asyncpg
 import httpx
 
-from tests.integration.subscribing import CIPHER_TEXT, Log, receiving, subscribe
+from tests.integration.receiver import receiving
+from tests.integration.subscribing import CIPHER_TEXT, Log, subscribe
 from tests.system.running import ROOT, free_port, until
 
 

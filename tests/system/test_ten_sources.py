@@ -16,8 +16,8 @@ from services.contracts.events import MAIN, LeadEvent, identities_of
 from services.contracts.problems import Defect
 from services.stage_service.lane import Lane
 from tests.integration.stage import fresh_database
-from tests.integration.test_lane import _retried, clean, wired
 from tests.integration.test_merging import STATE
+from tests.integration.wired import clean, retried, wired
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -94,7 +94,7 @@ async def send(lane: Lane, events: list[LeadEvent], size: int) -> list[str]:
     requests = [events[n : n + size] for n in range(0, len(events), size)]
     statuses: list[str] = []
     for n in range(0, len(requests), 8):
-        answers = await asyncio.gather(*(_retried(lane, some) for some in requests[n : n + 8]))
+        answers = await asyncio.gather(*(retried(lane, some) for some in requests[n : n + 8]))
         statuses += [o.status for outcomes in answers for o in outcomes]
     return statuses
 
@@ -123,7 +123,7 @@ async def test_sent_twice_in_any_order_is_as_sent_once(postgres: EmbeddedPostgre
         await clean(one)
         async with wired(other) as it:
             for n in range(0, len(events), 500):
-                await _retried(it.lane, events[n : n + 500])
+                await retried(it.lane, events[n : n + 500])
         await clean(other)
         found, expected = await state(one), await state(other)
         assert len(found) == len(expected)

@@ -15,10 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.fakes.clock import wall
 from tests.fakes.hubspot import FakeHubSpot
 from tests.integration.stage import Stage, running_stage
 from tests.integration.subscribing import CIPHER_TEXT
-from tests.integration.test_webhooks import deliver, signed
+from tests.integration.vendor import deliver, signed
 
 SECRET = "a-secret-of-hubspots-app"
 WITHIN_S = 30.0
@@ -91,7 +92,7 @@ async def world(database_url: str) -> AsyncIterator[World]:
         "source_secrets": {"hubspot": [SECRET]}, "encryption_key": CIPHER_TEXT,
         "subscriptions_allow": "127.0.0.0/8",
     }  # fmt: skip
-    async with FakeHubSpot() as crm, running_stage(database_url, **settings) as stage:
+    async with FakeHubSpot(wall) as crm, running_stage(database_url, **settings) as stage:
         await subscribe(stage, crm)
         yield World(stage, crm)
         assert crm.complaints == []

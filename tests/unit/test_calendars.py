@@ -17,7 +17,6 @@ from services.contracts.calendars import (
     after_quiet,
     away_at,
     business_seconds,
-    is_away,
     is_open,
     is_quiet,
     next_open,
@@ -129,9 +128,9 @@ def test_more_than_a_lifetime_of_work_ends_without_a_moment() -> None:
 def test_away_includes_the_last_day_and_names_the_stand_in() -> None:
     trip = absence(date(2026, 8, 3), date(2026, 8, 14), "Europe/Berlin", "b")
     person = Person("a", "A", time_zone="Europe/Berlin", away=(trip,))
-    assert not is_away(person, at("2026-08-02T23:59+02:00"))
-    assert is_away(person, at("2026-08-14T23:59+02:00"))
-    assert not is_away(person, at("2026-08-15T00:00+02:00"))
+    assert away_at(person, at("2026-08-02T23:59+02:00")) is None
+    assert away_at(person, at("2026-08-14T23:59+02:00")) is not None
+    assert away_at(person, at("2026-08-15T00:00+02:00")) is None
     found = away_at(person, at("2026-08-10T12:00Z"))
     assert found is not None
     assert found.stand_in == "b"

@@ -9,20 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.contracts.events import (
-    HANDOFFS_TOPIC,
-    OWNER_CHANGED,
-    TRANSITIONED,
-    AlertWish,
-    JourneyRef,
-    LeadSnapshot,
-    Message,
-    OfferRef,
-    OwnerChanged,
-    PersonRef,
-    Score,
-    StageGuide,
-)
+from services.contracts.events import HANDOFFS_TOPIC, OWNER_CHANGED, TRANSITIONED, Message
 from services.contracts.handoffs import (
     ACCEPTED,
     CLOCK_RANG,
@@ -34,6 +21,16 @@ from services.contracts.handoffs import (
     HandoffTold,
 )
 from services.contracts.preferences import AlertPreferences
+from services.contracts.published import (
+    AlertWish,
+    JourneyRef,
+    LeadSnapshot,
+    OfferRef,
+    OwnerChanged,
+    PersonRef,
+    Score,
+    StageGuide,
+)
 from services.contracts.team import Person, Team, team_of
 from services.notifier.alerts import Alert, alerts_of
 from services.notifier.errors import UnreadableError

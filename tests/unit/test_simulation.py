@@ -14,7 +14,7 @@ from services.stage_service import funnel
 from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.rehearsal import Rehearsal
 from services.stage_service.simulation import Past, Simulation, Step, Tally, _step
-from tests.integration.test_lane import START, event
+from tests.integration.wired import START, event
 from tests.unit import test_playbook_succession as versions
 
 ROOT = Path(__file__).parents[2]

@@ -21,12 +21,6 @@ from services.contracts.events import (
     OWNER_CHANGED,
     SUBSCRIPTION_STOPPED,
     TRANSITIONED,
-    LeadMerged,
-    LeadSnapshot,
-    LeadUnmerged,
-    OwnerChanged,
-    StageTransitioned,
-    SubscriptionStopped,
 )
 from services.contracts.handoffs import (
     ACCEPTED,
@@ -39,6 +33,14 @@ from services.contracts.handoffs import (
     HandoffTold,
 )
 from services.contracts.leads import WholeLead
+from services.contracts.published import (
+    LeadMerged,
+    LeadSnapshot,
+    LeadUnmerged,
+    OwnerChanged,
+    StageTransitioned,
+    SubscriptionStopped,
+)
 from services.contracts.simulations import SIMULATION, Simulated
 from services.contracts.verification import Verification
 from services.contracts.webhooks import WEBHOOK_EVENT, WebhookEvent

@@ -11,8 +11,17 @@ from fastapi import FastAPI
 
 from services.contracts.leads import LeadNow
 from services.contracts.openapi import Answer, complete
-from services.stage_service.api import playbook_answers as answers
-from services.stage_service.api import shapes
+from services.stage_service.api import (
+    event_answers,
+    funnel_answers,
+    handoff_answers,
+    lead_answers,
+    people_answers,
+    playbook_answers,
+    quarantine_answers,
+    shapes,
+    simulation_answers,
+)
 from services.stage_service.api.segment import CALLS
 
 TAGS = {
@@ -33,7 +42,7 @@ TAGS = {
 }
 OPEN = ("livez", "readyz", "metrics")
 """Operations that ask for no key."""
-_MERGED = (308, "The lead is part of another: the same under its id", shapes.MergedInto)
+_MERGED = (308, "The lead is part of another: the same under its id", lead_answers.MergedInto)
 _ID = "01a20b83-54a5-72df-8ba5-f958346b324f"
 _CALL: dict[str, Any] = {
     "type": "track", "event": "Demo Requested", "messageId": "m-1", "userId": "97980cfea0067",
@@ -41,7 +50,7 @@ _CALL: dict[str, Any] = {
 }  # fmt: skip
 _PERSON_PROBLEMS = (404, 409, 412)
 
-_SCHEDULED = ((202, "It is to be published then", answers.ScheduledShown),)
+_SCHEDULED = ((202, "It is to be published then", playbook_answers.ScheduledShown),)
 _AS_IT_WAS = ((304, "It has the ETag of If-None-Match", None),)
 
 ANSWERS: dict[str, Answer] = {
@@ -49,7 +58,7 @@ ANSWERS: dict[str, Answer] = {
     "readyz": Answer(shapes.Status, also=((503, "Not to be sent requests", shapes.Status),)),
     "metrics": Answer(media="text/plain"),
     "get_asyncapi": Answer(dict[str, Any]),
-    "post_events": Answer(shapes.EventResults, problems=(415,)),
+    "post_events": Answer(event_answers.EventResults, problems=(415,)),
     "post_delivery": Answer(
         media="*/*", problems=(400, 405, 415), also=((202, "Taken; the source's answer", None),)
     ),
@@ -60,86 +69,92 @@ ANSWERS: dict[str, Answer] = {
         for call in set(CALLS.values())
     },
     "list_leads": Answer(LeadNow, many=True, problems=(404,)),
-    "get_lead": Answer(shapes.LeadThen, also=(_MERGED,)),
-    "get_why": Answer(shapes.LeadExplained, also=(_MERGED,)),
+    "get_lead": Answer(lead_answers.LeadThen, also=(_MERGED,)),
+    "get_why": Answer(lead_answers.LeadExplained, also=(_MERGED,)),
     "get_timeline": Answer(
-        shapes.TimelineItem, many=True, also=(_MERGED,),
+        lead_answers.TimelineItem, many=True, also=(_MERGED,),
         more={
             "alerts_known": {"type": "boolean", "description": "false: the notifier is silent"},
             "why": {"$ref": "#/components/schemas/LeadExplained"},
         },
     ),
     "move_lead": Answer(
-        shapes.EventResult, problems=(409,),
+        event_answers.EventResult, problems=(409,),
         sent={"to": "nurture", "reason": "no budget this year"},
     ),
     "merge_leads": Answer(
-        shapes.EventResult, problems=(409,), sent={"lead": _ID, "reason": "the same person"}
+        event_answers.EventResult, problems=(409,), sent={"lead": _ID, "reason": "the same person"}
     ),
     "unmerge_leads": Answer(
-        shapes.EventResult, problems=(409,), sent={"lead": _ID, "reason": "two of one name"}
+        event_answers.EventResult, problems=(409,), sent={"lead": _ID, "reason": "two of one name"}
     ),
     "assign_lead": Answer(
-        shapes.Assigned, problems=(409,),
+        lead_answers.Assigned, problems=(409,),
         sent={"role": "ae", "person": "jonas", "reason": "knows the company"},
     ),
-    "get_routing": Answer(shapes.RoutingDecision, many=True),
-    "list_accounts": Answer(shapes.AccountNow, many=True),
-    "get_account": Answer(shapes.WholeAccount),
-    "get_funnel": Answer((shapes.Funnel, shapes.Durations), problems=(404,)),
-    "get_durations": Answer(shapes.Durations, problems=(404,)),
-    "list_playbooks": Answer(shapes.PlaybookShown, many=True),
+    "get_routing": Answer(lead_answers.RoutingDecision, many=True),
+    "list_accounts": Answer(lead_answers.AccountNow, many=True),
+    "get_account": Answer(lead_answers.WholeAccount),
+    "get_funnel": Answer((funnel_answers.Funnel, funnel_answers.Durations), problems=(404,)),
+    "get_durations": Answer(funnel_answers.Durations, problems=(404,)),
+    "list_playbooks": Answer(playbook_answers.PlaybookShown, many=True),
     "simulate_playbook": Answer(
-        shapes.SimulationShown, status=202, problems=(409, 415), sent=shapes.PLAYBOOK_TEXT
+        simulation_answers.SimulationShown, status=202, problems=(409, 415),
+        sent=playbook_answers.PLAYBOOK_TEXT,
     ),
-    "list_simulations": Answer(shapes.SimulationListed, many=True),
-    "get_simulation": Answer(shapes.SimulationShown),
+    "list_simulations": Answer(simulation_answers.SimulationListed, many=True),
+    "get_simulation": Answer(simulation_answers.SimulationShown),
     "cancel_simulation": Answer(status=204, problems=(409,)),
     "get_simulation_result": Answer(problems=(409,)),
-    "list_handoffs": Answer(shapes.Handoff, many=True, problems=(404,)),
-    "get_handoff_numbers": Answer(shapes.HandoffNumbers, problems=(404,)),
-    "get_handoff": Answer(shapes.Handoff),
-    "accept_handoff": Answer(shapes.Handoff, problems=(409,), sent={"person": "jonas"}),
-    "reject_handoff": Answer(shapes.Handoff, problems=(409,), sent={"reason": "No budget"}),
-    "list_people": Answer(shapes.PersonListed, many=True),
-    "get_person": Answer(shapes.PersonShown),
+    "list_handoffs": Answer(handoff_answers.Handoff, many=True, problems=(404,)),
+    "get_handoff_numbers": Answer(handoff_answers.HandoffNumbers, problems=(404,)),
+    "get_handoff": Answer(handoff_answers.Handoff),
+    "accept_handoff": Answer(handoff_answers.Handoff, problems=(409,), sent={"person": "jonas"}),
+    "reject_handoff": Answer(
+        handoff_answers.Handoff, problems=(409,), sent={"reason": "No budget"}
+    ),
+    "list_people": Answer(people_answers.PersonListed, many=True),
+    "get_person": Answer(people_answers.PersonShown),
     "put_person": Answer(
-        shapes.PersonShown, problems=_PERSON_PROBLEMS,
-        also=((201, "The person is new", shapes.PersonShown),),
+        people_answers.PersonShown, problems=_PERSON_PROBLEMS,
+        also=((201, "The person is new", people_answers.PersonShown),),
         sent={"name": "Jonas Weber", "email": "jonas@example.com", "roles": ["ae"]},
     ),
     "delete_person": Answer(status=204, problems=_PERSON_PROBLEMS),
     "import_people": Answer(
-        shapes.ImportDone, problems=(409,), sent="id,name,roles\njonas,Jonas Weber,ae\n"
+        people_answers.ImportDone, problems=(409,), sent="id,name,roles\njonas,Jonas Weber,ae\n"
     ),
-    "leave_person": Answer(shapes.Left, problems=(409,), sent={"to": "elena"}),
+    "leave_person": Answer(people_answers.Left, problems=(409,), sent={"to": "elena"}),
     "list_audit": Answer(shapes.AuditEntry, many=True, problems=(404,)),
     "export_audit": Answer(problems=(404,)),
     "create_playbook": Answer(
-        answers.VersionShown, status=201, problems=(409, 412, 415), also=_SCHEDULED
+        playbook_answers.VersionShown, status=201, problems=(409, 412, 415), also=_SCHEDULED
     ),
-    "get_playbook": Answer(answers.WholePlaybook, also=_AS_IT_WAS),
+    "get_playbook": Answer(playbook_answers.WholePlaybook, also=_AS_IT_WAS),
     "publish_playbook": Answer(
-        answers.VersionShown, problems=(409, 412, 415, 428), also=_SCHEDULED
+        playbook_answers.VersionShown, problems=(409, 412, 415, 428), also=_SCHEDULED
     ),
     "roll_playbook_back": Answer(
-        answers.VersionShown, problems=(409, 412, 428), also=_SCHEDULED,
+        playbook_answers.VersionShown, problems=(409, 412, 428), also=_SCHEDULED,
         sent={"version": 1, "message": "The new threshold brought too many"},
     ),
-    "validate_playbook": Answer(answers.Checked, problems=(415,)),
-    "diff_playbook": Answer(answers.DiffWithImpact, problems=(415,)),
-    "list_playbook_versions": Answer(answers.VersionShown, many=True),
-    "get_playbook_version": Answer(answers.WholePlaybook, also=_AS_IT_WAS),
-    "diff_playbook_versions": Answer(answers.DiffWithImpact),
-    "list_scheduled_playbooks": Answer(answers.ScheduledShown, many=True),
-    "cancel_scheduled_playbook": Answer(answers.ScheduledShown, problems=(409,)),
-    "list_quarantine": Answer(shapes.Quarantined, many=True),
-    "get_quarantined": Answer(shapes.WholeQuarantined),
+    "validate_playbook": Answer(playbook_answers.Checked, problems=(415,)),
+    "diff_playbook": Answer(playbook_answers.DiffWithImpact, problems=(415,)),
+    "list_playbook_versions": Answer(playbook_answers.VersionShown, many=True),
+    "get_playbook_version": Answer(playbook_answers.WholePlaybook, also=_AS_IT_WAS),
+    "diff_playbook_versions": Answer(playbook_answers.DiffWithImpact),
+    "list_scheduled_playbooks": Answer(playbook_answers.ScheduledShown, many=True),
+    "cancel_scheduled_playbook": Answer(playbook_answers.ScheduledShown, problems=(409,)),
+    "list_quarantine": Answer(quarantine_answers.Quarantined, many=True),
+    "get_quarantined": Answer(quarantine_answers.WholeQuarantined),
     "replay_quarantine": Answer(
-        shapes.ReplayedAll, problems=(404, 409), sent={"source": "hubspot", "dry_run": True}
+        quarantine_answers.ReplayedAll, problems=(404, 409),
+        sent={"source": "hubspot", "dry_run": True},
     ),
-    "replay_quarantined": Answer(shapes.ReplayedDelivery, problems=(409,), sent={"dry_run": True}),
-    "discard_quarantined": Answer(shapes.Discarded, problems=(409,)),
+    "replay_quarantined": Answer(
+        quarantine_answers.ReplayedDelivery, problems=(409,), sent={"dry_run": True}
+    ),
+    "discard_quarantined": Answer(quarantine_answers.Discarded, problems=(409,)),
     # What these answer is said by the routes (subscription_answers).
     "create_subscription": Answer(
         status=201, problems=(409,),

@@ -9,7 +9,7 @@ import msgspec
 
 from services.contracts.leads import Id, Moment
 from services.contracts.yaml_source import Problem
-from services.stage_service.api.shapes import PlaybookStage, Stage
+from services.stage_service.api.shapes import Stage
 from services.stage_service.playbook import Playbook
 from services.stage_service.playbook_catalogue import PREFIX
 from services.stage_service.playbook_diff import Change, Diff
@@ -21,6 +21,42 @@ from services.stage_service.versions import Scheduled, Version
 
 Name = Annotated[str, msgspec.Meta(examples=["sales"])]
 Number = Annotated[int, msgspec.Meta(ge=1, examples=[3])]
+PLAYBOOK_TEXT = "name: sales\ntitle: Sales\n"
+"""How a playbook begins."""
+
+
+class Gate(msgspec.Struct):
+    """What a stage demands on entry."""
+
+    require: list[str]
+    reason: bool | str | None
+
+
+class PlaybookStage(msgspec.Struct):
+    """A stage as the playbook has it."""
+
+    key: Stage
+    title: str
+    band: str
+    kind: str
+    focus: str
+    goal: str
+    responsible: list[str]
+    alerts: list[str]
+    guidance: list[str]
+    next_steps: list[str]
+    gate: Gate
+
+
+class PlaybookShown(msgspec.Struct):
+    """An active playbook."""
+
+    name: str
+    title: str
+    version: int
+    digest: str
+    path: list[Stage]
+    stages: list[PlaybookStage]
 
 
 class DiffShown(msgspec.Struct):

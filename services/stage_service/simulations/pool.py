@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import multiprocessing
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import pairwise
 
 import asyncpg
@@ -23,6 +22,7 @@ from services.stage_service.playbook import Playbook
 from services.stage_service.shelf import Shelf
 from services.stage_service.simulation import Simulation, Tally
 from services.stage_service.simulations import history
+from services.stage_service.simulations.workers import spread
 from services.stage_service.store import Connection
 
 LEADS_A_TIME = 500
@@ -104,70 +104,37 @@ async def _on_all(
     whole = Tally()
     if progress is not None:
         progress(0, total)
-    # Started afresh, not forked: a connection and a loop of ours must not be theirs.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(tasks)), context, _begin, (told,)) as pool:
-        running: set[Future[Tally]] = {pool.submit(_task, after, until) for after, until in tasks}
-        try:
-            for done in asyncio.as_completed([asyncio.wrap_future(f) for f in running]):
-                part = await done
-                whole.add(part)
-                if progress is not None and part.leads:
-                    progress(whole.leads, total)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with spread(partial(_opened, told), tasks, min(workers, len(tasks))) as running:
+        for done in asyncio.as_completed(running):
+            part = await done
+            whole.add(part)
+            if progress is not None and part.leads:
+                progress(whole.leads, total)
     return whole
 
 
-_workers: list[_Worker] = []
-"""This process's, when it is one of the pool."""
+async def _opened(told: Told) -> Callable[[str, str], Awaitable[Tally]]:
+    """Open one process's part: its connection in the common snapshot, and its simulation."""
+    connection = await asyncpg.connect(told.database_url)
+    await history.join_snapshot(connection, told.snapshot)
+    shelf = Shelf()
+    await shelf.load(connection)
+    candidate = history.parse_candidate(told.source, told.file, shelf)
+    active = {epoch: shelf.at(epoch) for epoch in range(shelf.epoch + 1)}
+    simulation = Simulation(candidate, active, told.hours, told.now, told.since)
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+    return partial(_range, connection, simulation, told.since)
 
 
-def _begin(told: Told) -> None:
-    _workers.append(_Worker(told))
-
-
-def _task(after: str, until: str) -> Tally:
-    return _workers[0].run(after, until)
-
-
-class _Worker:
-    """One process's part: its connection in the common snapshot, and its simulation."""
-
-    def __init__(self, told: Told) -> None:
-        self._told = told
-        self._loop = asyncio.new_event_loop()
-        self._connection: Connection | None = None
-        self._simulation: Simulation | None = None
-
-    def run(self, after: str, until: str) -> Tally:
-        """Give the numbers of the leads with ids after `after` up to `until` ("": to the end)."""
-        return self._loop.run_until_complete(self._range(after, until))
-
-    async def _open(self) -> tuple[Connection, Simulation]:
-        if self._connection is None or self._simulation is None:
-            told = self._told
-            connection = await asyncpg.connect(told.database_url)
-            await history.join_snapshot(connection, told.snapshot)
-            shelf = Shelf()
-            await shelf.load(connection)
-            candidate = history.parse_candidate(told.source, told.file, shelf)
-            active = {epoch: shelf.at(epoch) for epoch in range(shelf.epoch + 1)}
-            self._connection = connection
-            self._simulation = Simulation(candidate, active, told.hours, told.now, told.since)
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(100_000, 20, 100)
-        return self._connection, self._simulation
-
-    async def _range(self, after: str, until: str) -> Tally:
-        connection, simulation = await self._open()
-        tally = Tally()
-        while ids := await history.lead_ids(
-            connection, self._told.since, after, until, LEADS_A_TIME
-        ):
-            told = await history.events_of(connection, ids)
-            tally.add(simulation.run(told, await history.past_of(connection, ids)))
-            after = ids[-1]
-        return tally
+async def _range(
+    connection: Connection, simulation: Simulation, since: datetime | None, after: str, until: str
+) -> Tally:
+    """Give the numbers of the leads with ids after `after` up to `until` ("": to the end)."""
+    tally = Tally()
+    while ids := await history.lead_ids(connection, since, after, until, LEADS_A_TIME):
+        told = await history.events_of(connection, ids)
+        tally.add(simulation.run(told, await history.past_of(connection, ids)))
+        after = ids[-1]
+    return tally

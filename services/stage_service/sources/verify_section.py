@@ -25,7 +25,6 @@ HMAC_KEYS = (
     "numbered", "key",
 )  # fmt: skip
 SEPARATORS = {"space": b" ", "comma": b","}
-PLACES = ("header", "query", "path", "form")
 REMEDY = "See docs/sources.md, 'Verification'."
 
 _PART = re.compile(r"\{([^{}]*)\}")

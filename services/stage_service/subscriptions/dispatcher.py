@@ -22,13 +22,13 @@ from typing import Any
 import asyncpg
 import structlog
 
-from services.stage_service.subscriptions import metrics, store_session
+from services.stage_service.subscriptions import metrics, shares, store_session
 from services.stage_service.subscriptions.courses import CourseError, Courses
 from services.stage_service.subscriptions.filters import Words
 from services.stage_service.subscriptions.pace import Pace
 from services.stage_service.subscriptions.recorder import Recorder
 from services.stage_service.subscriptions.sender import Sender
-from services.stage_service.subscriptions.store_session import Look, Seen
+from services.stage_service.subscriptions.shares import Look, Seen
 from services.stage_service.subscriptions.tail import (
     PrunedError,
     Tail,
@@ -134,7 +134,7 @@ class Dispatcher:
             connection: asyncpg.Connection[Any] | None = None
             began = time.monotonic()
             try:
-                connection = await store_session.open_session(self._database_url, self._hear)
+                connection = await shares.open_session(self._database_url, self._hear)
                 self.is_member = True
                 await self._deliver(connection)
             except Exception as error:  # the session is lost, or the database away: begin anew
@@ -185,7 +185,7 @@ class Dispatcher:
 
     async def _look(self, connection: asyncpg.Connection[Any]) -> None:
         """Follow what changed by hand, and keep to a fair share."""
-        look = await store_session.look(connection)
+        look = await shares.look(connection)
         active = {seen.id: seen for seen in look.active}
         for id, sender in list(self._senders.items()):
             if id not in self._retiring:
@@ -206,7 +206,7 @@ class Dispatcher:
         What somebody cannot deliver for is in nobody's share: whoever can takes it beside.
         """
         await self._refuse_no_more(connection, active)
-        refused = {id for id in active if store_session.lock_key(id) in look.refused}
+        refused = {id for id in active if shares.lock_key(id) in look.refused}
         share = math.ceil((len(active) - len(refused)) / max(1, look.members))
         staying = [
             id for id in self._held
@@ -215,10 +215,10 @@ class Dispatcher:
         for id in staying[share:]:
             self._retire(id, GIVE_UP_WITHIN_S, unlock=True)
         # Two that share a lock by chance are both ours, or both somebody else's.
-        locked = look.locked - {store_session.lock_key(id) for id in self._held}
+        locked = look.locked - {shares.lock_key(id) for id in self._held}
         free = [
             id for id, seen in active.items()
-            if id not in self._held and store_session.lock_key(id) not in locked
+            if id not in self._held and shares.lock_key(id) not in locked
             and not self._was_tried(seen)
         ]  # fmt: skip
         wanted = [id for id in free if id not in refused][: max(0, share - len(staying))]
@@ -226,7 +226,7 @@ class Dispatcher:
         beside = sorted(refused.intersection(free), key=lambda each: tried_at.get(each, -math.inf))
         wanted += beside[:REFUSED_AT_ONCE]
         if wanted:
-            self._held.update(await store_session.claim(connection, wanted))
+            self._held.update(await shares.claim(connection, wanted))
 
     def _was_tried(self, seen: Seen) -> bool:
         """Tell whether it could not be opened a moment ago, and is as it was then."""
@@ -242,7 +242,7 @@ class Dispatcher:
             is_reworded = words is not None and words != self._courses.words
             if is_reworded or id not in active or active[id].version != version:
                 del self._unopened[id]
-                await store_session.refuse_no_more(connection, id)
+                await shares.refuse_no_more(connection, id)
 
     async def _follow(
         self, connection: asyncpg.Connection[Any], sender: Sender, seen: Seen | None
@@ -300,7 +300,7 @@ class Dispatcher:
             await self._let_go(connection, id)
             return
         if self._unopened.pop(id, None) is not None:
-            await store_session.refuse_no_more(connection, id)
+            await shares.refuse_no_more(connection, id)
         if course is None or place is None or course.subscription.state != "active":
             await self._let_go(connection, id)
             return
@@ -339,7 +339,7 @@ class Dispatcher:
         if self._unopened.get(id, (None,))[0] != version:
             _log.error("subscription.cannot_deliver", subscription=id, reason=str(error))
         if id not in self._unopened:
-            await store_session.refuse(connection, id)
+            await shares.refuse(connection, id)
         words = error.words if isinstance(error, CourseError) else None
         self._unopened[id] = (version, words, time.monotonic())
 
@@ -369,7 +369,7 @@ class Dispatcher:
     async def _let_go(self, connection: asyncpg.Connection[Any], id: str) -> None:
         self._unlock.discard(id)
         self._held.discard(id)
-        await store_session.release(connection, id)
+        await shares.release(connection, id)
 
     async def _load_due(self, connection: asyncpg.Connection[Any]) -> None:
         """Bring rows that are due to the senders that take more."""

@@ -22,9 +22,9 @@ from services.contracts.events import (
     SUBSCRIPTION_STOPPED,
     SUBSCRIPTIONS_TOPIC,
     Message,
-    SubscriptionStopped,
     message_headers,
 )
+from services.contracts.published import SubscriptionStopped
 from services.stage_service.subscriptions import metrics, store_session
 from services.stage_service.subscriptions.sender import Sender
 from services.stage_service.subscriptions.store_session import Record

@@ -169,12 +169,6 @@ class Window:
         self.sending.add(delivery)
         return delivery
 
-    def put_back(self, delivery: Delivery) -> None:
-        """Undo `next`."""
-        self.sending.discard(delivery)
-        ready = self._ready_rows if self._is_row(delivery) else self._ready
-        ready.appendleft(delivery)
-
     def done(self, delivery: Delivery) -> None:
         """Note that `delivery` went through or is given up: the next of its lead is ready."""
         self._leave(delivery)

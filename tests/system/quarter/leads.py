@@ -6,7 +6,7 @@ import heapq
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from tests.system.quarter.roster import BEGIN, DAYS, ZONES
@@ -147,8 +147,3 @@ def answer(seed: int, lead: str, role: str, times: int) -> Answer:
     if draw < 1 - NEVER:
         return Answer("reject", 1800.0 * chance.randrange(1, 6))
     return Answer("nothing", 0.0)
-
-
-def day_of(at: datetime) -> date:
-    """Give the day of `at` in UTC."""
-    return at.astimezone(UTC).date()
