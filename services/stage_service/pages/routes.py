@@ -1,4 +1,4 @@
-"""The routes of the pages: board, funnel, leads, one lead, alerts, and the assets."""
+"""The routes of the pages: funnel, leads, one lead, alerts, and the assets."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
-import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 
-from services.contracts import postgres_log
 from services.contracts.access import Principal
-from services.contracts.events import CORRECTED, TRANSITIONED, TRANSITIONS_TOPIC
 from services.contracts.problems import BatonError, Defect
 from services.stage_service import funnel_numbers, reads, reads_people
 from services.stage_service.api.access import House, allow, house, token_of
@@ -38,6 +35,7 @@ from services.stage_service.errors import NotFoundError, UnavailableError
 from services.stage_service.pages import (
     answer_pages,
     audit_pages,
+    board_page,
     handoff_pages,
     people_view,
     playbook_pages,
@@ -59,11 +57,7 @@ from services.stage_service.pages.rendering import (
     page,
     static_files,
 )
-from services.stage_service.playbook import BAND_TITLES
 
-CARDS_MAX = 12
-NEWS_MAX = 8
-NEWS_READ_BACK = 60
 LEADS_A_PAGE = 50
 CHAPTERS_SHOWN = 100
 OTHERS_MAX = 8
@@ -84,8 +78,8 @@ def pages_router() -> APIRouter:
     whole.include_router(session.router)
     counted = [Depends(handoff_pages.count_for_menu)]
     for each in (
-        router, handoff_pages.router, quarantine_pages.router, people_view.router, playbook_pages.router,
-        subscription_pages.router, simulation_pages.router, audit_pages.router,
+        router, board_page.router, handoff_pages.router, quarantine_pages.router, people_view.router,
+        playbook_pages.router, subscription_pages.router, simulation_pages.router, audit_pages.router,
     ):  # fmt: skip
         whole.include_router(each, dependencies=counted)
     whole.include_router(_nowhere)
@@ -102,47 +96,6 @@ async def static(request: Request, digest: str, name: str) -> Response:
     answer.headers["cache-control"] = FOREVER if digests.get(name) == digest else "no-store"
     answer.headers["x-content-type-options"] = "nosniff"
     return answer
-
-
-# The board
-
-
-@router.get("/")
-async def board(request: Request, who: Reader, playbook: str | None = None) -> Response:
-    """Show every stage with its newest journeys, live."""
-    return page(
-        request, "board.html", who=who, json_url="/v1/leads",
-        **await _board(house(request), playbook),
-    )  # fmt: skip
-
-
-@router.get("/fragments/board")
-async def board_fragment(request: Request, who: Reader, playbook: str | None = None) -> Response:
-    """Give the moving part of the board."""
-    return page(request, "_board.html", who=who, **await _board(house(request), playbook))
-
-
-async def _board(it: House, name: str | None) -> dict[str, Any]:
-    chosen = playbook_named(it, name or None)
-    now = await reads.board(it.engine, chosen.name, CARDS_MAX, it.now())
-    last = await postgres_log.last_number(it.pool, TRANSITIONS_TOPIC)
-    messages = await postgres_log.read_topic(
-        it.pool, max(0, last - NEWS_READ_BACK), TRANSITIONS_TOPIC, NEWS_READ_BACK
-    )
-    moves = [m for m in messages if m.type in (TRANSITIONED, CORRECTED)]
-    news = [msgspec.json.decode(m.value) | {"type": m.type} for m in moves[-NEWS_MAX:]][::-1]
-    nobody: dict[str, Any] = {"count": 0, "latest": []}
-    bands: list[dict[str, Any]] = []
-    for key in chosen.path:
-        stage = chosen.stages[key]
-        if not bands or bands[-1]["key"] != stage.band:
-            bands.append({"key": stage.band, "title": BAND_TITLES[stage.band], "stages": []})
-        bands[-1]["stages"].append((stage, now.get(key, nobody)))
-    exits = [(s, now.get(s.key, nobody)) for s in chosen.stages.values() if s.path_index is None]
-    return {
-        "playbook": chosen, "playbooks": it.playbooks, "bands": bands, "exits": exits,
-        "news": news, "total": sum(s["count"] for s in now.values()), "public_url": it.public_url,
-    }  # fmt: skip
 
 
 # The funnel
@@ -212,19 +165,31 @@ async def leads(
     addresses = addresses_of(email, it.lane.policy) if email.strip() else []
     refused = addresses if isinstance(addresses, Defect) else None
     items, more = [], None
+    way, key = _stage_asked(it, stage)
     if refused is None:
         items, more = await reads.list_leads(
             it.engine, emails=[] if isinstance(addresses, Defect) else addresses,
-            stage=stage or None, owner=owner or None, q=q.replace("\x00", "").strip() or None,
+            stage=key, playbook=way, owner=owner or None, q=q.replace("\x00", "").strip() or None,
             cursor=_uuid(cursor), limit=LEADS_A_PAGE,
         )  # fmt: skip
-    asked = {k: v for k, v in (("q", q), ("stage", stage), ("owner", owner), ("email", email)) if v}
+    of_stage = f"{way}/{key}" if way and key else stage
+    also = {k: v for k, v in (("q", q), ("owner", owner), ("email", email)) if v}
+    asked = also | ({"stage": of_stage} if stage else {})
+    named = {k: v for k, v in (("playbook", way), ("stage", key)) if v}
     return page(
         request, "_leads.html" if is_fragment(request) else "leads.html", who=who,
         playbooks=it.playbooks, team=it.team, items=items, refused=refused, asked=asked,
         after=cursor, next_url=f"/leads?{urlencode(asked | {'cursor': more})}" if more else None,
-        first_url=f"/leads?{urlencode(asked)}", json_url=f"/v1/leads?{urlencode(asked)}",
+        first_url=f"/leads?{urlencode(asked)}", json_url=f"/v1/leads?{urlencode(also | named)}",
     )  # fmt: skip
+
+
+def _stage_asked(it: House, text: str) -> tuple[str | None, str | None]:
+    """Give playbook and key of a stage: ``sales/mql``, or ``mql`` of the first playbook that has it."""
+    way, slash, key = text.rpartition("/")
+    if slash or not text:
+        return way or None, key or None
+    return next((p.name for p in it.playbooks.values() if text in p.stages), None), text
 
 
 def _uuid(text: str) -> str | None:

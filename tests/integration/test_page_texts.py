@@ -1,0 +1,78 @@
+"""What the pages say, read as HTML: boards of two playbooks, the past, what was not found."""
+
+from __future__ import annotations
+
+import html
+import re
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.stage import Stage, running_stage
+
+PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
+
+
+@pytest.fixture
+async def stage(database_url: str) -> AsyncIterator[Stage]:
+    """The stage service with the sales playbook and the one of customers."""
+    files = [PLAYBOOKS / "sales.yaml", PLAYBOOKS / "expansion.yaml"]
+    async with running_stage(database_url, playbook_files=files) as it:
+        yield it
+
+
+def event(name: str, type: str, **data: Any) -> dict[str, Any]:
+    """Make an event of a lead."""
+    about = {"email": f"{name}@{name}.example", "company": name.title(), **data}
+    return {
+        "specversion": "1.0", "id": uuid.uuid4().hex, "source": "/crm", "type": type, "data": about
+    }  # fmt: skip
+
+
+async def tell(stage: Stage, name: str, type: str, **data: Any) -> str:
+    """Post one event of a lead, and give the lead's id."""
+    [result] = await stage.send(event(name, type, **data))
+    assert result["status"] == "applied", result
+    return result["lead_id"]
+
+
+async def read(stage: Stage, path: str, status: int = 200, **asked: str) -> str:
+    """Give the text of a page as a reader has it: without marks, entities and runs of space."""
+    answer = await stage.client.get(path, params=asked)
+    assert answer.status_code == status, answer.text
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", answer.text)).split())
+
+
+async def test_the_board_of_customers_tells_what_the_board_of_sales_does(stage: Stage) -> None:
+    lead = await tell(stage, "ada", "deal.won", amount=5000)
+    await tell(stage, "ada", "feature.requested")
+    journeys = (await stage.client.get(f"/v1/leads/{lead}")).json()["journeys"]
+    owner = next(j for j in journeys if j["playbook"] == "sales")["owners"]["csm"]
+    begun = await read(stage, "/", playbook="expansion")
+    assert f"{owner['name']} , of the Sales playbook" in begun
+    assert "Score 15" in begun, "under this playbook, not under the first one"
+    assert "journeys began at Customer Success & Expansion of the Sales playbook" in begun
+    assert "because the deal was won" not in begun, "a move of the other playbook"
+    await tell(stage, "ada", "customer.went_live")
+    # The other playbook fills the log.
+    await stage.send(*[event(f"l{n}", "demo.requested") for n in range(70)])
+    moved = await read(stage, "/", playbook="expansion")
+    assert "Moved from Onboarding to Adoption because the customer went live." in moved
+    assert "asked for a demo" not in moved
+    assert ", of the Sales playbook" not in moved, "it has an owner of its own"
+    assert "asked for a demo" in await read(stage, "/")
+
+
+async def test_leads_are_listed_by_a_stage_of_either_playbook(stage: Stage) -> None:
+    await tell(stage, "ada", "deal.won")
+    await tell(stage, "ben", "demo.requested")
+    for asked in ("expansion/onboarding", "onboarding"):
+        answer = await stage.client.get("/leads", params={"stage": asked})
+        assert ("Ada" in answer.text, "Ben" in answer.text) == (True, False)
+        as_json = re.search(r'href="(/v1/leads\?[^"]*)"', answer.text)
+        assert as_json is not None
+        found = await stage.client.get(html.unescape(as_json[1]))
+        assert [i["company"] for i in found.json()["items"]] == ["Ada"]
