@@ -76,3 +76,36 @@ async def test_leads_are_listed_by_a_stage_of_either_playbook(stage: Stage) -> N
         assert as_json is not None
         found = await stage.client.get(html.unescape(as_json[1]))
         assert [i["company"] for i in found.json()["items"]] == ["Ada"]
+
+
+async def test_a_moment_that_cannot_be_told_of_is_refused_beside_the_present(stage: Stage) -> None:
+    lead = await tell(stage, "ada", "demo.requested")
+    for path in (f"/leads/{lead}", "/funnel"):
+        for text, reason in (
+            ("last Monday", "is no moment"),
+            ("2199-01-01T00:00", "in the future"),
+        ):
+            answer = await stage.client.get(path, params={"at": text})
+            assert answer.status_code == 422
+            assert f'value="{text}"' in answer.text, "the form is as it was sent"
+            told = await read(stage, path, 422, at=text)
+            assert "Not looked back: As of:" in told
+            assert reason in told
+            assert "Lead Qualification" in told, "the present is there"
+    early = await stage.client.get(f"/leads/{lead}", params={"at": "2001-01-01T00:00"})
+    assert early.status_code == 404
+    said = await read(stage, f"/leads/{lead}", 404, at="2001-01-01T00:00")
+    assert (
+        "Baton did not know this lead yet on 2001-01-01 00:00:00 UTC. It first heard of it" in said
+    )
+    beginning = re.search(r'href="([^"]*)">Look at its beginning', early.text)
+    assert beginning is not None
+    nowhere = await stage.client.get(f"/leads/{uuid.uuid4()}", params={"at": "2001-01-01T00:00"})
+    assert nowhere.status_code == 404
+    assert "Not looked back" not in nowhere.text
+    days = await stage.client.get("/funnel", params={"from": "2026-02-30", "to": "2026-03-01"})
+    assert days.status_code == 422
+    assert 'value="2026-02-30"' in days.text
+    assert "Started from: “2026-02-30” is no day. Give it as 2026-01-31." in html.unescape(
+        days.text
+    )

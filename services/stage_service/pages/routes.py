@@ -1,10 +1,8 @@
-"""The routes of the pages: funnel, leads, one lead, alerts, and the assets."""
+"""The routes of the pages: leads, one lead, alerts, and the assets."""
 
 from __future__ import annotations
 
-import re
 import uuid
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
@@ -13,29 +11,24 @@ from fastapi.responses import RedirectResponse
 
 from services.contracts.access import Principal
 from services.contracts.problems import BatonError, Defect
-from services.stage_service import funnel_numbers, reads, reads_people
+from services.stage_service import as_of, reads, reads_people
 from services.stage_service.api.access import House, allow, house, token_of
 from services.stage_service.api.merges import merge_by_hand, unmerge_by_hand
 from services.stage_service.api.moves import move_by_hand
-from services.stage_service.api.past import (
-    durations_then,
-    funnel_then,
-    moment_asked,
-    playbooks_at,
-    then_of,
-)
+from services.stage_service.api.past import then_of
 from services.stage_service.api.reads import (
     account_named,
     addresses_of,
     living_lead,
-    playbook_named,
     required_lead_id,
 )
+from services.stage_service.as_of import Then
 from services.stage_service.errors import NotFoundError, UnavailableError
 from services.stage_service.pages import (
     answer_pages,
     audit_pages,
     board_page,
+    funnel_page,
     handoff_pages,
     people_view,
     playbook_pages,
@@ -45,7 +38,12 @@ from services.stage_service.pages import (
     subscription_pages,
 )
 from services.stage_service.pages.alert_view import DEEDS, NotifierAwayError, act, ask
-from services.stage_service.pages.lead_page import lead_page, past_lead_page, written_moment
+from services.stage_service.pages.lead_page import lead_page, past_lead_page
+from services.stage_service.pages.looking_back import (
+    LookBack,
+    looked_back,
+    not_known_yet,
+)
 from services.stage_service.pages.rendering import (
     FOREVER,
     Nowhere,
@@ -59,10 +57,6 @@ from services.stage_service.pages.rendering import (
 )
 
 LEADS_A_PAGE = 50
-CHAPTERS_SHOWN = 100
-OTHERS_MAX = 8
-BY = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-NOT_TO_GROUP_BY = {"name", "first_name", "last_name", "phone", "email"}
 ALERT_STATUSES = ("pending", "delivered", "acknowledged", "suppressed", "dead_lettered")
 
 Reader = Annotated[Principal, Depends(allow("read"))]
@@ -78,8 +72,8 @@ def pages_router() -> APIRouter:
     whole.include_router(session.router)
     counted = [Depends(handoff_pages.count_for_menu)]
     for each in (
-        router, board_page.router, handoff_pages.router, quarantine_pages.router, people_view.router,
-        playbook_pages.router, subscription_pages.router, simulation_pages.router, audit_pages.router,
+        router, board_page.router, funnel_page.router, handoff_pages.router, quarantine_pages.router,
+        people_view.router, playbook_pages.router, subscription_pages.router, simulation_pages.router, audit_pages.router,
     ):  # fmt: skip
         whole.include_router(each, dependencies=counted)
     whole.include_router(_nowhere)
@@ -96,55 +90,6 @@ async def static(request: Request, digest: str, name: str) -> Response:
     answer.headers["cache-control"] = FOREVER if digests.get(name) == digest else "no-store"
     answer.headers["x-content-type-options"] = "nosniff"
     return answer
-
-
-# The funnel
-
-
-@router.get("/funnel")
-async def funnel(
-    request: Request,
-    who: Reader,
-    playbook: str | None = None,
-    by: str | None = None,
-    first: str | None = None,
-    second: str | None = None,
-    at: str = "",
-) -> Response:
-    """Show how many reach each stage, how many go on, and how long it takes."""
-    it = house(request)
-    chosen = playbook_named(it, playbook or None)
-    since, until = _day(request.query_params.get("from")), _day(request.query_params.get("to"))
-    end = until + timedelta(days=1) if until else None
-    group = by if by and BY.fullmatch(by) else None
-    moment = moment_asked(it, written_moment(at))
-    if moment is not None:
-        chosen = (await playbooks_at(it, moment))[chosen.name]
-    start = first if first in chosen.path else chosen.first_stage
-    finish = second if second in chosen.path else chosen.won_stage
-    if moment is not None:
-        numbers = await funnel_then(it, chosen, moment, since=since, until=end, by=group)
-        took = await durations_then(it, chosen, start, finish, moment, since=since, until=end)
-    else:
-        numbers = await funnel_numbers.funnel(it.engine, chosen, since=since, until=end, by=group)
-        took = await funnel_numbers.durations(
-            it.engine, chosen, start, finish, since=since, until=end
-        )
-    asked = {"playbook": chosen.name, "from": since and since.isoformat(),
-             "to": end and end.isoformat(), "by": group, "at": moment and moment.isoformat()}  # fmt: skip
-    return page(
-        request, "funnel.html", who=who, playbook=chosen, playbooks=it.playbooks, numbers=numbers,
-        took=took, since=since, until=until, by=group, by_refused=bool(by) and group is None, as_of=moment,
-        attributes=[a for a in chosen.attributes["lead"] if a not in NOT_TO_GROUP_BY],
-        json_url=f"/v1/funnel?{urlencode({k: v for k, v in asked.items() if v})}",
-    )  # fmt: skip
-
-
-def _day(text: str | None) -> datetime | None:
-    try:
-        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC) if text else None
-    except ValueError:
-        return None
 
 
 # Leads
@@ -203,19 +148,36 @@ def _uuid(text: str) -> str | None:
 async def lead(request: Request, who: Reader, id: str, at: str = "") -> Response:
     """Show one lead: where it is, who has it, what to do next, and why it is there; or was, at a moment."""
     it = house(request)
-    moment = moment_asked(it, written_moment(at))
-    if moment is not None:
-        then = await then_of(it, required_lead_id(id), moment)
+    back = looked_back(it, at)
+    if back.moment is not None:
+        then = await _then(it, required_lead_id(id), back)
         if isinstance(then, str):
             return RedirectResponse(
                 f"/leads/{then}?{urlencode({'at': at})}", 308, {"cache-control": "no-store"}
             )
-        return await past_lead_page(request, who, then)
+        if isinstance(then, Then):
+            return await past_lead_page(request, who, then)
+        back = then
     lead_id = await living_lead(it, id)
     if lead_id != required_lead_id(id):
         # Browsers keep a 308 for good if they may, and a merge can be undone.
         return RedirectResponse(f"/leads/{lead_id}", 308, {"cache-control": "no-store"})
-    return await lead_page(request, who, lead_id)
+    return await lead_page(request, who, lead_id, back=back)
+
+
+async def _then(it: House, id: str, back: LookBack) -> Then | LookBack | str:
+    """Give the lead as it was, or whose part it was; or what is said of a moment before it was known."""
+    assert back.moment is not None  # noqa: S101
+    try:
+        return await then_of(it, id, back.moment)
+    except NotFoundError as error:
+        if error.field != "at":
+            raise
+        async with it.pool.acquire() as connection:
+            began = await as_of.began_at(connection, id)
+        if began is None:
+            raise
+        return not_known_yet(back, began)
 
 
 @router.post("/leads/{id}/merge")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jinja2 import Environment
@@ -76,6 +76,11 @@ def iso(value: datetime | str) -> str:
 def absolute(value: datetime | str) -> str:
     """Give a moment in full; the page's script shows it in the reader's own zone."""
     return f"{as_moment(value).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def shortly_after(value: datetime) -> str:
+    """Give the first whole second after a moment as a form sends it, in UTC."""
+    return f"{value.astimezone(UTC) + timedelta(seconds=1):%Y-%m-%dT%H:%M:%S}"
 
 
 def percent(share: float | None) -> str:
@@ -159,6 +164,6 @@ def rung(item: Mapping[str, Any]) -> str:
 
 def teach(environment: Environment) -> None:
     """Give the templates these words."""
-    for word in (span, ago, since, iso, absolute, percent, points, fact, facts, happening, initials,
-                 status_word, shown, pretty, handed, rung):  # fmt: skip
+    for word in (span, ago, since, iso, absolute, shortly_after, percent, points, fact, facts, happening,
+                 initials, status_word, shown, pretty, handed, rung):  # fmt: skip
         environment.filters[word.__name__] = word
