@@ -109,3 +109,34 @@ async def test_a_moment_that_cannot_be_told_of_is_refused_beside_the_present(sta
     assert "Started from: “2026-02-30” is no day. Give it as 2026-01-31." in html.unescape(
         days.text
     )
+
+
+async def test_the_audit_offers_what_it_has_and_says_how_to_ask_for_more(stage: Stage) -> None:
+    await stage.client.put("/v1/people/nina", json={"name": "Nina", "roles": ["csm", "ae"]})
+    whole = (await stage.client.get("/audit")).text
+    for offered in ("test", "person", "added"):
+        assert f'<option value="{offered}">' in whole
+    assert "roles: csm, ae" in await read(stage, "/audit", object="person/nina")
+    asked = {"actor": "nobody at all", "object": "person", "to": "2001-01-01"}
+    none = await stage.client.get("/audit", params=asked)
+    said = await read(stage, "/audit", **asked)
+    assert "for who nobody at all , to what person and until 2001-01-01" in said
+    for kept in ("actor=nobody+at+all&amp;to=2001-01-01", "object=person&amp;to=2001-01-01"):
+        assert f'href="/audit?{kept}"' in none.text
+    export = re.search(r'href="(/v1/audit/export\?[^"]*)"', none.text)
+    assert export is not None
+    lines = await stage.client.get(html.unescape(export[1]))
+    assert (lines.status_code, lines.text) == (200, "")
+    for field, text in (("from", "yesterday"), ("lead_id", "ada")):
+        refused = await stage.client.get("/audit", params={field: text})
+        assert refused.status_code == 422
+        assert f'value="{text}"' in refused.text
+        assert 'aria-invalid="true"' in refused.text
+    lead = await tell(stage, "ada", "demo.requested")
+    moved = {"to": "nurture", "reason": "spring"}
+    await stage.client.post(f"/v1/leads/{lead}/transitions", json=moved)
+    by_page = await stage.client.get("/audit", params={"lead_id": f"http://x/leads/{lead}?all"})
+    assert f"/v1/audit?lead_id={lead}" in by_page.text
+    assert by_page.text.count("<tr id=") == 1
+    today = stage.house.now().date().isoformat()
+    assert "roles: csm, ae" in await read(stage, "/audit", **{"from": today, "to": today})

@@ -73,7 +73,8 @@ def pages_router() -> APIRouter:
     counted = [Depends(handoff_pages.count_for_menu)]
     for each in (
         router, board_page.router, funnel_page.router, handoff_pages.router, quarantine_pages.router,
-        people_view.router, playbook_pages.router, subscription_pages.router, simulation_pages.router, audit_pages.router,
+        people_view.router, playbook_pages.router, subscription_pages.router, simulation_pages.router,
+        audit_pages.router,
     ):  # fmt: skip
         whole.include_router(each, dependencies=counted)
     whole.include_router(_nowhere)
