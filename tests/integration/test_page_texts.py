@@ -78,6 +78,21 @@ async def test_leads_are_listed_by_a_stage_of_either_playbook(stage: Stage) -> N
         assert [i["company"] for i in found.json()["items"]] == ["Ada"]
 
 
+async def test_the_page_of_a_customer_speaks_each_playbooks_words(stage: Stage) -> None:
+    lead = await tell(stage, "ada", "deal.won", amount=5000)
+    began = await read(stage, f"/leads/{lead}")
+    assert "Of the Sales playbook; the first move here chooses." in began
+    assert "eligible for Customer Success Manager" in began
+    assert "eligible for csm" not in began
+    await tell(stage, "ada", "customer.went_live", seats=80)
+    said = await read(stage, f"/leads/{lead}")
+    assert "Went live from /crm" in said
+    assert "in Onboarding" in said
+    assert "Score, Sales playbook: " in said
+    assert "Score, Expansion playbook: 20" in said
+    assert "the first move here chooses" not in said
+
+
 async def test_a_moment_that_cannot_be_told_of_is_refused_beside_the_present(stage: Stage) -> None:
     lead = await tell(stage, "ada", "demo.requested")
     for path in (f"/leads/{lead}", "/funnel"):

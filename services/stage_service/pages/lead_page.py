@@ -21,7 +21,7 @@ from services.stage_service.errors import NotFoundError
 from services.stage_service.funnel import Lead, journey_name
 from services.stage_service.next_moves import JourneyWhy, explained
 from services.stage_service.pages import handoff_pages
-from services.stage_service.pages.lead_view import score_explained, steps, story
+from services.stage_service.pages.lead_view import ScoreExplained, score_explained, steps, story
 from services.stage_service.pages.looking_back import LookBack
 from services.stage_service.pages.rendering import page
 from services.stage_service.playbook import Playbook
@@ -109,7 +109,9 @@ def _told(
     chapters = story(items, alerts or ())
     shown = len(chapters) if "all" in request.query_params else CHAPTERS_SHOWN
     ways: list[dict[str, Any]] = []
-    for journey in found["journeys"]:
+    places = {name: place for place, name in enumerate(playbooks)}
+    journeys = sorted(found["journeys"], key=lambda j: places.get(j["playbook"], len(places)))
+    for journey in journeys:
         playbook = playbooks.get(journey["playbook"])
         stage = playbook.stages.get(playbook.named(journey["stage"])) if playbook else None
         if playbook is not None and stage is not None:
@@ -118,11 +120,49 @@ def _told(
             if folded is not None and name in folded.journeys:
                 why = explained(playbooks, folded, name, at)
             ways.append({"journey": journey, "playbook": playbook, "why": why,
-                         "stage": stage,
+                         "stage": stage, "before": _before(playbook, playbooks, journey, journeys),
                          "steps": steps(playbook, journey, items)})  # fmt: skip
     scored: Playbook = ways[0]["playbook"] if ways else playbook_named(it, None)
     return {
         "lead": found, "ways": ways, "alerts": alerts, "chapters": chapters[:shown],
-        "score": score_explained(scored, folded, at) if folded else None, "people": it.team.by_id,
+        "scores": _scores(ways, scored, folded, at), "people": it.team.by_id,
+        "roles": _said(playbooks, "roles"), "labels": _said(playbooks, "labels"),
         "hidden": max(0, len(chapters) - shown), "playbook": scored, "playbooks": playbooks,
     }  # fmt: skip
+
+
+def _scores(
+    ways: Sequence[Mapping[str, Any]], scored: Playbook, folded: Lead | None, at: datetime
+) -> list[tuple[Playbook, ScoreExplained]]:
+    """Give the score under each playbook that the lead has a journey through."""
+    if folded is None:
+        return []
+    through = {way["playbook"].name: way["playbook"] for way in ways} or {scored.name: scored}
+    return [(p, score_explained(p, folded, at)) for p in through.values()]
+
+
+def _said(playbooks: Mapping[str, Playbook], what: str) -> dict[str, str]:
+    """Give the titles of all roles, or the labels of all event types; the first playbook's count."""
+    found: dict[str, str] = {}
+    for playbook in reversed(list(playbooks.values())):
+        if what == "roles":
+            found |= {role.key: role.title for role in playbook.roles.values()}
+        else:
+            found |= playbook.labels
+    return found
+
+
+def _before(
+    playbook: Playbook,
+    playbooks: Mapping[str, Playbook],
+    journey: Mapping[str, Any],
+    journeys: Sequence[Mapping[str, Any]],
+) -> tuple[Playbook, Mapping[str, Any]] | None:
+    """Give who holds the deal in the playbook before, until this journey has owners of its own."""
+    before = playbooks.get(playbook.enters.playbook) if playbook.enters is not None else None
+    if before is None or journey["owners"]:
+        return None
+    return next(
+        ((before, j["owners"]) for j in journeys
+         if j["playbook"] == before.name and j["key"] == journey["key"]), None,
+    )  # fmt: skip

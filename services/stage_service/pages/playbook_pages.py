@@ -89,7 +89,9 @@ async def _tried(it: House, form: dict[str, str]) -> dict[str, Any]:
         counted = await publishing.impact_on(it, found)
     except BusyError as error:  # what changes is told all the same
         busy = (f"Not counted for how many journeys: {error.reason}. Try it again in a moment.",)
-    changes = diff_shown(await publishing.compared(it, found), counted)
+    changes = diff_shown(
+        await publishing.compared(it, found), counted, found, it.playbooks.get(found.name)
+    )
     changes["impact_lines"] = [*changes["impact_lines"], *busy]
     return {"problems": problems_shown(publishing.unplaced(it, found)), "diff": changes}
 
