@@ -172,7 +172,7 @@ def _box(playbook: Playbook, stage: Stage, x: int, y: int) -> str:
         f"{'answer' if p.since == 'offered' else p.title} {length_told(p.within_s)}" for p in plans
     )
     title, waits = _cut(stage.title, 31), _cut(waits, _WIDE)
-    role = _cut(", ".join(playbook.roles[r].title for r in stage.responsible), _WIDE)
+    role = _cut(", ".join(playbook.roles[r].title for r in stage.responsible), _WIDE - 3)
     squeezed = (
         f' textLength="{_BOX_W - 24}" lengthAdjust="spacingAndGlyphs"' if len(title) > 25 else ""
     )

@@ -312,4 +312,4 @@ _nowhere = APIRouter(route_class=Nowhere, include_in_schema=False)
 @_nowhere.get("/{anything:path}")
 async def nowhere(anything: str) -> Response:
     """Say in the pages' look that there is no such page."""
-    raise NotFoundError("There is no such page.", remedy="Go to the board.")
+    raise NotFoundError("There is no such page.")
