@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, StorageState, sync_playwright
 
 IMAGES = Path(__file__).parent / "images"
 DESKTOP = {"width": 1440, "height": 900}
@@ -73,8 +73,8 @@ def known_twice(page: Page, url: str) -> str:
     return max(merged, key=lambda lead: lead["journeys"][0]["sequence"])["id"]
 
 
-def pictures(browser: Browser, link: str) -> None:
-    """Take all pictures."""
+def pictures(browser: Browser, link: str, _: StorageState | None) -> StorageState:
+    """Take the pictures of most pages; gives the session, as the link works once."""
     url = link.partition("/login")[0]
     context = browser.new_context(viewport=WIDE, color_scheme="light")
     page = context.new_page()
@@ -117,7 +117,9 @@ def pictures(browser: Browser, link: str) -> None:
                           ("handoffs", f"{url}/handoffs")):  # fmt: skip
         page.goto(address)
         take(page, f"{name}-phone")
+    session = context.storage_state()
     context.close()
+    return session
 
 
 def _simulation(page: Page, url: str) -> None:
@@ -155,12 +157,14 @@ def receiver() -> Iterator[str]:
         server.shutdown()
 
 
-def subscriptions(browser: Browser, link: str) -> None:
+def subscriptions(browser: Browser, link: str, session: StorageState | None) -> StorageState | None:
     """Take the picture of the subscriptions: one that hears, one in trouble, one paused."""
     url = link.partition("/login")[0]
-    context = browser.new_context(viewport=DESKTOP, color_scheme="light")
+    context = browser.new_context(
+        viewport=DESKTOP, color_scheme="light", storage_state=session
+    )  # fmt: skip
     page = context.new_page()
-    page.goto(link)
+    page.goto(url if session else link)
     page.wait_for_url(f"{url}/")
     with receiver() as crm:
         for name, path in (("Warehouse", "/paused"), ("Billing", "/503"), ("CRM", "/baton")):
@@ -183,6 +187,7 @@ def subscriptions(browser: Browser, link: str) -> None:
             page.reload()
         take(page, "subscriptions")
     context.close()
+    return session
 
 
 PARTS = {"pages": pictures, "subscriptions": subscriptions}
@@ -201,9 +206,10 @@ def main() -> None:
     where = contextlib.nullcontext(wanted.link) if wanted.link else demo()
     with where as link, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        session: StorageState | None = None
         for name, part in PARTS.items():
             if wanted.only in (None, name):
-                part(browser, link)
+                session = part(browser, link, session)
         browser.close()
 
 

@@ -11,6 +11,7 @@ from rich.tree import Tree
 from services.stage_service.playbook import BAND_TITLES, Playbook, Rule, parse_playbook
 from services.stage_service.playbook_drawing import (
     deadline_of,
+    demands_told,
     mermaid,
     plans_of,
     steps_told,
@@ -42,9 +43,9 @@ def _terminal(playbook: Playbook) -> None:
             f"[bold]{stage.title}[/] ({stage.key})  {BAND_TITLES[stage.band]}  {roles}"
         )
         branch.add(f"goal: {stage.goal}")
-        if stage.gate.require or stage.gate.reason:
-            asked = [*stage.gate.require, *(["reason"] if stage.gate.reason else [])]
-            branch.add(f"gate: {', '.join(asked)}")
+        demands = demands_told(stage)
+        if demands:
+            branch.add(f"[yellow]◆ demands {', '.join(demands)}[/]")
         if stage.alerts:
             branch.add(f"alerts: {', '.join(playbook.roles[r].title for r in stage.alerts)}")
         for plan in plans_of(playbook, stage):
@@ -52,7 +53,8 @@ def _terminal(playbook: Playbook) -> None:
                 f"[yellow]{plan.title}[/]: {'; '.join((deadline_of(plan), *steps_told(plan)))}"
             )
         for rule in (r for r in playbook.rules if r.to == stage.key):
-            branch.add(f"[dim]<-[/] {_from(playbook, rule)}  [cyan]{_trigger(rule)}[/]")
+            mark = " [yellow]◆[/]" if demands else ""
+            branch.add(f"[dim]<-[/]{mark} {_from(playbook, rule)}  [cyan]{_trigger(rule)}[/]")
     console.print(tree)
     table = Table(title="Score", show_edge=False)
     for column in ("part", "points", "when"):

@@ -12,6 +12,7 @@ from services.contracts.handoffs import CLOCK_FIRED
 from services.stage_service.conditions import Condition
 from services.stage_service.offers import ANSWERS
 from services.stage_service.playbook import Playbook, Rule, Stage
+from services.stage_service.playbook_drawing import attribute_told
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -119,8 +120,7 @@ def entry_told(playbook: Playbook) -> str:
 
 def attribute_named(name: str) -> str:
     """Name an attribute as people do: ``lead.budget`` is the lead's budget."""
-    room, _, attribute = name.partition(".")
-    return f"the {room}'s {attribute.replace('_', ' ')} ({name})"
+    return f"{attribute_told(name)} ({name})"
 
 
 def listed(names: Iterable[str]) -> str:

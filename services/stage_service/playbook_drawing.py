@@ -1,4 +1,4 @@
-"""A playbook drawn: stages, the rules between them, deadlines in words; as Mermaid or SVG. Pure."""
+"""A playbook drawn: stages, rules between them, gates and deadlines in words; as Mermaid or SVG. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from html import escape
 from services.stage_service.offers import WAITING_KINDS
 from services.stage_service.playbook import ClockPlan, Playbook, Stage
 
-_BOX_W, _BOX_H, _GAP_X, _TOP, _EXIT_Y = 214, 80, 40, 60, 310
+_BOX_W, _BOX_H, _GAP_X, _TOP, _EXIT_Y = 214, 98, 40, 60, 328
+_WIDE = 34
+"""So many characters fit into a line of a box."""
 _COLORS = {"tofu": "#2563eb", "mofu": "#7c3aed", "bofu": "#c2410c", "post-sale": "#15803d",
            "exit": "#6b7280"}  # fmt: skip
 
@@ -39,6 +41,24 @@ def steps_told(plan: ClockPlan) -> list[str]:
     return steps
 
 
+def demands_told(stage: Stage) -> list[str]:
+    """Say what a stage demands on entry: ``the deal's amount``, ``a reason``; nothing without a gate."""
+    told = [attribute_told(name) for name in stage.gate.require]
+    return [*told, "a reason"] if stage.gate.reason else told
+
+
+def attribute_told(name: str) -> str:
+    """Name an attribute as people do: ``lead.budget`` is the lead's budget."""
+    room, _, attribute = name.partition(".")
+    return f"the {room}'s {attribute.replace('_', ' ')}"
+
+
+def moves_told(playbook: Playbook) -> list[tuple[Stage, Stage, list[str]]]:
+    """Give each move that rules make, as (from, to, the rules' keys), in the order of the drawing."""
+    of = playbook.stages
+    return [(of[from_], of[to], keys) for (from_, to), keys in _edges(playbook)]
+
+
 def length_told(seconds: float) -> str:
     """Say a length of time in its largest whole unit: ``4 h``."""
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
@@ -52,11 +72,14 @@ def mermaid(playbook: Playbook) -> str:
     lines = ["stateDiagram-v2", f"    [*] --> {playbook.first_stage}"]
     lines += [f'    state "{s.title}" as {s.key}' for s in playbook.stages.values()]
     for (from_, to), keys in _edges(playbook):
-        lines.append(f"    {from_} --> {to}: {', '.join(keys)}")
+        mark = " ◆" if demands_told(playbook.stages[to]) else ""
+        lines.append(f"    {from_} --> {to}: {', '.join(keys)}{mark}")
     for stage in playbook.stages.values():
-        plans = plans_of(playbook, stage)
-        if plans:
+        plans, demands = plans_of(playbook, stage), demands_told(stage)
+        if plans or demands:
             lines.append(f"    note right of {stage.key}")
+            if demands:
+                lines.append(f"      ◆ demands {', '.join(demands)}")
             for plan in plans:
                 told = "; ".join((deadline_of(plan), *steps_told(plan)))
                 # A colon or a semicolon may end a statement of Mermaid's.
@@ -85,15 +108,34 @@ def svg(playbook: Playbook) -> str:
     at |= {s.key: (round(step * (i + 1) - _BOX_W / 2), _EXIT_Y) for i, s in enumerate(exits)}
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {_EXIT_Y + 132}" '
-        f'font-family="system-ui, sans-serif" role="img" aria-label="{escape(playbook.title)}">',
+        f'font-family="system-ui, sans-serif" role="img" aria-label="{escape(_in_short(playbook))}">',
         '<defs><marker id="a" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" '
-        'orient="auto"><path d="M0 0L8 4L0 8z" fill="#6b7280"/></marker></defs>',
+        'orient="auto"><path d="M0 0L8 4L0 8z" fill="#6b7280"/></marker>'
+        '<marker id="g" viewBox="0 0 16 8" refX="16" refY="4" markerWidth="16" markerHeight="8" '
+        'markerUnits="userSpaceOnUse" orient="auto"><path d="M8 0L16 4L8 8z" fill="#6b7280"/>'
+        '<path d="M0 4L4 0L8 4L4 8z" fill="#b45309"/></marker></defs>',
         f'<text x="{_GAP_X}" y="34" font-size="20" font-weight="600">{escape(playbook.title)}</text>',
     ]
     for (from_, to), keys in _edges(playbook):
         parts.append(_arrow(playbook, at, from_, to, ", ".join(keys)))
     parts += [_box(playbook, stage, *at[stage.key]) for stage in playbook.stages.values()]
+    if any(demands_told(stage) for stage in playbook.stages.values()):
+        parts.append(
+            f'<text x="{width - _GAP_X}" y="34" font-size="12" text-anchor="end" fill="#92400e">'
+            "◆ demands something on entry</text>"
+        )
     return "\n".join([*parts, "</svg>"])
+
+
+def _in_short(playbook: Playbook) -> str:
+    """Give the text for who does not see the drawing."""
+    way = ", ".join(playbook.stages[key].title for key in playbook.path)
+    gated = [
+        f"{s.title} demands {', '.join(demands)}"
+        for s in playbook.stages.values()
+        if (demands := demands_told(s))
+    ]
+    return ". ".join([playbook.title, f"The path: {way}", *gated])
 
 
 def _arrow(
@@ -114,9 +156,12 @@ def _arrow(
     else:  # from exit to exit: an arc below
         low = y1 + _BOX_H + 40
         line = f"M{x1 + _BOX_W // 2} {y1 + _BOX_H}C{x1 + _BOX_W} {low} {x2} {low} {x2 + 30} {y2 + _BOX_H}"
+    demands = demands_told(playbook.stages[to])
+    also = f"; demands {', '.join(demands)}" if demands else ""
+    told = f"{playbook.stages[from_].title} to {playbook.stages[to].title}: {label}{also}"
     return (
-        f'<path d="{line}" fill="none" stroke="#6b7280" stroke-opacity=".45" marker-end="url(#a)">'
-        f"<title>{escape(from_)} to {escape(to)}: {escape(label)}</title></path>"
+        f'<path d="{line}" fill="none" stroke="#6b7280" stroke-opacity=".45" '
+        f'marker-end="url(#{"g" if demands else "a"})"><title>{escape(told)}</title></path>'
     )
 
 
@@ -126,18 +171,27 @@ def _box(playbook: Playbook, stage: Stage, x: int, y: int) -> str:
     waits = ", ".join(
         f"{'answer' if p.since == 'offered' else p.title} {length_told(p.within_s)}" for p in plans
     )
-    waits = waits if len(waits) < 36 else waits[:34] + "…"
-    title = stage.title if len(stage.title) < 32 else f"{stage.title[:30]}…"
+    title, waits = _cut(stage.title, 31), _cut(waits, _WIDE)
+    role = _cut(", ".join(playbook.roles[r].title for r in stage.responsible), _WIDE - 3)
     squeezed = (
         f' textLength="{_BOX_W - 24}" lengthAdjust="spacingAndGlyphs"' if len(title) > 25 else ""
     )
-    told = [f"{p.title}: {'; '.join((deadline_of(p), *steps_told(p)))}" for p in plans]
+    demands = demands_told(stage)
+    gate = _cut(f"◆ {', '.join(demands)}", _WIDE) if demands else ""
+    told = [f"{p.title}: {'; '.join((deadline_of(p), *steps_told(p)))}." for p in plans]
+    if demands:
+        told.insert(0, f"Demands {', '.join(demands)}.")
     return (
         f'<g><rect x="{x}" y="{y}" width="{_BOX_W}" height="{_BOX_H}" rx="8" fill="#fff" '
         f'stroke="{color}" stroke-width="2"/>'
         f'<text x="{x + 12}" y="{y + 27}" font-size="13" font-weight="600"{squeezed}>{escape(title)}</text>'
-        f'<text x="{x + 12}" y="{y + 48}" font-size="12" fill="{color}">{escape(stage.key)} · '
-        f"{escape(', '.join(stage.responsible))}</text>"
-        f'<text x="{x + 12}" y="{y + 68}" font-size="11" fill="#6b7280">{escape(waits)}</text>'
-        f"<title>{escape(' '.join((stage.focus, stage.goal, *told)))}</title></g>"
+        f'<text x="{x + 12}" y="{y + 48}" font-size="11" fill="{color}">{escape(role)}</text>'
+        f'<text x="{x + 12}" y="{y + 68}" font-size="11" fill="#56606e">{escape(waits)}</text>'
+        f'<text x="{x + 12}" y="{y + 87}" font-size="11" fill="#92400e">{escape(gate)}</text>'
+        f"<title>{escape(' '.join((f'{stage.title} ({stage.key}).', stage.focus, stage.goal, *told)))}"
+        "</title></g>"
     )
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1].rstrip()}…"

@@ -12,6 +12,8 @@ from services.contracts.postgres_log import Executor
 PAGE_MAX = 200
 EXPORT_AT_ONCE = 1000
 NEWEST = 2**62
+KNOWN_BY = 2000
+"""So many of the newest entries say what a form offers."""
 
 
 class Wanted(NamedTuple):
@@ -43,6 +45,17 @@ async def entries(
         *wanted, before, limit,
     )  # fmt: skip
     return [entry_of(row) for row in rows]
+
+
+async def known(connection: Executor) -> dict[str, list[str]]:
+    """Give what the newest entries have, for a form to offer: ``actors``, ``actions`` and ``kinds``."""
+    [row] = await connection.fetch(
+        """SELECT array_agg(DISTINCT actor) AS actors, array_agg(DISTINCT action) AS actions,
+             array_agg(DISTINCT kind) AS kinds
+           FROM (SELECT actor, action, kind FROM audit.entries ORDER BY seq DESC LIMIT $1) newest""",
+        KNOWN_BY,
+    )
+    return {name: sorted(values or ()) for name, values in row.items()}
 
 
 async def exported(

@@ -118,6 +118,17 @@ async def identities_of_leads(
     return found
 
 
+async def names_of(engine: AsyncEngine, ids: Sequence[str]) -> dict[str, str]:
+    """Give what each lead is called: its company, its name or its address; an erased one is not there."""
+    query = select(leads.c.id, leads.c.company, leads.c.name, leads.c.email).where(
+        leads.c.id.in_(ids)
+    )
+    async with engine.connect() as connection:
+        rows = await connection.execute(query)
+        called = {str(r.id): r.company or r.name or r.email for r in rows}
+    return {id: name for id, name in called.items() if name}
+
+
 async def refused_links(
     engine: AsyncEngine, lead_id: str, told: Sequence[Mapping[str, Any]], policy: Policy
 ) -> list[dict[str, Any]]:

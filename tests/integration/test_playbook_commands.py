@@ -40,10 +40,10 @@ async def test_a_playbook_is_compared_published_and_rolled_back(
             f"score-reached fires when score.total >= 20 now (before: score.total >= 60). line {LINE}"
             in flat
         )
-        assert "1 open journey has score.total >= 20 (0 had >= 60): 1 more, 0 fewer." in flat
+        assert "1 open journey has a score >= 20 (0 had >= 60): 1 more, 0 fewer." in flat
         assert (
-            "1 open journey goes from lead to mql at the next event, whatever that is (0 today)."
-            in flat
+            "1 open journey goes from Lead Generation to Lead Qualification at the next event, "
+            "whatever that is (0 today)." in flat
         )
         assert "baton playbook simulate sales.yaml" in flat
         code, said = await baton(stage, "playbook", "publish", easier, "--expect", "7")

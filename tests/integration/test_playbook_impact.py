@@ -123,9 +123,14 @@ async def test_a_gate_on_the_present_stage(database_url: str) -> None:
     assert (stage.stage, stage.journeys, stage.no_longer) == ("mql", len(mql), len(lacking))
     assert stage.missing == {"lead.phone": sum(not r["attributes"].get("phone") for r in mql)}
     assert (found.leads, found.open) == (150, sum(r["stage"] in OPEN for r in there.rows))
-    told = with_impact(diff(parsed(SALES), parsed(new)), found).changes[0]
+    told = with_impact(
+        diff(parsed(SALES), parsed(new)), found, {"mql": "Lead Qualification"}
+    ).changes[0]
     assert told.sentence.startswith("Lead Qualification (mql) now needs the lead's phone")
-    assert told.impact == f"{len(lacking)} open journeys no longer qualify, of {len(mql)} in mql."
+    assert (
+        told.impact
+        == f"{len(lacking)} open journeys no longer qualify, of {len(mql)} in Lead Qualification."
+    )
 
 
 async def test_a_rule_with_another_threshold(database_url: str) -> None:
@@ -181,7 +186,7 @@ async def test_a_rule_with_another_threshold(database_url: str) -> None:
         0,
         len(moving),
     )
-    assert f"{len(moving)} open journey" in impact_lines(found)[0]
+    assert f"{len(moving)} open journey" in impact_lines(found, {})[0]
 
 
 async def test_held_moves_that_a_weaker_gate_lets_go(database_url: str) -> None:
@@ -218,9 +223,9 @@ async def test_a_stage_that_is_gone(database_url: str) -> None:
     [gone] = found.gone
     assert (gone.stage, gone.to, gone.journeys) == ("proposal", "offer", len(there.of("proposal")))
     assert gone.journeys > 3
-    told = with_impact(diff(parsed(SALES), parsed(renamed)), found)
+    told = with_impact(diff(parsed(SALES), parsed(renamed)), found, {})
     [change] = [c for c in told.changes if c.kind == "stage-renamed"]
-    assert change.impact == f"{gone.journeys} journeys stand in it."
+    assert change.impact == f"{gone.journeys} journeys stand there today."
     # The name alone is another: no rule is told as changed.
     assert len(told.changes) == 1
     homeless = await impact_on(database_url, renamed.partition("\nmigrate")[0])
@@ -243,7 +248,7 @@ async def test_nothing_is_written_and_a_comment_changes_nothing(database_url: st
     found = await impact_on(database_url, SALES + "\n# a word\n")
     assert found.stages == found.gone == found.rules == found.thresholds == []
     assert all(m.before == m.after for m in found.next_moves)
-    assert impact_lines(found)[0].startswith("None of ")
+    assert impact_lines(found, {})[0].startswith("None of ")
 
 
 LEADS = int(os.environ.get("BATON_IMPACT_LEADS", "20000"))

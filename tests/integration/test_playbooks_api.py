@@ -370,7 +370,7 @@ async def test_what_a_text_would_change_and_for_how_many(stage: Stage) -> None:
     body = answer.json()
     [change] = body["changes"]
     assert change["sentence"] == "Lead Qualification (mql) now needs the lead's phone (lead.phone)."
-    assert change["impact"] == "3 open journeys no longer qualify, of 5 in mql."
+    assert change["impact"] == "3 open journeys no longer qualify, of 5 in Lead Qualification."
     assert (body["impact"]["leads"], body["impact"]["stages"][0]["no_longer"]) == (5, 3)
     assert body["simulate"] == "baton playbook simulate sales.yaml"
     plain = (await stage.client.post("/v1/playbooks/diff", content=gated, headers=YAML)).json()

@@ -20,7 +20,7 @@ from tests.system.running import RunningBaton, lead_event
 
 PAGES = (
     "/", "/funnel", "/leads", "/handoffs", "/alerts", "/people", "/playbook", "/quarantine",
-    "/simulation",
+    "/simulation", "/subscriptions", "/audit",
 )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ def test_a_text_is_tried_published_scheduled_and_rolled_back(running: Running, p
     page.get_by_role("button", name="See what it changes").click()
     tried = page.get_by_role("status")
     expect(tried).to_contain_text("Lead Qualification (mql) now needs the lead's phone")
-    expect(tried).to_contain_text("3 open journeys no longer qualify, of 3 in mql.")
+    expect(tried).to_contain_text("3 open journeys no longer qualify, of 3 in Lead Qualification.")
     picture(page, "playbook-tried")
     page.get_by_label("Why", exact=True).first.fill("We call first")
     page.get_by_role("button", name="Publish on top of version 1").click()

@@ -13,7 +13,9 @@ from services.stage_service.conditions import Conditions
 from services.stage_service.playbook import Playbook, coerce, parse_playbook
 from services.stage_service.playbook_drawing import (
     deadline_of,
+    demands_told,
     mermaid,
+    moves_told,
     plans_of,
     steps_told,
     svg,
@@ -248,6 +250,29 @@ def test_the_graph_can_be_drawn() -> None:
     picture = svg(playbook)
     assert picture.count("<rect") == len(playbook.stages)
     assert "Discovery &amp; Solutioning" in picture
+
+
+def test_gates_are_drawn_where_they_hold_a_move() -> None:
+    """Each move into a gated stage has the mark; what is demanded is told without the picture too."""
+    text = (ROOT / "playbooks/expansion.yaml").read_text()
+    playbook = parse_playbook(text, "expansion.yaml")
+    told = {s.key: demands_told(s) for s in playbook.stages.values() if demands_told(s)}
+    assert told == {"commercial": ["the deal's expansion kind"], "churned": ["a reason"]}
+    into = [to.key for _, to, _ in moves_told(playbook)]
+    gated = sum(key in told for key in into)
+    picture = svg(playbook)
+    assert (picture.count("url(#g)"), picture.count("url(#a)")) == (gated, len(into) - gated)
+    assert ">◆ the deal&#x27;s expansion kind</text>" in picture
+    assert (
+        "Expansion Offer demands the deal&#x27;s expansion kind" in picture.partition("<defs>")[0]
+    )
+    drawn = mermaid(playbook).splitlines()
+    assert "    opportunity --> commercial: offer-wanted ◆" in drawn
+    assert "    onboarding --> adoption: went-live" in drawn
+    assert "      ◆ demands the deal's expansion kind" in drawn
+    plain = svg(parse_playbook(re.sub(r"    gate:\n      .*\n", "", text), "expansion.yaml"))
+    assert "◆" not in plain
+    assert "url(#g)" not in plain
 
 
 def test_deadlines_and_ladders_are_drawn_where_they_begin() -> None:

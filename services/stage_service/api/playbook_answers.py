@@ -215,12 +215,18 @@ def scheduled_shown(scheduled: Scheduled) -> dict[str, Any]:
     return {name: getattr(scheduled, name) for name in ScheduledShown.__struct_fields__}
 
 
-def diff_shown(diff: Diff, impact: Impact | None) -> dict[str, Any]:
-    """Give a diff, with what it means for the journeys of now where that is known."""
-    told = with_impact(diff, impact) if impact is not None else diff
+def diff_shown(diff: Diff, impact: Impact | None, *playbooks: Playbook | None) -> dict[str, Any]:
+    """Give a diff, with what it means for the journeys of now where that is known.
+
+    `playbooks` say what stages are called, the first that has one.
+    """
+    titles: dict[str, str] = {}
+    for playbook in reversed(playbooks):
+        titles |= {s.key: s.title for s in playbook.stages.values()} if playbook else {}
+    told = with_impact(diff, impact, titles) if impact is not None else diff
     more: Mapping[str, Any] = {
         "impact": impact,
-        "impact_lines": impact_lines(impact) if impact is not None else [],
+        "impact_lines": impact_lines(impact, titles) if impact is not None else [],
         "simulate": f"baton playbook simulate {diff.playbook}.yaml",
     }
     return {**told.shown(), **more}

@@ -176,7 +176,8 @@ async def diff_playbook(request: Request, _: Reader, impact: WithImpact = False)
     it = house(request)
     playbook = await publishing.read_playbook(await text_in(request))
     counted = await publishing.impact_on(it, playbook) if impact else None
-    return _json(diff_shown(await publishing.compared(it, playbook), counted))
+    active = it.playbooks.get(playbook.name)
+    return _json(diff_shown(await publishing.compared(it, playbook), counted, playbook, active))
 
 
 @router.get("/v1/playbooks/{name}", operation_id="get_playbook", responses=EITHER_FORM)

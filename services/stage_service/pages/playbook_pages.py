@@ -24,7 +24,7 @@ from services.stage_service.api.reads import playbook_named
 from services.stage_service.errors import BusyError, InvalidRequestError
 from services.stage_service.pages.rendering import PageRoute, form_of, page
 from services.stage_service.playbook import Playbook
-from services.stage_service.playbook_drawing import svg
+from services.stage_service.playbook_drawing import demands_told, moves_told, svg
 
 TEXT_FORM_BYTES_MAX = 1_000_000
 MESSAGE_CHARACTERS_MAX = 2000
@@ -58,7 +58,8 @@ async def _page(
     text = form["text"] if form and "text" in form else chosen.source
     return page(
         request, "playbook.html", _status(error, tried), who=who, playbook=chosen,
-        playbooks=it.playbooks, drawing=svg(chosen), versions=versions[:VERSIONS_SHOWN],
+        playbooks=it.playbooks, drawing=svg(chosen), moves=moves_told(chosen),
+        demands=demands_told, versions=versions[:VERSIONS_SHOWN],
         more=len(versions) - VERSIONS_SHOWN, scheduled=planned, form=form or {}, text=text,
         lines=text.split("\n"), tried=tried, error=error, json_url=f"/v1/playbooks/{chosen.name}",
     )  # fmt: skip
@@ -88,7 +89,9 @@ async def _tried(it: House, form: dict[str, str]) -> dict[str, Any]:
         counted = await publishing.impact_on(it, found)
     except BusyError as error:  # what changes is told all the same
         busy = (f"Not counted for how many journeys: {error.reason}. Try it again in a moment.",)
-    changes = diff_shown(await publishing.compared(it, found), counted)
+    changes = diff_shown(
+        await publishing.compared(it, found), counted, found, it.playbooks.get(found.name)
+    )
     changes["impact_lines"] = [*changes["impact_lines"], *busy]
     return {"problems": problems_shown(publishing.unplaced(it, found)), "diff": changes}
 

@@ -1,43 +1,34 @@
-"""The routes of the pages: board, funnel, leads, one lead, alerts, and the assets."""
+"""The routes of the pages: leads, one lead, alerts, and the assets."""
 
 from __future__ import annotations
 
-import re
 import uuid
-from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
-import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import RedirectResponse
 
-from services.contracts import postgres_log
 from services.contracts.access import Principal
-from services.contracts.events import CORRECTED, TRANSITIONED, TRANSITIONS_TOPIC
 from services.contracts.problems import BatonError, Defect
-from services.stage_service import funnel_numbers, reads, reads_people
+from services.stage_service import as_of, reads, reads_people
 from services.stage_service.api.access import House, allow, house, token_of
 from services.stage_service.api.merges import merge_by_hand, unmerge_by_hand
 from services.stage_service.api.moves import move_by_hand
-from services.stage_service.api.past import (
-    durations_then,
-    funnel_then,
-    moment_asked,
-    playbooks_at,
-    then_of,
-)
+from services.stage_service.api.past import then_of
 from services.stage_service.api.reads import (
     account_named,
     addresses_of,
     living_lead,
-    playbook_named,
     required_lead_id,
 )
+from services.stage_service.as_of import Then
 from services.stage_service.errors import NotFoundError, UnavailableError
 from services.stage_service.pages import (
     answer_pages,
     audit_pages,
+    board_page,
+    funnel_page,
     handoff_pages,
     people_view,
     playbook_pages,
@@ -47,7 +38,12 @@ from services.stage_service.pages import (
     subscription_pages,
 )
 from services.stage_service.pages.alert_view import DEEDS, NotifierAwayError, act, ask
-from services.stage_service.pages.lead_page import lead_page, past_lead_page, written_moment
+from services.stage_service.pages.lead_page import lead_page, past_lead_page
+from services.stage_service.pages.looking_back import (
+    LookBack,
+    looked_back,
+    not_known_yet,
+)
 from services.stage_service.pages.rendering import (
     FOREVER,
     Nowhere,
@@ -59,16 +55,8 @@ from services.stage_service.pages.rendering import (
     page,
     static_files,
 )
-from services.stage_service.playbook import BAND_TITLES
 
-CARDS_MAX = 12
-NEWS_MAX = 8
-NEWS_READ_BACK = 60
 LEADS_A_PAGE = 50
-CHAPTERS_SHOWN = 100
-OTHERS_MAX = 8
-BY = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
-NOT_TO_GROUP_BY = {"name", "first_name", "last_name", "phone", "email"}
 ALERT_STATUSES = ("pending", "delivered", "acknowledged", "suppressed", "dead_lettered")
 
 Reader = Annotated[Principal, Depends(allow("read"))]
@@ -84,8 +72,9 @@ def pages_router() -> APIRouter:
     whole.include_router(session.router)
     counted = [Depends(handoff_pages.count_for_menu)]
     for each in (
-        router, handoff_pages.router, quarantine_pages.router, people_view.router, playbook_pages.router,
-        subscription_pages.router, simulation_pages.router, audit_pages.router,
+        router, board_page.router, funnel_page.router, handoff_pages.router, quarantine_pages.router,
+        people_view.router, playbook_pages.router, subscription_pages.router, simulation_pages.router,
+        audit_pages.router,
     ):  # fmt: skip
         whole.include_router(each, dependencies=counted)
     whole.include_router(_nowhere)
@@ -102,96 +91,6 @@ async def static(request: Request, digest: str, name: str) -> Response:
     answer.headers["cache-control"] = FOREVER if digests.get(name) == digest else "no-store"
     answer.headers["x-content-type-options"] = "nosniff"
     return answer
-
-
-# The board
-
-
-@router.get("/")
-async def board(request: Request, who: Reader, playbook: str | None = None) -> Response:
-    """Show every stage with its newest journeys, live."""
-    return page(
-        request, "board.html", who=who, json_url="/v1/leads",
-        **await _board(house(request), playbook),
-    )  # fmt: skip
-
-
-@router.get("/fragments/board")
-async def board_fragment(request: Request, who: Reader, playbook: str | None = None) -> Response:
-    """Give the moving part of the board."""
-    return page(request, "_board.html", who=who, **await _board(house(request), playbook))
-
-
-async def _board(it: House, name: str | None) -> dict[str, Any]:
-    chosen = playbook_named(it, name or None)
-    now = await reads.board(it.engine, chosen.name, CARDS_MAX, it.now())
-    last = await postgres_log.last_number(it.pool, TRANSITIONS_TOPIC)
-    messages = await postgres_log.read_topic(
-        it.pool, max(0, last - NEWS_READ_BACK), TRANSITIONS_TOPIC, NEWS_READ_BACK
-    )
-    moves = [m for m in messages if m.type in (TRANSITIONED, CORRECTED)]
-    news = [msgspec.json.decode(m.value) | {"type": m.type} for m in moves[-NEWS_MAX:]][::-1]
-    nobody: dict[str, Any] = {"count": 0, "latest": []}
-    bands: list[dict[str, Any]] = []
-    for key in chosen.path:
-        stage = chosen.stages[key]
-        if not bands or bands[-1]["key"] != stage.band:
-            bands.append({"key": stage.band, "title": BAND_TITLES[stage.band], "stages": []})
-        bands[-1]["stages"].append((stage, now.get(key, nobody)))
-    exits = [(s, now.get(s.key, nobody)) for s in chosen.stages.values() if s.path_index is None]
-    return {
-        "playbook": chosen, "playbooks": it.playbooks, "bands": bands, "exits": exits,
-        "news": news, "total": sum(s["count"] for s in now.values()), "public_url": it.public_url,
-    }  # fmt: skip
-
-
-# The funnel
-
-
-@router.get("/funnel")
-async def funnel(
-    request: Request,
-    who: Reader,
-    playbook: str | None = None,
-    by: str | None = None,
-    first: str | None = None,
-    second: str | None = None,
-    at: str = "",
-) -> Response:
-    """Show how many reach each stage, how many go on, and how long it takes."""
-    it = house(request)
-    chosen = playbook_named(it, playbook or None)
-    since, until = _day(request.query_params.get("from")), _day(request.query_params.get("to"))
-    end = until + timedelta(days=1) if until else None
-    group = by if by and BY.fullmatch(by) else None
-    moment = moment_asked(it, written_moment(at))
-    if moment is not None:
-        chosen = (await playbooks_at(it, moment))[chosen.name]
-    start = first if first in chosen.path else chosen.first_stage
-    finish = second if second in chosen.path else chosen.won_stage
-    if moment is not None:
-        numbers = await funnel_then(it, chosen, moment, since=since, until=end, by=group)
-        took = await durations_then(it, chosen, start, finish, moment, since=since, until=end)
-    else:
-        numbers = await funnel_numbers.funnel(it.engine, chosen, since=since, until=end, by=group)
-        took = await funnel_numbers.durations(
-            it.engine, chosen, start, finish, since=since, until=end
-        )
-    asked = {"playbook": chosen.name, "from": since and since.isoformat(),
-             "to": end and end.isoformat(), "by": group, "at": moment and moment.isoformat()}  # fmt: skip
-    return page(
-        request, "funnel.html", who=who, playbook=chosen, playbooks=it.playbooks, numbers=numbers,
-        took=took, since=since, until=until, by=group, by_refused=bool(by) and group is None, as_of=moment,
-        attributes=[a for a in chosen.attributes["lead"] if a not in NOT_TO_GROUP_BY],
-        json_url=f"/v1/funnel?{urlencode({k: v for k, v in asked.items() if v})}",
-    )  # fmt: skip
-
-
-def _day(text: str | None) -> datetime | None:
-    try:
-        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC) if text else None
-    except ValueError:
-        return None
 
 
 # Leads
@@ -212,19 +111,31 @@ async def leads(
     addresses = addresses_of(email, it.lane.policy) if email.strip() else []
     refused = addresses if isinstance(addresses, Defect) else None
     items, more = [], None
+    way, key = _stage_asked(it, stage)
     if refused is None:
         items, more = await reads.list_leads(
             it.engine, emails=[] if isinstance(addresses, Defect) else addresses,
-            stage=stage or None, owner=owner or None, q=q.replace("\x00", "").strip() or None,
+            stage=key, playbook=way, owner=owner or None, q=q.replace("\x00", "").strip() or None,
             cursor=_uuid(cursor), limit=LEADS_A_PAGE,
         )  # fmt: skip
-    asked = {k: v for k, v in (("q", q), ("stage", stage), ("owner", owner), ("email", email)) if v}
+    of_stage = f"{way}/{key}" if way and key else stage
+    also = {k: v for k, v in (("q", q), ("owner", owner), ("email", email)) if v}
+    asked = also | ({"stage": of_stage} if stage else {})
+    named = {k: v for k, v in (("playbook", way), ("stage", key)) if v}
     return page(
         request, "_leads.html" if is_fragment(request) else "leads.html", who=who,
         playbooks=it.playbooks, team=it.team, items=items, refused=refused, asked=asked,
         after=cursor, next_url=f"/leads?{urlencode(asked | {'cursor': more})}" if more else None,
-        first_url=f"/leads?{urlencode(asked)}", json_url=f"/v1/leads?{urlencode(asked)}",
+        first_url=f"/leads?{urlencode(asked)}", json_url=f"/v1/leads?{urlencode(also | named)}",
     )  # fmt: skip
+
+
+def _stage_asked(it: House, text: str) -> tuple[str | None, str | None]:
+    """Give playbook and key of a stage: ``sales/mql``, or ``mql`` of the first playbook that has it."""
+    way, slash, key = text.rpartition("/")
+    if slash or not text:
+        return way or None, key or None
+    return next((p.name for p in it.playbooks.values() if text in p.stages), None), text
 
 
 def _uuid(text: str) -> str | None:
@@ -238,19 +149,36 @@ def _uuid(text: str) -> str | None:
 async def lead(request: Request, who: Reader, id: str, at: str = "") -> Response:
     """Show one lead: where it is, who has it, what to do next, and why it is there; or was, at a moment."""
     it = house(request)
-    moment = moment_asked(it, written_moment(at))
-    if moment is not None:
-        then = await then_of(it, required_lead_id(id), moment)
+    back = looked_back(it, at)
+    if back.moment is not None:
+        then = await _then(it, required_lead_id(id), back)
         if isinstance(then, str):
             return RedirectResponse(
                 f"/leads/{then}?{urlencode({'at': at})}", 308, {"cache-control": "no-store"}
             )
-        return await past_lead_page(request, who, then)
+        if isinstance(then, Then):
+            return await past_lead_page(request, who, then)
+        back = then
     lead_id = await living_lead(it, id)
     if lead_id != required_lead_id(id):
         # Browsers keep a 308 for good if they may, and a merge can be undone.
         return RedirectResponse(f"/leads/{lead_id}", 308, {"cache-control": "no-store"})
-    return await lead_page(request, who, lead_id)
+    return await lead_page(request, who, lead_id, back=back)
+
+
+async def _then(it: House, id: str, back: LookBack) -> Then | LookBack | str:
+    """Give the lead as it was, or whose part it was; or what is said of a moment before it was known."""
+    assert back.moment is not None  # noqa: S101
+    try:
+        return await then_of(it, id, back.moment)
+    except NotFoundError as error:
+        if error.field != "at":
+            raise
+        async with it.pool.acquire() as connection:
+            began = await as_of.began_at(connection, id)
+        if began is None:
+            raise
+        return not_known_yet(back, began)
 
 
 @router.post("/leads/{id}/merge")
@@ -384,4 +312,4 @@ _nowhere = APIRouter(route_class=Nowhere, include_in_schema=False)
 @_nowhere.get("/{anything:path}")
 async def nowhere(anything: str) -> Response:
     """Say in the pages' look that there is no such page."""
-    raise NotFoundError("There is no such page.", remedy="Go to the board.")
+    raise NotFoundError("There is no such page.")

@@ -12,6 +12,7 @@ from fastapi.responses import RedirectResponse
 from services.contracts.access import Principal
 from services.contracts.problems import BatonError
 from services.contracts.simulations import Days, Simulated, SimulatedSide
+from services.stage_service import reads_people
 from services.stage_service.api.access import STATUS, allow, house
 from services.stage_service.api.reads import playbook_named
 from services.stage_service.api.simulations import RUNS, begin_simulation, run_id
@@ -70,10 +71,12 @@ async def one_simulation(request: Request, who: Reader, id: str) -> Response:
     it = house(request)
     run = await records.find(it.pool, run_id(id))
     document = await records.result(it.pool, run.id)
-    facts: dict[str, Any] = {}
+    known = it.playbooks.get(run.playbook)
+    facts: dict[str, Any] = {"title": known.title if known else run.playbook.capitalize()}
     if document is not None:
-        facts = _facts(msgspec.json.decode(document, type=Simulated))
-        known = it.playbooks.get(run.playbook)
+        facts |= _facts(msgspec.json.decode(document, type=Simulated))
+        leads = [d.lead_id for d in facts["differences"]]
+        facts["names"] = await reads_people.names_of(it.engine, leads)
         facts["roles"] = {r.key: r.title for r in known.roles.values()} if known else {}
         facts["labels"] = known.labels if known else {}
     return page(
@@ -105,18 +108,25 @@ async def cancel(request: Request, _: Admin, id: str, deed: str) -> Response:
 
 def _facts(told: Simulated) -> dict[str, Any]:
     sides = (told.today, told.candidate)
+
+    def differs(role: str, *numbers: str) -> bool:
+        each = ([getattr(side, name).get(role, {}) for name in numbers] for side in sides)
+        return next(each) != next(each)
+
     return {
         "told": told,
         "titles": {s.stage: s.title for s in told.stages},
         "stages": [(s, *(side.stages[s.stage] for side in sides)) for s in told.stages],
         "alerts": [
             {"role": role, "totals": [sum(side.alerts.get(role, {}).values()) for side in sides],
+             "differs": differs(role, "alerts"),
              "busiest": [max(side.alerts.get(role, {}).values(), default=0) for side in sides],
              "days": _by_day(*(side.alerts.get(role, {}) for side in sides))}
             for role in _roles(*(side.alerts for side in sides))
         ],
         "deadlines": [
             {"role": role, "counts": [_load(side, role) for side in sides],
+             "differs": differs(role, "due", "overdue"),
              "days": _by_day(told.today.due.get(role, {}), told.candidate.due.get(role, {}),
                              told.today.overdue.get(role, {}), told.candidate.overdue.get(role, {}))}
             for role in _roles(*(side.due for side in sides), *(_ones(side) for side in sides))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+import re
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from jinja2 import Environment
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+_ROLE_NAMED = re.compile(r"((?:eligible|fallback|found anybody) (?:for|of) |fallback of )([a-z_]+)")
+"""Where routing names a role by its key."""
 
 STATUS_WORDS = {
     "pending": "on its way",
@@ -78,6 +82,11 @@ def absolute(value: datetime | str) -> str:
     return f"{as_moment(value).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
+def shortly_after(value: datetime) -> str:
+    """Give the first whole second after a moment as a form sends it, in UTC."""
+    return f"{value.astimezone(UTC) + timedelta(seconds=1):%Y-%m-%dT%H:%M:%S}"
+
+
 def percent(share: float | None) -> str:
     """Give a share of one as per cent; ``–`` for none."""
     if share is None:
@@ -110,6 +119,13 @@ def initials(name: str) -> str:
     """Give two letters for a person."""
     words = name.split()
     return "".join(w[0] for w in (words[:1] + words[-1:] if len(words) > 1 else words)).upper()
+
+
+def reason_told(owner: Mapping[str, Any], roles: Mapping[str, str]) -> str:
+    """Say why somebody is a journey's owner: without their name again, the roles by their titles."""
+    why = str(owner["why"]).removeprefix(f"{owner['name']}: ")
+    why = _ROLE_NAMED.sub(lambda found: found[1] + roles.get(found[2], found[2]), why)
+    return why[:1].upper() + why[1:]
 
 
 def status_word(status: str) -> str:
@@ -159,6 +175,9 @@ def rung(item: Mapping[str, Any]) -> str:
 
 def teach(environment: Environment) -> None:
     """Give the templates these words."""
-    for word in (span, ago, since, iso, absolute, percent, points, fact, facts, happening, initials,
-                 status_word, shown, pretty, handed, rung):  # fmt: skip
-        environment.filters[word.__name__] = word
+    words: tuple[Callable[..., Any], ...] = (
+        span, ago, since, iso, absolute, shortly_after, percent, points, fact, facts, happening, initials,
+        reason_told, status_word, shown, pretty, handed, rung,
+    )  # fmt: skip
+    taught: dict[str, Any] = {word.__name__: word for word in words}
+    environment.filters.update(taught)

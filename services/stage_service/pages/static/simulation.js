@@ -29,6 +29,7 @@ function numbers(table) {
 }
 
 const HEIGHT = 190;
+const hovers = matchMedia("(hover: hover)").matches;
 const drawn = new Map();
 
 function draw(place) {
@@ -41,15 +42,16 @@ function draw(place) {
   const few = columns[0].length < 40;
   const series = heads.slice(1).map((label, at) => ({
     label, stroke: strokes[at], width: 2, dash: at % 2 ? undefined : [5, 4],
-    points: { show: few, size: 5 }, value: (_, value) => (value === null ? "–" : String(value)),
+    points: { show: few, size: 5 }, value: (_, value) => (value === null ? "" : String(value)),
   }));
   drawn.get(place)?.destroy();
   drawn.set(place, new uPlot({
     width: place.clientWidth, height: HEIGHT, tzDate: (at) => uPlot.tzDate(new Date(at * 1000), "UTC"),
     cursor: { points: { size: 7 } },
-    legend: { markers: { dash: (_, at) => (at % 2 ? "dashed" : "solid") } },
+    // Where nothing hovers the legend names the lines; values are in the table.
+    legend: { live: hovers, markers: { dash: (_, at) => (at % 2 ? "dashed" : "solid") } },
     scales: { y: { range: (_, low, high) => [0, Math.max(1, high * 1.08)] } },
-    series: [{ label: "Day", value: "{YYYY}-{MM}-{DD}" }, ...series],
+    series: [{ label: "Day", value: (_, at) => (at === null ? "" : new Date(at * 1000).toISOString().slice(0, 10)) }, ...series],
     axes: [
       { ...axis, values: "{D} {MMM}", incrs: [1, 2, 7, 14, 28, 91, 182, 364].map((days) => days * 86400) },
       { ...axis, size: 46, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000] },
@@ -58,11 +60,16 @@ function draw(place) {
 }
 
 const places = [...document.querySelectorAll("[data-plots]")];
-const drawAll = () => places.forEach(draw);
+const drawAll = () => places.filter((place) => place.clientWidth).forEach(draw);
 if (places.length) {
   drawAll();
+  // What is folded has no width; it is drawn when it is unfolded.
   const widths = new ResizeObserver((changes) => {
-    for (const { target } of changes) drawn.get(target)?.setSize({ width: target.clientWidth, height: HEIGHT });
+    for (const { target } of changes) {
+      if (!target.clientWidth) continue;
+      if (drawn.has(target)) drawn.get(target).setSize({ width: target.clientWidth, height: HEIGHT });
+      else draw(target);
+    }
   });
   places.forEach((place) => widths.observe(place));
   new MutationObserver(drawAll).observe(document.documentElement, { attributeFilter: ["data-theme"] });
