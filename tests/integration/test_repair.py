@@ -16,8 +16,9 @@ from services.baton.verify_command import told
 from services.contracts.audit import Actor
 from services.contracts.events import CORRECTED, HANDOFFS_TOPIC
 from services.contracts.verification import Repair, Verification
+from services.stage_service.playbook import parse_playbook
 from services.stage_service.relay import Relay
-from tests.integration.test_lane import Wired, it, walk
+from tests.integration.test_lane import ROOT, Wired, it, walk
 
 __all__ = ["it"]
 OLGA = Actor("olga@host", via="command")
@@ -327,6 +328,37 @@ async def test_any_number_of_processes_says_the_same(it: Wired) -> None:
     assert msgspec.json.encode(one) == msgspec.json.encode(two)
     assert seen[-1] == (9, 9)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+async def test_events_of_another_epoch_are_told_anew(it: Wired) -> None:
+    """I4: the same moves under another version are other records; and once more changes nothing."""
+    await it.lane.submit([*walk()[:3], *walk("other@b.example")[:3]])
+    await published(it.url)
+    text = (ROOT / "playbooks/sales.yaml").read_text()
+    await it.shelf.publish_file(it.pool, parse_playbook(text + "\n# 2\n", "sales.yaml"))
+    await it.pool.execute(f"UPDATE stage.events SET epoch = epoch + 1 WHERE lead_id = {FIRST}")
+    found = await verify_database(it.url)
+    await repaired(it, found)
+    held = await it.pool.fetch(
+        f"SELECT playbook_version FROM stage.transitions WHERE lead_id = {FIRST} AND replaced_by IS NULL"
+    )
+    assert {r["playbook_version"] for r in held} == {2}
+
+
+async def test_what_a_record_says_besides_its_move_is_corrected(it: Wired) -> None:
+    """Whom it made responsible, what it skipped: told anew, as another move would be."""
+    await it.lane.submit([*walk()[:3], *walk("p1@b.example")[:3], *walk("p2@b.example")[:3]])
+    await published(it.url)
+    for n, (column, value) in enumerate((
+        ("role", "'csm'"), ("skipped", "'{nurture}'"), ("playbook_version", "7")
+    )):  # fmt: skip
+        await it.pool.execute(
+            f"UPDATE stage.transitions SET {column} = {value} WHERE sequence = 1 AND lead_id = "
+            f"(SELECT id FROM stage.leads ORDER BY id OFFSET {n} LIMIT 1)"
+        )
+    found = await verify_database(it.url)
+    assert len(found.damaged) == 3
+    await repaired(it, found)
 
 
 async def test_owners_are_facts_and_stay(it: Wired, database_url: str) -> None:
