@@ -41,8 +41,8 @@ changed AS MATERIALIZED (
       WHERE recorded_at > $1 OR undone_at > $1) c LEFT JOIN part p ON p.id = c.id
   WHERE c.id IS NOT NULL)"""  # noqa: S608
 _AS_STORED = f"""{_CHANGED}
-SELECT j.lead_id::text, j.key, j.started_at FROM stage.journeys j
-WHERE j.playbook = $2 AND NOT EXISTS (SELECT FROM changed c WHERE c.id = j.lead_id)
+SELECT j.lead_id::text, j.key, j.started_at FROM stage.journeys j LEFT JOIN part p ON p.id = j.lead_id
+WHERE j.playbook = $2 AND NOT EXISTS (SELECT FROM changed c WHERE c.id = coalesce(p.root, j.lead_id))
 """  # noqa: S608
 # Those of them that may have entered: that ever were in a stage it is entered from, corrected or not.
 _TO_FOLD = f"""{_CHANGED},
