@@ -12,13 +12,15 @@ import pytest
 
 from services.baton.repair import repair
 from services.baton.verify import verify_database
-from services.baton.verify_command import told
+from services.baton.verify_command import CLEAN, NOT_CHECKED, command, told
 from services.contracts.audit import Actor
 from services.contracts.events import CORRECTED, HANDOFFS_TOPIC
 from services.contracts.verification import Repair, Verification
+from services.stage_service.identities import Policy
 from services.stage_service.playbook import parse_playbook
 from services.stage_service.relay import Relay
-from tests.integration.test_lane import ROOT, Wired, it, walk
+from tests.integration.test_lane import ROOT, Wired, it, walk, wired
+from tests.integration.test_merging import said
 
 __all__ = ["it"]
 OLGA = Actor("olga@host", via="command")
@@ -359,6 +361,39 @@ async def test_what_a_record_says_besides_its_move_is_corrected(it: Wired) -> No
     found = await verify_database(it.url)
     assert len(found.damaged) == 3
     await repaired(it, found)
+
+
+async def test_a_repair_goes_by_the_settings_of_identity(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A phone without country code is one of the region; what stands for no id here, nobody claims."""
+    policy = Policy(region="DE", ignored_values=frozenset({"nobody"}))
+    nobody = {"external_ids": {"crm": "nobody"}}
+    async with wired(database_url, policy=policy) as it:
+        await it.lane.submit([
+            said("page.viewed", 0, phone="030 901820"), said("page.viewed", 1, email="a@b.example", **nobody),
+        ])  # fmt: skip
+        before = await it.pool.fetch(
+            "SELECT kind, value, lead_id FROM stage.identities ORDER BY 1, 2"
+        )
+        assert [tuple(r)[:2] for r in before] == [
+            ("email", "a@b.example"),
+            ("phone", "+4930901820"),
+        ]
+        await it.pool.execute("DELETE FROM stage.identities")
+
+        def asked() -> int:
+            return command(database_url, 1, as_json=True, repair=True, yes=True)
+
+        monkeypatch.setenv("BATON_IDENTITY_PHONE_REGION", "Germany")
+        assert await asyncio.to_thread(asked) == NOT_CHECKED
+        assert "BATON_IDENTITY_PHONE_REGION" in capsys.readouterr().err
+        monkeypatch.setenv("BATON_IDENTITY_PHONE_REGION", "de")
+        monkeypatch.setenv("BATON_IDENTITY_IGNORED_VALUES", '["nobody"]')
+        assert await asyncio.to_thread(asked) == CLEAN
+        assert await it.pool.fetch(
+            "SELECT kind, value, lead_id FROM stage.identities ORDER BY 1, 2"
+        ) == before  # fmt: skip
 
 
 async def test_owners_are_facts_and_stay(it: Wired, database_url: str) -> None:
