@@ -30,7 +30,7 @@ def command(database_url: str, workers: int, *, as_json: bool, repair: bool, yes
     try:
         report = _verified(database_url, workers, console)
         if repair and not report.clean:
-            policy = StageSettings(database_url=database_url).identity_policy
+            policy = StageSettings(database_url=database_url).identity_policy  # pyright: ignore[reportCallIssue]
             report = _repaired(database_url, workers, report, console, policy, yes=yes)
     except ValidationError as error:
         wrong = "; ".join(f"BATON_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())

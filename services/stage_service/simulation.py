@@ -155,10 +155,7 @@ class Simulation:
         past: Mapping[str, Past],
     ) -> None:
         answered = {h[2] for p in past.values() for h in p.handoffs if h[2] is not None}
-        folded = sorted(
-            ((_for_any(e, answered), epoch) for e, epoch in events if not offers.is_clock(e)),
-            key=lambda pair: pair[0].place,
-        )
+        folded = [(_for_any(e, answered), epoch) for e, epoch in events if not offers.is_clock(e)]
         journeys, moves, handed = self._folded(folded, self._now)
         name = self._candidate.name
         made: dict[str, list[Move]] = {}
@@ -191,10 +188,11 @@ class Simulation:
             return whole.lead.journeys if whole.lead else {}, whole.moves, whole.handed
         newest = self._playbooks[max(self._playbooks)]
         story = Rehearsal(newest, self._hours)
-        for event, epoch in funnel.in_place(events):
+        ordered = funnel.in_place(events)
+        for event, epoch in ordered:
             story.playbooks = self._playbooks[epoch]
             story.tell(event)
-        story.wait_until(max(until, events[-1][0].time) if events else until)
+        story.wait_until(max(until, ordered[-1][0].time) if ordered else until)
         return story.lead.journeys if story.lead else {}, story.moves, story.handed
 
     def _journey(
@@ -236,7 +234,9 @@ class Simulation:
 
     def _named(self, move: Step) -> Step:
         """Give a recorded move by the candidate's names of its stages."""
-        named = self._candidate.named
+        named, known = self._candidate.named, self._candidate.stages
+        if move.from_stage in known and move.to_stage in known:
+            return move
         return msgspec.structs.replace(
             move, from_stage=named(move.from_stage), to_stage=named(move.to_stage)
         )

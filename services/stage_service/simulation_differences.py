@@ -90,7 +90,8 @@ def difference(
     moved_today = was is not None and _event_of(was) == _event_of(first)
     why = _explained(candidate, would) if would is not None else ""
     if not moved:
-        stays = _stays(candidate, first, journey_at(_event_of(first)))
+        is_gated = _may_be_gated(candidate, first)
+        stays = _stays(candidate, first, journey_at(_event_of(first)) if is_gated else None)
         why = f"{stays}; later: {why}" if why else f"{stays}."
     return Difference(
         lead_id, name, [s.to_stage for s in before], [s.to_stage for s in after], first.occurred_at,
@@ -98,6 +99,13 @@ def difference(
         would.rule if would is not None and moved else None,
         was.rule if was is not None and moved_today else None, why,
     )  # fmt: skip
+
+
+def _may_be_gated(candidate: Playbook, first: Step) -> bool:
+    """Tell whether a gate may hold the journey at `first`: looking closer costs a fold of the lead."""
+    rules = candidate.candidates(first.event_type, first.from_stage)
+    ways = [candidate.stages.get(key) for key in (first.to_stage, *(rule.to for rule in rules))]
+    return any(to is not None and (to.gate.require or to.gate.reason) for to in ways)
 
 
 def _stays(candidate: Playbook, first: Step, journey: Journey | None) -> str:
