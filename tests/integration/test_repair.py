@@ -74,6 +74,10 @@ SILENT = {
     "the journey": "DELETE FROM stage.journeys WHERE id = {journey}",
     "the attributes": """UPDATE stage.leads SET attributes = '{{"company": "X"}}' WHERE id = {lead}""",
     "the e-mail": "UPDATE stage.leads SET email = 'x@x.example' WHERE id = {lead}",
+    "the name": "UPDATE stage.leads SET name = 'X', company = 'Y' WHERE id = {lead}",
+    "the moments": "UPDATE stage.leads SET last_seen_at = now() WHERE id = {lead}",
+    "what is held": """UPDATE stage.journeys SET held = '[{{"to": "sql"}}]' WHERE id = {journey}""",
+    "the deal": """UPDATE stage.journeys SET deal = '{{"amount": 3}}' WHERE id = {journey}""",
     "another's state": """UPDATE stage.leads SET state =
         (SELECT state FROM stage.leads WHERE id <> {lead} LIMIT 1) WHERE id = {lead}""",
     "an unreadable state": "UPDATE stage.leads SET state = '\\xdeadbeef' WHERE id = {lead}",
