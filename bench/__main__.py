@@ -1,4 +1,4 @@
-"""`python -m bench [a b c d e f g h i j k]`: measure, show, and write `RESULTS.md` and `results.json`."""
+"""`python -m bench [a b c d e f g h i j k l]`: measure, show, and write `RESULTS.md` and `results.json`."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from bench import (
     simulating,
     single,
     subscriptions,
+    verifying,
     webhooks,
 )
 from bench.machine import describe
@@ -45,13 +46,14 @@ BENCHMARKS = {
         subscriptions,
         simulating,
         beside,
+        verifying,
     )
 }
 
 
 def main(
     which: Annotated[
-        list[str] | None, typer.Argument(help="of: a b c d e f g h i j k (all)")
+        list[str] | None, typer.Argument(help="of: a b c d e f g h i j k l (all)")
     ] = None,
     *,
     quick: Annotated[bool, typer.Option("--quick", help="short rounds, few leads")] = False,
@@ -64,7 +66,7 @@ def main(
 
     a: single events, b: batches, c: POST to alert through Kafka, d: the fold, e: a with a million leads,
     f: a signed webhook against a, g: 10,000 clocks due in one minute, h: healthy channels beside one in
-    trouble, j: a simulated playbook, k: single events beside one.
+    trouble, j: a simulated playbook, k: single events beside one, l: `baton verify`.
     """
     console = Console(width=None if sys.stdout.isatty() else 150)
     wanted = list(dict.fromkeys(which or BENCHMARKS))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import asyncpg
 
 from bench.ground import Ground, count, settle
 from bench.measure import Figure, Options, Result, alternate
+from bench.memory import watched
 from bench.million import TEMPLATES, fill
 from services.baton.places import PLAYBOOKS
 from services.contracts.team import load_team
@@ -35,7 +34,6 @@ METHOD = (
     "workers while it ran."
 )
 MEMORY_TARGET_MB = 500.0
-_STEP_S = 0.1
 
 
 async def run(options: Options) -> Result:
@@ -58,18 +56,17 @@ async def run(options: Options) -> Result:
         memory: list[tuple[float, float]] = []
 
         async def ours(_: int) -> float:
-            watching = asyncio.create_task(_watch())
-            began = time.perf_counter()
-            tally = await simulate(url, candidate, str(path), hours, datetime.now(UTC))
-            seconds = time.perf_counter() - began
-            watching.cancel()
-            memory.append((MEMORY_TARGET_MB, max(_peak)))
+            async with watched() as peak:
+                began = time.perf_counter()
+                tally = await simulate(url, candidate, str(path), hours, datetime.now(UTC))
+                seconds = time.perf_counter() - began
+            memory.append((MEMORY_TARGET_MB, peak.mb))
             tallies.append(tally)
             return tally.events / seconds
 
         async def baseline(_: int) -> float:
             began = time.perf_counter()
-            folded = await _refold(url)
+            folded = await refold(url)
             return folded / (time.perf_counter() - began)
 
         rounds = await alternate(options.times(3), baseline, ours, options.say)
@@ -91,7 +88,8 @@ async def run(options: Options) -> Result:
     return result
 
 
-async def _refold(url: str) -> int:
+async def refold(url: str) -> int:
+    """Fold all stored events in this process, and give how many there are; compares nothing."""
     text = (PLAYBOOKS / "sales.yaml").read_text(encoding="utf-8")
     active = {"sales": replace(parse_playbook(text, "sales.yaml"), version=1)}
     connection = await asyncpg.connect(url)
@@ -109,28 +107,3 @@ async def _refold(url: str) -> int:
     finally:
         await connection.close()
     return events
-
-
-_peak: list[float] = []
-
-
-async def _watch() -> None:
-    """Keep the largest sum of resident memory of this process and its children, MB, in `_peak`."""
-    _peak[:] = [0.0]
-    while True:
-        _peak[0] = max(_peak[0], await asyncio.to_thread(_resident_mb))
-        await asyncio.sleep(_STEP_S)
-
-
-def _resident_mb() -> float:
-    pages = 0
-    own = str(os.getpid())
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        # The database's processes are children too, of `pg_ctl`'s starter, not of ours.
-        if stat.parent.name == own or fields[1] == own:
-            pages += int(fields[21])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

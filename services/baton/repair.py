@@ -53,6 +53,9 @@ RETURNING kind
 """
 
 
+_DEFAULT = Policy()
+
+
 class _DryRunError(Exception):
     """Rolls a transaction back that was only tried."""
 
@@ -63,7 +66,7 @@ async def repair(
     by: Actor,
     *,
     dry_run: bool,
-    policy: Policy | None = None,
+    policy: Policy = _DEFAULT,
     progress: Callable[[int, int], None] | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Repair:
@@ -81,7 +84,7 @@ async def repair(
         untold = {r["lead_id"]: r["ids"] for r in await connection.fetch(_UNTOLD)}
         ids = sorted({*report.damaged, *untold})
         for number, lead_id in enumerate(ids, 1):
-            mending = Mending(connection, shelf, roster, policy or Policy(), now(), new_id)
+            mending = Mending(connection, shelf, roster, policy, now(), new_id)
             mended = await _again(connection, shelf, mending, lead_id, untold.get(lead_id, []), by,
                                   dry_run=dry_run)  # fmt: skip
             if mended is not None:

@@ -6,6 +6,7 @@ import sys
 
 import asyncpg
 import msgspec
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
@@ -14,17 +15,27 @@ from services.baton.repair import repair as repair_database
 from services.baton.verify import verify_database
 from services.contracts.audit import on_the_command_line
 from services.contracts.verification import Repair, Verification
+from services.stage_service.identities import Policy
+from services.stage_service.settings import StageSettings
 
 CLEAN, DIFFERENCES, NOT_CHECKED = 0, 1, 2
 
 
 def command(database_url: str, workers: int, *, as_json: bool, repair: bool, yes: bool) -> int:
-    """Verify, and repair where that is asked for; gives the exit code."""
+    """Verify, and repair where that is asked for; gives the exit code.
+
+    A repair goes by what names a person as the service's settings say (``BATON_IDENTITY_*``).
+    """
     out, console = Console(highlight=False), Console(highlight=False, stderr=True)
     try:
         report = _verified(database_url, workers, console)
         if repair and not report.clean:
-            report = _repaired(database_url, workers, report, console, yes=yes)
+            policy = StageSettings(database_url=database_url).identity_policy  # pyright: ignore[reportCallIssue]
+            report = _repaired(database_url, workers, report, console, policy, yes=yes)
+    except ValidationError as error:
+        wrong = "; ".join(f"BATON_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
+        console.print(f"the settings are not right: {wrong}", soft_wrap=True, markup=False)
+        return NOT_CHECKED
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         console.print(f"it could not be checked: {error}", soft_wrap=True, markup=False)
         return NOT_CHECKED
@@ -46,11 +57,11 @@ def _verified(database_url: str, workers: int, console: Console) -> Verification
 
 
 def _repaired(
-    database_url: str, workers: int, report: Verification, console: Console, *, yes: bool
-) -> Verification:
+    database_url: str, workers: int, report: Verification, console: Console, policy: Policy, *, yes: bool
+) -> Verification:  # fmt: skip
     """Try the repair, ask, do it, and verify again. Whoever cannot be asked and did not say yes only sees."""
     by = on_the_command_line()
-    tried = run(repair_database(database_url, report, by, dry_run=True))
+    tried = run(repair_database(database_url, report, by, dry_run=True, policy=policy))
     if not yes:
         for line in told(tried):
             console.print(line, soft_wrap=True, markup=False)
@@ -59,7 +70,7 @@ def _repaired(
             console.print("Nothing was changed. --yes does it without asking.", markup=False)
             report.repair = tried
             return report
-    done = run(repair_database(database_url, report, by, dry_run=False))
+    done = run(repair_database(database_url, report, by, dry_run=False, policy=policy))
     for line in told(done):
         console.print(line, soft_wrap=True, markup=False)
     after = _verified(database_url, workers, console)

@@ -16,6 +16,7 @@ from services.contracts.verification import Verification
 from services.stage_service import funnel, store
 from services.stage_service.funnel import Journey, Lead, Move, Refolded
 from services.stage_service.journal import journey_id
+from services.stage_service.lead_facts import company_name, display_name
 from services.stage_service.shelf import Shelf
 from services.stage_service.store import Connection, Facts, Past, Record
 
@@ -46,7 +47,8 @@ class Stored(msgspec.Struct):
 async def stored_of(connection: Connection, ids: Sequence[str]) -> Stored:
     """Read all that is stored of the leads `ids`."""
     rows = await connection.fetch(
-        """SELECT id::text, state, email, attributes FROM stage.leads
+        """SELECT id::text, state, email, attributes, name, company, external_ids, first_seen_at,
+             last_seen_at FROM stage.leads
            WHERE id = ANY($1::uuid[]) AND merged_into IS NULL""",
         ids,
     )
@@ -62,7 +64,7 @@ async def stored_of(connection: Connection, ids: Sequence[str]) -> Stored:
     handoffs, running = await rows_of_leads(connection, ids)
     return Stored(
         records,
-        {r["id"]: (r["email"], msgspec.json.decode(r["attributes"])) for r in rows},
+        {row["id"]: row for row in rows},
         await store.events_of_leads(connection, ids),
         await store.events_of_leads(connection, ids, beyond_horizon=True),
         await store.history(connection, ids),
@@ -106,8 +108,7 @@ def check_lead(stored: Stored, lead_id: str, whole: Refolded, report: Verificati
     check_handoffs(lead_id, stored.handoffs[lead_id], whole.handed, found)
     check_clocks(lead_id, stored.running[lead_id], record.facts, found)
     report.handoffs += len(stored.handoffs[lead_id])
-    if stored.columns[lead_id] != (lead.email, _plain_json(lead.attributes)):
-        found(f"lead {lead_id}: e-mail or attributes are not what the events fold to")
+    _compare_columns(lead_id, stored.columns[lead_id], lead, found)
     mine = stored.journeys.get(lead_id, {})
     if len(mine) != len(lead.journeys):
         found(f"lead {lead_id}: {len(mine)} journeys stored, {len(lead.journeys)} folded")
@@ -131,6 +132,19 @@ def _compare_states(lead_id: str, stored: Lead, folded: Lead, found: Found) -> N
     found(f"lead {lead_id}: stored and folded state differ in {', '.join(differing)}")
 
 
+def _compare_columns(lead_id: str, row: Mapping[str, Any], lead: Lead, found: Found) -> None:
+    if (row["email"], msgspec.json.decode(row["attributes"])) != (
+        lead.email, _plain_json(lead.attributes),
+    ):  # fmt: skip
+        found(f"lead {lead_id}: e-mail or attributes are not what the events fold to")
+    if (row["name"], row["company"], msgspec.json.decode(row["external_ids"])) != (
+        display_name(lead.attributes), company_name(lead.attributes), lead.external_ids,
+    ):  # fmt: skip
+        found(f"lead {lead_id}: name, company or external ids are not what the events fold to")
+    if (row["first_seen_at"], row["last_seen_at"]) != (lead.first_seen_at, lead.last[0]):
+        found(f"lead {lead_id}: when it was seen is not what the events fold to")
+
+
 def _compare_journey(
     id: str, row: Mapping[str, Any], journey: Journey, facts: Facts | None, found: Found
 ) -> None:
@@ -138,6 +152,13 @@ def _compare_journey(
         found(f"journey {id}: in {row['stage']}, the fold says {journey.stage}")
     if (row["started_at"], row["entered_at"]) != (journey.started_at, journey.entered_at):
         found(f"journey {id}: its times are not what the events fold to")
+    held = [
+        {"to": h.to, "rule": h.rule, "since": h.since, "missing": h.missing} for h in journey.held
+    ]
+    if msgspec.json.decode(row["held"]) != _plain_json(held):
+        found(f"journey {id}: the moves that gates hold are not what the events fold to")
+    if msgspec.json.decode(row["deal"]) != _plain_json(journey.deal):
+        found(f"journey {id}: its deal is not what the events fold to")
     sequence = facts.sequence if facts is not None else 0
     if not row["records"] == row["newest"] == row["sequence"] == sequence:
         found(

@@ -6,7 +6,7 @@ its own epoch. Owners are no function of the log: they are read from the records
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any
@@ -20,9 +20,10 @@ from services.stage_service.funnel import Lead, Refolded
 from services.stage_service.identities import Policy, keys_of
 from services.stage_service.journal import handoff_id, journey_id
 from services.stage_service.lead_facts import company_name, display_name
-from services.stage_service.offers import Offer
+from services.stage_service.offers import Offer, is_assignment
 from services.stage_service.playbook import Playbook
 from services.stage_service.reads import TIMELINE_MAX, event_item, in_order, record_item
+from services.stage_service.renaming import listeners
 from services.stage_service.shelf import Shelf
 from services.stage_service.store import Connection
 
@@ -103,6 +104,8 @@ class Then(msgspec.Struct):
     records: list[dict[str, Any]]
     handoffs: list[dict[str, Any]]
     identities: list[dict[str, Any]]
+    version: Callable[[str, int], Playbook]
+    """Gives a version of a playbook by name and number."""
 
     def journey_ids(self) -> dict[str, str]:
         """Give the ids of the lead's journeys of then, with their names."""
@@ -150,7 +153,7 @@ async def lead_at(
     then = Then(
         lead_id, at, folded.lead, folded, [event for event, _ in told], [event for event, _ in beyond],
         shelf.at(newest[1]), merges, _with_visits(records, folded, lead_id), [],
-        _named(identities, [*told, *beyond], lead_id, policy),
+        _named(identities, [*told, *beyond], lead_id, policy), shelf.version,
     )  # fmt: skip
     then.handoffs = _handoffs(handoffs, then)
     return then
@@ -272,7 +275,10 @@ def owners_at(then: Then, names: Mapping[str, str]) -> dict[str, dict[str, dict[
     Who came with a merge or stayed after its undoing, and was named by no record since, is not told.
     """
     found: dict[str, dict[str, dict[str, str]]] = {}
+    asked = _asked(then)
     for owned in sorted(_owned(then), key=lambda each: (each.since, each.kind)):
+        if (owned.journey, owned.role) not in asked:
+            continue  # set aside when history was corrected: it does not ask for the role any more
         mine = found.setdefault(owned.journey, {})
         before = mine.get(owned.role)
         why = owned.why
@@ -304,6 +310,19 @@ def _owned(then: Then) -> Iterator[_Owned]:
             name = funnel.journey_name(str(data["playbook"]), event.deal)
             yield _Owned(event.recorded_at, 3, journey_id(then.id, name), str(data["role"]),
                          str(data["person"]), None, "given by hand")  # fmt: skip
+
+
+def _asked(then: Then) -> set[tuple[str, str]]:
+    """Give the (journey id, role) that the history of then asks an owner for (`Corrections.set_aside`)."""
+    asked: set[tuple[str, str]] = set()
+    for move in then.folded.moves:
+        stage = then.version(move.playbook, move.version).stages[move.to_stage]
+        id = journey_id(then.id, move.journey)
+        asked.update((id, role) for role in (move.role, *listeners(stage, move)))
+    for event in filter(is_assignment, then.events):
+        name = funnel.journey_name(str(event.data["playbook"]), event.deal)
+        asked.add((journey_id(then.id, name), str(event.data["role"])))
+    return asked
 
 
 def rung_by_then(then: Then) -> set[tuple[str, str]]:

@@ -192,7 +192,7 @@ def _exits(playbook: Playbook, now: Mapping[str, int]) -> list[dict[str, Any]]:
         if s.path_index is None
     ] + [  # stages that an earlier version had, and somebody is still in
         {"stage": key, "title": key, "current": count}
-        for key, count in now.items()
+        for key, count in sorted(now.items())
         if key not in playbook.stages
     ]
 

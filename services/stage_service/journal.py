@@ -108,7 +108,7 @@ def revise(
     for index, record in enumerate(past):
         if record.kind == "retraction":
             continue
-        if agreed == len(moves) or moves[agreed].identity != record.identity:
+        if agreed == len(moves) or not _tells(record, moves[agreed]):
             break
         if moves[agreed].visit_entered_at != record.visit_entered_at:
             shifted.append((record, moves[agreed]))
@@ -126,6 +126,13 @@ def revise(
         [m for m in rest if is_new(m)],
         shifted,
     )
+
+
+def _tells(record: Past, move: Move) -> bool:
+    """Say whether `record` tells of `move`: also who was asked, and under which version."""
+    return record.identity == move.identity and (
+        record.playbook_version, record.role, record.skipped
+    ) == (move.version, move.role, move.skipped)  # fmt: skip
 
 
 def share_replaced(corrections: Sequence[Move], replaced: Sequence[Past]) -> list[list[str]]:

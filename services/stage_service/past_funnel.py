@@ -6,7 +6,7 @@ were. What merges have since put elsewhere is put back as it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -26,6 +26,7 @@ from services.stage_service.funnel_numbers import Basis
 from services.stage_service.journal import journey_id
 from services.stage_service.lead_facts import ATTRIBUTE_CHARACTERS_MAX, RESERVED
 from services.stage_service.offers import ANSWERS, CLOCK_EVENTS
+from services.stage_service.past_entered import Begun
 from services.stage_service.playbook import Playbook
 
 # Leads that a merge, or its undoing, has changed since: what journeys they may have had whose rows are gone.
@@ -42,6 +43,13 @@ SELECT DISTINCT lead.id::text AS lead_id, deal.deal FROM lead CROSS JOIN deal
 WHERE NOT EXISTS (SELECT FROM stage.journeys j
   WHERE j.lead_id = lead.id AND j.playbook = :playbook AND j.key = deal.deal)
 """)
+_OWN = [
+    ASSIGNED_BY_HAND,
+    MERGED_BY_HAND,
+    UNMERGED_BY_HAND,
+    PLAYBOOK_PUBLISHED,
+    *sorted(CLOCK_EVENTS),
+]
 _FIRST_EPOCH = text("SELECT min(epoch) FROM stage.playbook_versions WHERE name = :playbook")
 
 _LEADS = """
@@ -76,6 +84,13 @@ begun AS MATERIALIZED (
     AND (NOT (e.type = ANY(CAST(:answers AS text[])) OR e.type = :by_hand AND e.source = :source)
       OR NOT jsonb_exists(e.data, 'playbook') OR e.data ->> 'playbook' = :playbook)
   GROUP BY 1, 2),
+"""
+_ENTERED = """
+begun AS MATERIALIZED (
+  SELECT * FROM unnest(CAST(:gone_leads AS uuid[]), CAST(:gone_keys AS text[]),
+    CAST(:begun_at AS timestamptz[])) AS b(lead_id, key, started_at)),
+"""
+_GONE = """
 gone AS (
   SELECT * FROM unnest(CAST(:gone_leads AS uuid[]), CAST(:gone_keys AS text[]), CAST(:gone_ids AS uuid[]))
     AS g(lead_id, key, id)),
@@ -124,25 +139,27 @@ async def basis_at(
     at: datetime,
     by: str | None,
     playbooks: Mapping[str, Playbook],
+    entered: Sequence[Begun] | None = None,
 ) -> Basis:
     """Give what the funnel of `playbook` is counted over as it was at the moment `at`.
 
-    `playbook` is the version of then, `playbooks` all of then; `by` an attribute to group by.
+    `playbook` is the version of then, `playbooks` all of then; `by` an attribute to group by; `entered`
+    the journeys there were, where they do not begin with a lead's first event (`past_entered.begun_at`).
     """
-    wanted = {"at": at, "playbook": playbook.name}
-    async with engine.connect() as connection:
-        moved = (await connection.execute(_MOVED_SINCE, wanted)).all()
-        first_epoch = await connection.scalar(_FIRST_EPOCH, {"playbook": playbook.name})
-    gone = [(lead, key, journey_id(lead, journey_name(playbook.name, key))) for lead, key in moved]
     parameters: dict[str, Any] = {
-        "at": at, "first_stage": playbook.first_stage, "first_epoch": first_epoch or 0, "source": SOURCE,
-        "own": [ASSIGNED_BY_HAND, MERGED_BY_HAND, UNMERGED_BY_HAND, PLAYBOOK_PUBLISHED,
-                *sorted(CLOCK_EVENTS)],
+        "at": at, "first_stage": playbook.first_stage, "source": SOURCE, "own": _OWN,
         "answers": sorted(ANSWERS), "by_hand": MOVED_BY_HAND,
-        "gone_leads": [g[0] for g in gone], "gone_keys": [g[1] for g in gone],
-        "gone_ids": [g[2] for g in gone],
     }  # fmt: skip
-    sql = _LEADS + _BEGUN
+    if entered is None:
+        moved, parameters["first_epoch"] = await _begun_by_events(engine, playbook, at)
+        sql = _LEADS + _BEGUN + _GONE
+    else:
+        moved, parameters["begun_at"] = [b[:2] for b in entered], [b.started_at for b in entered]
+        sql = _LEADS + _ENTERED + _GONE
+    parameters |= {
+        "gone_leads": [lead for lead, _ in moved], "gone_keys": [key for _, key in moved],
+        "gone_ids": [journey_id(lead, journey_name(playbook.name, key)) for lead, key in moved],
+    }  # fmt: skip
     if by is None:
         sql += _REACH.format(value="CAST(NULL AS text)", join="", holds=_HOLDS)
         return Basis(sql, parameters)
@@ -156,3 +173,14 @@ async def basis_at(
         join="LEFT JOIN known k ON k.lead_id = b.lead_id",
     )  # fmt: skip
     return Basis(sql, parameters)
+
+
+async def _begun_by_events(
+    engine: AsyncEngine, playbook: Playbook, at: datetime
+) -> tuple[list[tuple[str, str]], int]:
+    """Give the (lead, key) whose journeys' rows may be gone, and the first epoch of `playbook`."""
+    wanted = {"at": at, "playbook": playbook.name}
+    async with engine.connect() as connection:
+        moved = (await connection.execute(_MOVED_SINCE, wanted)).all()
+        first_epoch = await connection.scalar(_FIRST_EPOCH, {"playbook": playbook.name})
+    return [(lead, key) for lead, key in moved], first_epoch or 0

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
 import msgspec
 
-from services.contracts.events import SOURCE, LeadEvent
+from services.contracts.events import LeadEvent
 from services.contracts.simulations import Days, Difference
 from services.contracts.team import Person
 from services.stage_service import clocks, funnel, offers
@@ -22,21 +21,10 @@ from services.stage_service.playbook import Playbook
 from services.stage_service.playbook_succession import following
 from services.stage_service.rehearsal import Rehearsal
 from services.stage_service.renaming import MIGRATE
+from services.stage_service.simulation_differences import Place, Step, difference, same, step_of
 
 DIFFERENCES_MAX = 1000
 """How many journeys that differ are told of one by one; all are counted."""
-
-
-class Step(msgspec.Struct, frozen=True, order=True):
-    """A move as both sides know it: recorded, or made by the candidate."""
-
-    occurred_at: datetime
-    from_stage: str
-    to_stage: str
-    rule: str
-    event_type: str
-    event_source: str
-    event_id: str
 
 
 class StageTally(msgspec.Struct):
@@ -167,11 +155,8 @@ class Simulation:
         past: Mapping[str, Past],
     ) -> None:
         answered = {h[2] for p in past.values() for h in p.handoffs if h[2] is not None}
-        folded = sorted(
-            ((_for_any(e, answered), epoch) for e, epoch in events if not offers.is_clock(e)),
-            key=lambda pair: pair[0].place,
-        )
-        journeys, moves, handed = self._folded(folded)
+        folded = [(_for_any(e, answered), epoch) for e, epoch in events if not offers.is_clock(e)]
+        journeys, moves, handed = self._folded(folded, self._now)
         name = self._candidate.name
         made: dict[str, list[Move]] = {}
         for move in moves:
@@ -187,6 +172,7 @@ class Simulation:
                 past.get(journey),
                 journeys.get(journey),
                 made.get(journey, []),
+                folded,
             )
         last = {(c.journey, c.offer.name): c.offer for c in handed if c.playbook == name}
         for offer in last.values():
@@ -195,17 +181,18 @@ class Simulation:
             )
 
     def _folded(
-        self, events: Sequence[tuple[LeadEvent, int]]
+        self, events: Sequence[tuple[LeadEvent, int]], until: datetime
     ) -> tuple[Mapping[str, Journey], list[Move], list[offers.Handed]]:
         if not self._rings:
             whole = funnel.refold(events, self._playbooks.__getitem__)
             return whole.lead.journeys if whole.lead else {}, whole.moves, whole.handed
         newest = self._playbooks[max(self._playbooks)]
         story = Rehearsal(newest, self._hours)
-        for event, epoch in funnel.in_place(events):
+        ordered = funnel.in_place(events)
+        for event, epoch in ordered:
             story.playbooks = self._playbooks[epoch]
             story.tell(event)
-        story.wait_until(max(self._now, events[-1][0].time) if events else self._now)
+        story.wait_until(max(until, ordered[-1][0].time) if ordered else until)
         return story.lead.journeys if story.lead else {}, story.moves, story.handed
 
     def _journey(
@@ -216,27 +203,40 @@ class Simulation:
         past: Past | None,
         journey: Journey | None,
         moves: Sequence[Move],
+        events: Sequence[tuple[LeadEvent, int]],
     ) -> None:
         tally.journeys += 1
         # That a stage has another name now is no move of the candidate's.
         held = [m for m in past.moves if not self._is_name_only(m)] if past is not None else []
         before = [self._named(m) for m in held]
-        after = [_step(m) for m in moves]
+        after = [step_of(m) for m in moves]
         if past is not None:
             self._count(tally.today, self._present, past.stage, past.furthest, held)
             for handoff in past.handoffs:
                 self._offered(tally.today, self._present, *handoff)
         if journey is not None:
             self._count(tally.candidate, self._candidate, journey.stage, journey.furthest, after)
-        if [_same(m) for m in before] == [_same(m) for m in after]:
+        if [same(m) for m in before] == [same(m) for m in after]:
             return
         tally.differing += 1
         if len(tally.differences) < DIFFERENCES_MAX:
-            tally.differences.append(_difference(lead_id, name, before, after, self._candidate))
+            tally.differences.append(difference(
+                lead_id, name, before, after, self._candidate,
+                lambda place: self._journey_at(events, name, place),
+            ))  # fmt: skip
+
+    def _journey_at(
+        self, events: Sequence[tuple[LeadEvent, int]], name: str, place: Place
+    ) -> Journey | None:
+        """Give the journey `name` as the candidate has it after the event at `place`."""
+        told = [(event, epoch) for event, epoch in funnel.in_place(events) if event.place <= place]
+        return self._folded(told, place[0])[0].get(name)
 
     def _named(self, move: Step) -> Step:
         """Give a recorded move by the candidate's names of its stages."""
-        named = self._candidate.named
+        named, known = self._candidate.named, self._candidate.stages
+        if move.from_stage in known and move.to_stage in known:
+            return move
         return msgspec.structs.replace(
             move, from_stage=named(move.from_stage), to_stage=named(move.to_stage)
         )
@@ -319,67 +319,3 @@ def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
 
 def _bump(counts: dict[str, int], key: str) -> None:
     counts[key] = counts.get(key, 0) + 1
-
-
-def _step(move: Move) -> Step:
-    return Step(
-        move.occurred_at, move.from_stage, move.to_stage, move.rule or "by-hand", move.event_type,
-        move.event_source, move.event_id,
-    )  # fmt: skip
-
-
-def _same(step: Step) -> tuple[Any, ...]:
-    """Give what makes two moves the same to people: when, where to, by which event. Not the rule's name.
-
-    Of a clock's move not when either: that hangs on whose hours it ran in, and on when it was learned of.
-    """
-    if step.event_source == SOURCE and step.event_type in offers.CLOCK_EVENTS:
-        return (step.from_stage, step.to_stage, step.event_type)
-    return (
-        step.occurred_at, step.from_stage, step.to_stage, step.event_source, step.event_id,
-    )  # fmt: skip
-
-
-def _event_of(step: Step) -> tuple[datetime, str, str]:
-    """Give the place of the event that made the move."""
-    return step.occurred_at, step.event_source, step.event_id
-
-
-def _explained(candidate: Playbook, move: Step) -> str:
-    """Say why `candidate` makes `move` in the playbook's words alone: nothing known of the lead is in it.
-
-    It is kept with the simulation, where nobody who wants to be forgotten is looked for.
-    """
-    stages = candidate.stages
-    ends = f"from {stages[move.from_stage].title} to {stages[move.to_stage].title}"
-    rule = next((r for r in candidate.rules if r.key == move.rule), None)
-    if rule is None:
-        return f"Moved by hand {ends}."
-    return f"Moved {ends} by rule {rule.key}: {rule.because}."
-
-
-def _difference(
-    lead_id: str, name: str, before: Sequence[Step], after: Sequence[Step], candidate: Playbook
-) -> Difference:
-    index = next(
-        (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if _same(a) != _same(b)),
-        min(len(before), len(after)),
-    )
-    was = before[index] if index < len(before) else None
-    would = after[index] if index < len(after) else None
-    # The earlier of the two is where the ways part: the other side did not move at that event, or elsewhere.
-    first = min((s for s in (was, would) if s is not None), key=_event_of)
-    moved = would is not None and _event_of(would) == _event_of(first)
-    moved_today = was is not None and _event_of(was) == _event_of(first)
-    why = _explained(candidate, would) if would is not None else ""
-    if not moved:
-        stays = (
-            f"No rule moves it from {first.from_stage} to {first.to_stage} at {first.event_type}"
-        )
-        why = f"{stays}; later: {why}" if why else f"{stays}."
-    return Difference(
-        lead_id, name, [s.to_stage for s in before], [s.to_stage for s in after], first.occurred_at,
-        first.event_type, first.event_source, first.event_id,
-        would.rule if would is not None and moved else None,
-        was.rule if was is not None and moved_today else None, why,
-    )  # fmt: skip

@@ -220,6 +220,26 @@ async def events_by_then(
     return found
 
 
+async def own_events_by_then(
+    connection: Connection, members: Sequence[str], at: datetime
+) -> list[tuple[str, LeadEvent, int]]:
+    """Give the events of `events_by_then` that count, each with whose own it is; without envelopes."""
+    rows = await connection.fetch(
+        """WITH RECURSIVE holder(id) AS (
+             SELECT unnest($1::uuid[])
+             UNION SELECT l.merged_into FROM holder h JOIN stage.leads l ON l.id = h.id
+             WHERE l.merged_into IS NOT NULL)
+           SELECT coalesce(own_lead_id, lead_id)::text AS own, source, id, type, time, recorded_at,
+             subject, deal, data, epoch
+           FROM stage.events
+           WHERE lead_id = ANY(ARRAY(SELECT id FROM holder))
+             AND coalesce(own_lead_id, lead_id) = ANY($1::uuid[]) AND recorded_at <= $2
+             AND NOT beyond_horizon""",
+        members, at,
+    )  # fmt: skip
+    return [(row["own"], _stored_event(row), row["epoch"]) for row in rows]
+
+
 def _stored_event(r: Any) -> LeadEvent:
     data = msgspec.json.decode(r["data"])
     return LeadEvent(

@@ -26,7 +26,9 @@ from services.stage_service.batch import Batch, Outcome, RacedError
 from services.stage_service.errors import UnavailableError
 from services.stage_service.identities import LEAD_IDENTITY
 from services.stage_service.lane import Lane, new_id
-from tests.integration.wired import START, Wired, clean, retried, wired
+from services.stage_service.playbook import parse_playbook
+from tests.conftest import ROOT
+from tests.integration.wired import START, Wired, clean, event, retried, wired
 
 
 def said(type: str, minute: float, *, id: str = "", deal: str = MAIN, **data: Any) -> LeadEvent:
@@ -475,4 +477,24 @@ async def test_a_move_that_a_merge_overtook_takes_nobody_along(it: Wired) -> Non
     assert not isinstance(told, BaseException)
     assert [o.status for o in told] == ["applied"]
     assert await it.ways() == [("lead", "mql")]
+    await clean(it.url)
+
+
+async def test_a_merge_that_puts_an_event_before_an_older_version_tells_it_anew(it: Wired) -> None:
+    """Alone it was judged by the newer version; now events that are placed after it were judged before."""
+    one, other = "one@b.example", "other@b.example"
+    await it.lane.submit([event("lead.created", 0, one)])
+    await it.lane.submit([event("page.viewed", 30, other)])
+    text = (ROOT / "playbooks/sales.yaml").read_text()
+    await it.shelf.publish_file(it.pool, parse_playbook(text + "\n# 2\n", "sales.yaml"))
+    await it.lane.submit([event("demo.requested", 10, one)])
+    leads = await live(it)
+    [before] = [r for r in await it.transitions() if r["to_stage"] == "mql"]
+    assert before["playbook_version"] == 2
+    outcome = await it.lane.submit_alone(by_hand(MERGED_BY_HAND, *leads))
+    assert outcome.lead_id == str(before["lead_id"])
+    [told] = [r for r in await it.transitions() if r["to_stage"] == "mql"]
+    assert (told["playbook_version"], told["replaces"]) == (1, [before["id"]])
+    await clean(it.url)
+    await part(it, next(id for id in leads if id != outcome.lead_id))
     await clean(it.url)

@@ -12,12 +12,16 @@ import pytest
 
 from services.baton.repair import repair
 from services.baton.verify import verify_database
-from services.baton.verify_command import told
+from services.baton.verify_command import CLEAN, NOT_CHECKED, command, told
 from services.contracts.audit import Actor
 from services.contracts.events import CORRECTED, HANDOFFS_TOPIC
 from services.contracts.verification import Repair, Verification
+from services.stage_service.identities import Policy
+from services.stage_service.playbook import parse_playbook
 from services.stage_service.relay import Relay
-from tests.integration.wired import Wired, it, walk
+from tests.conftest import ROOT
+from tests.integration.test_merging import said
+from tests.integration.wired import Wired, it, walk, wired
 
 __all__ = ["it"]
 OLGA = Actor("olga@host", via="command")
@@ -71,6 +75,10 @@ SILENT = {
     "the journey": "DELETE FROM stage.journeys WHERE id = {journey}",
     "the attributes": """UPDATE stage.leads SET attributes = '{{"company": "X"}}' WHERE id = {lead}""",
     "the e-mail": "UPDATE stage.leads SET email = 'x@x.example' WHERE id = {lead}",
+    "the name": "UPDATE stage.leads SET name = 'X', company = 'Y' WHERE id = {lead}",
+    "the moments": "UPDATE stage.leads SET last_seen_at = now() WHERE id = {lead}",
+    "what is held": """UPDATE stage.journeys SET held = '[{{"to": "sql"}}]' WHERE id = {journey}""",
+    "the deal": """UPDATE stage.journeys SET deal = '{{"amount": 3}}' WHERE id = {journey}""",
     "another's state": """UPDATE stage.leads SET state =
         (SELECT state FROM stage.leads WHERE id <> {lead} LIMIT 1) WHERE id = {lead}""",
     "an unreadable state": "UPDATE stage.leads SET state = '\\xdeadbeef' WHERE id = {lead}",
@@ -327,6 +335,70 @@ async def test_any_number_of_processes_says_the_same(it: Wired) -> None:
     assert msgspec.json.encode(one) == msgspec.json.encode(two)
     assert seen[-1] == (9, 9)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+async def test_events_of_another_epoch_are_told_anew(it: Wired) -> None:
+    """I4: the same moves under another version are other records; and once more changes nothing."""
+    await it.lane.submit([*walk()[:3], *walk("other@b.example")[:3]])
+    await published(it.url)
+    text = (ROOT / "playbooks/sales.yaml").read_text()
+    await it.shelf.publish_file(it.pool, parse_playbook(text + "\n# 2\n", "sales.yaml"))
+    await it.pool.execute(f"UPDATE stage.events SET epoch = epoch + 1 WHERE lead_id = {FIRST}")
+    found = await verify_database(it.url)
+    await repaired(it, found)
+    held = await it.pool.fetch(
+        f"SELECT playbook_version FROM stage.transitions WHERE lead_id = {FIRST} AND replaced_by IS NULL"
+    )
+    assert {r["playbook_version"] for r in held} == {2}
+
+
+async def test_what_a_record_says_besides_its_move_is_corrected(it: Wired) -> None:
+    """Whom it made responsible, what it skipped: told anew, as another move would be."""
+    await it.lane.submit([*walk()[:3], *walk("p1@b.example")[:3], *walk("p2@b.example")[:3]])
+    await published(it.url)
+    for n, (column, value) in enumerate((
+        ("role", "'csm'"), ("skipped", "'{nurture}'"), ("playbook_version", "7")
+    )):  # fmt: skip
+        await it.pool.execute(
+            f"UPDATE stage.transitions SET {column} = {value} WHERE sequence = 1 AND lead_id = "
+            f"(SELECT id FROM stage.leads ORDER BY id OFFSET {n} LIMIT 1)"
+        )
+    found = await verify_database(it.url)
+    assert len(found.damaged) == 3
+    await repaired(it, found)
+
+
+async def test_a_repair_goes_by_the_settings_of_identity(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A phone without country code is one of the region; what stands for no id here, nobody claims."""
+    policy = Policy(region="DE", ignored_values=frozenset({"nobody"}))
+    nobody = {"external_ids": {"crm": "nobody"}}
+    async with wired(database_url, policy=policy) as it:
+        await it.lane.submit([
+            said("page.viewed", 0, phone="030 901820"), said("page.viewed", 1, email="a@b.example", **nobody),
+        ])  # fmt: skip
+        before = await it.pool.fetch(
+            "SELECT kind, value, lead_id FROM stage.identities ORDER BY 1, 2"
+        )
+        assert [tuple(r)[:2] for r in before] == [
+            ("email", "a@b.example"),
+            ("phone", "+4930901820"),
+        ]
+        await it.pool.execute("DELETE FROM stage.identities")
+
+        def asked() -> int:
+            return command(database_url, 1, as_json=True, repair=True, yes=True)
+
+        monkeypatch.setenv("BATON_IDENTITY_PHONE_REGION", "Germany")
+        assert await asyncio.to_thread(asked) == NOT_CHECKED
+        assert "BATON_IDENTITY_PHONE_REGION" in capsys.readouterr().err
+        monkeypatch.setenv("BATON_IDENTITY_PHONE_REGION", "de")
+        monkeypatch.setenv("BATON_IDENTITY_IGNORED_VALUES", '["nobody"]')
+        assert await asyncio.to_thread(asked) == CLEAN
+        assert await it.pool.fetch(
+            "SELECT kind, value, lead_id FROM stage.identities ORDER BY 1, 2"
+        ) == before  # fmt: skip
 
 
 async def test_owners_are_facts_and_stay(it: Wired, database_url: str) -> None:

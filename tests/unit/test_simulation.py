@@ -13,7 +13,8 @@ from services.contracts.team import Person
 from services.stage_service import funnel
 from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.rehearsal import Rehearsal
-from services.stage_service.simulation import Past, Simulation, Step, Tally, _step
+from services.stage_service.simulation import Past, Simulation, Step, Tally
+from services.stage_service.simulation_differences import step_of
 from tests.integration.wired import START, event
 from tests.unit import test_playbook_succession as versions
 
@@ -46,7 +47,7 @@ def steps(played: Playbook, events: Sequence[LeadEvent], until: datetime) -> lis
     for told in events:
         story.tell(told)
     story.wait_until(until)
-    return [_step(move) for move in story.moves]
+    return [step_of(move) for move in story.moves]
 
 
 def simulated(
@@ -146,6 +147,40 @@ def test_an_answer_meets_the_handoff_though_it_was_offered_earlier() -> None:
     assert simulated(easier, [*events, said], stale).candidate.waiting == {"lead_agent": 1}
 
 
+def test_a_gate_that_holds_the_move_is_named_with_what_is_missing() -> None:
+    """The rule fires, so it is not said that none does. Facts are told by their names alone."""
+    events = [event("lead.created", 0, LEAD), event("demo.requested", 1, LEAD)]
+    moves = steps(playbook(SALES), events, LATER)
+    gated = SALES.replace(
+        "    alerts: [lead_agent]\n",
+        "    alerts: [lead_agent]\n    gate: {require: [lead.company, lead.employees], reason: true}\n", 1,
+    )  # fmt: skip
+    [one] = simulated(gated, events, recorded(moves)).differences
+    assert (one.rule, one.rule_today) == (None, "demo-requested")
+    assert one.why == (
+        "The gate of mql holds the move from lead to mql at demo.requested: company and employees and reason "
+        "are missing."
+    )
+    # It comes to know of it, and moves then.
+    later = [*events, event("page.viewed", 5, LEAD, company="X", employees=3, reason="r")]
+    [one] = simulated(gated, later, recorded(moves)).differences
+    assert one.why.startswith("The gate of mql holds the move from lead to mql at demo.requested: ")
+    assert "; later: Moved from Lead Generation to Lead Qualification by rule" in one.why
+    # Another rule, whose gate holds.
+    elsewhere = gated.replace(
+        "    to: mql\n    on: demo.requested\n", "    to: sql\n    on: demo.requested\n", 1
+    ).replace("    alerts: [ae]\n", "    alerts: [ae]\n    gate: {require: [lead.budget]}\n", 1)
+    [one] = simulated(elsewhere, events, recorded(moves)).differences
+    assert one.why == (
+        "No rule moves it from lead to mql at demo.requested; the gate of sql holds the move of rule "
+        "demo-requested: budget is missing."
+    )
+    # In truth no rule.
+    none = SALES.replace("    on: demo.requested\n", "    on: demo.never\n", 1)
+    [one] = simulated(none, events, recorded(moves)).differences
+    assert one.why == "No rule moves it from lead to mql at demo.requested."
+
+
 RENAMED = versions.RENAMED.replace("on: to.calls", "on: to.talks")
 RENAMED_AGAIN = versions.text("new, chats, won", "migrate: {calls: chats}\n").replace(
     "on: to.chats", "on: to.talks"
@@ -164,7 +199,7 @@ def told_of_renames(candidate: str) -> Tally:
         whole = funnel.refold(events, versions.at(known))
         assert whole.lead is not None
         journey = whole.lead.journeys["sales/main"]
-        moves = [_step(m) for m in whole.moves]
+        moves = [step_of(m) for m in whole.moves]
         assert [m.to_stage for m in moves][:2] == ["talks", "calls"]
         past[lead] = {"sales/main": Past(
             "sales", "main", journey.stage, journey.furthest, moves, ()

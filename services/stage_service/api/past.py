@@ -12,11 +12,12 @@ from typing import Annotated, Any
 from fastapi import Query
 from pydantic import BeforeValidator
 
-from services.stage_service import as_of, funnel_numbers, past_funnel, reads_handoffs
+from services.stage_service import as_of, funnel_numbers, past_entered, past_funnel, reads_handoffs
 from services.stage_service.api.access import House
 from services.stage_service.api.moments import moment_in_utc, no_number
 from services.stage_service.as_of import SETTLED_AFTER, Then
 from services.stage_service.errors import InvalidRequestError, NotFoundError
+from services.stage_service.funnel_numbers import Basis
 from services.stage_service.playbook import Playbook
 
 AtQuery = Annotated[
@@ -92,14 +93,18 @@ async def playbooks_at(it: House, at: datetime) -> dict[str, Playbook]:
     return it.playbooks | it.lane.shelf.at(epoch)
 
 
-def _begun_by_events(playbook: Playbook, at: datetime) -> None:
-    """Hold that journeys of `playbook` begin with a lead's first event: only then they can be counted."""
-    if playbook.enters is not None:
-        raise InvalidRequestError(
-            f"the past of {playbook.name!r} cannot be counted: it is entered from another playbook",
-            field="at", value=at.isoformat(),
-            remedy=f"Leave `at` out, or ask for the past of {playbook.enters.playbook!r}.",
-        )  # fmt: skip
+async def _basis(it: House, playbook: Playbook, at: datetime, by: str | None) -> Basis:
+    """Give what numbers of `playbook`, its version of then, are counted over.
+
+    Raises InvalidRequestError where too many leads would have to be folded for it.
+    """
+    playbooks = await playbooks_at(it, at)
+    async with (
+        it.pool.acquire() as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        entered = await past_entered.begun_at(connection, it.lane.shelf, playbook, at)
+    return await past_funnel.basis_at(it.engine, playbook, at, by, playbooks, entered)
 
 
 async def funnel_then(
@@ -112,8 +117,7 @@ async def funnel_then(
     by: str | None,
 ) -> dict[str, Any]:
     """Give the funnel as it was at the moment `at`; `playbook` is the version of then."""
-    _begun_by_events(playbook, at)
-    basis = await past_funnel.basis_at(it.engine, playbook, at, by, await playbooks_at(it, at))
+    basis = await _basis(it, playbook, at, by)
     numbers = await funnel_numbers.funnel(
         it.engine, playbook, since=since, until=until, by=by, basis=basis
     )
@@ -132,8 +136,7 @@ async def durations_then(
     until: datetime | None,
 ) -> dict[str, Any]:
     """Give the times between two stages as they were known at the moment `at`."""
-    _begun_by_events(playbook, at)
-    basis = await past_funnel.basis_at(it.engine, playbook, at, None, {})
+    basis = await _basis(it, playbook, at, None)
     numbers = await funnel_numbers.durations(
         it.engine, playbook, first, second, since=since, until=until, basis=basis
     )
