@@ -123,8 +123,9 @@ async def board_fragment(request: Request, who: Reader, playbook: str | None = N
 
 
 async def _board(it: House, name: str | None) -> dict[str, Any]:
+    await it.lane.look_at_playbooks()
     chosen = playbook_named(it, name or None)
-    now = await reads.board(it.engine, chosen.name, CARDS_MAX, it.now())
+    now = await reads.board(it.engine, chosen, CARDS_MAX, it.now())
     last = await postgres_log.last_number(it.pool, TRANSITIONS_TOPIC)
     messages = await postgres_log.read_topic(
         it.pool, max(0, last - NEWS_READ_BACK), TRANSITIONS_TOPIC, NEWS_READ_BACK
@@ -160,6 +161,7 @@ async def funnel(
 ) -> Response:
     """Show how many reach each stage, how many go on, and how long it takes."""
     it = house(request)
+    await it.lane.look_at_playbooks()
     chosen = playbook_named(it, playbook or None)
     since, until = _day(request.query_params.get("from")), _day(request.query_params.get("to"))
     end = until + timedelta(days=1) if until else None
@@ -216,7 +218,7 @@ async def leads(
         items, more = await reads.list_leads(
             it.engine, emails=[] if isinstance(addresses, Defect) else addresses,
             stage=stage or None, owner=owner or None, q=q.replace("\x00", "").strip() or None,
-            cursor=_uuid(cursor), limit=LEADS_A_PAGE,
+            cursor=_uuid(cursor), limit=LEADS_A_PAGE, playbooks=it.playbooks,
         )  # fmt: skip
     asked = {k: v for k, v in (("q", q), ("stage", stage), ("owner", owner), ("email", email)) if v}
     return page(
@@ -290,7 +292,7 @@ async def account(request: Request, who: Reader, domain: str, cursor: str = "") 
     if not found:
         raise NotFoundError(f"There is no account {name}.", remedy="Look for it in the leads.")
     items, more = await reads.list_leads(
-        it.engine, account=name, cursor=_uuid(cursor), limit=LEADS_A_PAGE
+        it.engine, account=name, cursor=_uuid(cursor), limit=LEADS_A_PAGE, playbooks=it.playbooks
     )
     here = f"/accounts/{quote(name)}"
     return page(
