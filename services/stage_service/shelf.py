@@ -7,6 +7,7 @@ each is a new version, and none ever changes.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,9 +23,9 @@ from services.contracts.postgres_log import Executor
 from services.contracts.problems import BatonError
 from services.contracts.yaml_source import SourceError
 from services.stage_service import versions
-from services.stage_service.errors import PlaybookChangedError, PlaybookUnchangedError
 from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.playbook_succession import following, in_order, succession
+from services.stage_service.prospects import Prospect, expect, prospects, refusal_of
 from services.stage_service.store import Connection
 from services.stage_service.versions import Publication, Scheduled, Version
 
@@ -174,6 +175,27 @@ class Shelf:
         """Give what was scheduled (of the playbook `name`): what waits, the next first, then what ended."""
         return await versions.scheduled(pool, name)
 
+    async def still_open(self, pool: Executor, name: str | None = None) -> list[Scheduled]:
+        """Give what waits (of the playbook `name`), then what was refused on top of what is active."""
+        return await versions.still_open(pool, name)
+
+    async def planned_like(
+        self, pool: Executor, what: Publication, at: datetime, id: str | None
+    ) -> Scheduled | None:
+        """Give what was scheduled under `id`, or waits to be the same at the moment `at`; None: nothing."""
+        return await versions.waiting_like(pool, id or str(uuid_utils.uuid7()), what, at)
+
+    async def prospects(self, pool: Executor, instead: Playbook | None = None) -> list[Prospect]:
+        """Give what will become of what waits, if nothing else is published; `instead`: were that active."""
+        waiting = await versions.waiting(pool)
+        if not waiting:
+            return []
+        active = self.playbooks
+        if instead is not None:
+            active = {**active, instead.name: instead}
+        # A large file takes the YAML parser a second: others are served meanwhile.
+        return await asyncio.to_thread(prospects, active, waiting)
+
     async def cancel(
         self,
         pool: asyncpg.Pool[Any],
@@ -210,6 +232,7 @@ class Shelf:
             due = await versions.claim_due(connection, now)
             if due is None:
                 return None
+            by = Actor("schedule", via="system", on_behalf_of=due.author)
             try:
                 playbook = parse_playbook(due.source, due.name)
                 what = Publication(
@@ -217,11 +240,14 @@ class Shelf:
                     due.created_at,
                 )  # fmt: skip
                 await _expect(connection, playbook, due.base_version)
-                by = Actor("schedule", via="system", on_behalf_of=due.author)
                 version = await self._add(connection, what, by)
             except (SourceError, BatonError) as error:  # raised before anything was written
-                reason = error.reason if isinstance(error, BatonError) else str(error)
+                reason = refusal_of(error)
                 await versions.end(connection, due.id, "refused", now, reason=reason)
+                await record(connection, by, Note(
+                    "refused", "playbook", due.name, None,
+                    {"digest": due.digest, "active_at": due.activate_at, "reason": reason},
+                ))  # fmt: skip
                 _log.warning("playbook.schedule_refused", playbook=due.name, id=due.id)
             else:
                 await versions.end(connection, due.id, "activated", now, version=version.version)
@@ -255,16 +281,4 @@ class Shelf:
 
 async def _expect(connection: Connection, playbook: Playbook, expected: int | None) -> None:
     """Hold that the active version is the `expected` one, and another text than the `playbook`."""
-    active = await versions.newest(connection, playbook.name)
-    number = active.version if active is not None else 0
-    if expected is not None and number != expected:
-        raise PlaybookChangedError(
-            f"version {number} of the playbook {playbook.name!r} is active, not {expected}",
-            field="expected", value=expected,
-            remedy="Look at what changed since, and publish on top of it.", extra={"active": number},
-        )  # fmt: skip
-    if active is not None and active.digest == playbook.digest:
-        raise PlaybookUnchangedError(
-            f"version {number} of the playbook {playbook.name!r} has this very text",
-            remedy="There is nothing to publish.", extra={"active": number},
-        )  # fmt: skip
+    expect(playbook, await versions.newest(connection, playbook.name), expected)
