@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import msgspec
@@ -24,6 +24,7 @@ from services.contracts.problems import BatonError
 from services.contracts.yaml_source import SourceError
 from services.stage_service import versions
 from services.stage_service.playbook import Playbook, parse_playbook
+from services.stage_service.playbook_diff import diff
 from services.stage_service.playbook_succession import following, in_order, succession
 from services.stage_service.prospects import Prospect, expect, prospects, refusal_of
 from services.stage_service.store import Connection
@@ -263,7 +264,8 @@ class Shelf:
         """Write the next version of a playbook, which `by` published; the caller holds the lock."""
         moved = await self._moves(connection, what)
         before = self.playbooks.get(what.playbook.name)
-        version = await versions.insert(connection, replace(what, migrate=moved))
+        changes = await _told_on(before, what, moved)
+        version = await versions.insert(connection, replace(what, migrate=moved, diff=changes))
         if moved or (before.enters if before is not None else None) != what.playbook.enters:
             await versions.begin_sweep(connection, version)
         number = version.version
@@ -277,6 +279,19 @@ class Shelf:
             restores=version.restores,
         )  # fmt: skip
         return version
+
+
+async def _told_on(
+    before: Playbook | None, what: Publication, moved: Mapping[str, str]
+) -> object | None:
+    """Give the difference of `what` from the version `before` it, which it may not have been made on."""
+    told = what.diff
+    if not isinstance(told, Mapping):
+        return told
+    number = before.version if before is not None else None
+    if cast("Mapping[str, Any]", told).get("before_version", number) == number:
+        return cast("object", told)
+    return (await asyncio.to_thread(diff, before, what.playbook, moved)).shown()
 
 
 async def _expect(connection: Connection, playbook: Playbook, expected: int | None) -> None:

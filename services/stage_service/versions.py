@@ -106,12 +106,18 @@ async def lock(connection: Connection) -> None:
 
 
 async def insert(connection: Connection, what: Publication) -> Version:
-    """Write the next version of a playbook; it holds from the commit on."""
+    """Write the next version of a playbook; it holds from the commit on.
+
+    It is active since the lock was got, not since the transaction began, which may have waited for another
+    publication: so these times rise with the epochs, and a past moment has the epoch that it had.
+    """
     playbook = what.playbook
     row = await connection.fetchrow(
         f"""INSERT INTO stage.playbook_versions
-              (name, version, digest, source, author, message, diff, migrate, restores, published_at)
-            SELECT $1, coalesce(max(version), 0) + 1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, now())
+              (name, version, digest, source, author, message, diff, migrate, restores, published_at,
+               activated_at)
+            SELECT $1, coalesce(max(version), 0) + 1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, now()),
+              clock_timestamp()
             FROM stage.playbook_versions WHERE name = $1 RETURNING {_VERSION}""",  # noqa: S608
         playbook.name, playbook.digest, playbook.source, what.author, what.message,
         as_json(what.diff) if what.diff is not None else None, as_json(dict(what.migrate or {})),
