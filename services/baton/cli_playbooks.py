@@ -69,6 +69,8 @@ def playbook_publish(
     found = _asked(lambda: publishing.compare(api, str(file), None, impact=not yes))
     publishing.show(found, Console(highlight=False))
     if sys.stdin.isatty() and not yes:
+        if moment is None:
+            publishing.forewarn(found, Console(highlight=False))
         typer.confirm("Publish it?", abort=True)
     before = found["before_version"]
     print(_asked(lambda: publishing.publish(api, text, before, message, moment, expect)))
@@ -104,16 +106,17 @@ def playbook_rollback(
     url: Url = STAGE_URL,
     data: Data = DATA,
 ) -> None:
-    """Publish the text of an older version again, as a new version."""
+    """Publish an older text again, as a new version: shows what that changes, and asks before."""
     from rich.console import Console
 
     from services.baton import publishing
 
     moved = {gone: to for gone, _, to in (each.partition("=") for each in migrate or [])}
     api = _api(url, data)
-    found = _asked(lambda: publishing.compare_back(api, name, version))
+    found = _asked(lambda: publishing.compare_back(api, name, version, impact=not yes))
     publishing.show(found, Console(highlight=False))
     if sys.stdin.isatty() and not yes:
+        publishing.forewarn(found, Console(highlight=False))
         typer.confirm("Publish it again?", abort=True)
     before = found["before_version"]
     print(_asked(lambda: publishing.roll_back(api, name, version, before, message, moved)))

@@ -53,7 +53,9 @@ NotifierUrl = Annotated[
 
 
 class RefusedError(Exception):
-    """A service refused what it was asked; the text says why and what to do."""
+    """A service refused what it was asked; the text says why and what to do, `code` which kind it is."""
+
+    code: str | None = None
 
 
 def fail(reason: str, code: int = 1) -> NoReturn:

@@ -38,7 +38,7 @@ class Api:
         with httpx.Client(base_url=self._url, headers=headers, timeout=TIMEOUT_S) as client:
             answer = client.request(method, f"/v1/playbooks{path}", **named)
         if not answer.is_success:
-            raise RefusedError(_refusal(answer))
+            raise _refusal(answer)
         return answer
 
     def json(self, method: str, path: str, **named: Any) -> dict[str, Any]:
@@ -59,16 +59,18 @@ def _match(named: str) -> re.Match[str]:
     return match
 
 
-def _refusal(answer: httpx.Response) -> str:
+def _refusal(answer: httpx.Response) -> RefusedError:
     try:
         problem = cast("dict[str, Any]", answer.json())
     except ValueError:
-        return f"HTTP {answer.status_code}: {answer.text[:200]}"
+        return RefusedError(f"HTTP {answer.status_code}: {answer.text[:200]}")
     places = [
         f"{p['line']}:{p['column']}: {p['message'].rstrip('.')}. {p['remedy']}".rstrip()
         for p in problem.get("problems", [])
     ]
-    return "\n".join(places) or told(problem)
+    refused = RefusedError("\n".join(places) or told(problem))
+    refused.code = problem.get("code")
+    return refused
 
 
 def compare(api: Api | None, old: str, new: str | None, *, impact: bool) -> dict[str, Any]:
@@ -94,6 +96,7 @@ def compare(api: Api | None, old: str, new: str | None, *, impact: bool) -> dict
         "impact": None,
         "impact_lines": [],
         "simulate": f"baton playbook simulate {new}",
+        "warnings": [],
     }
 
 
@@ -108,8 +111,29 @@ def _hold_same(old: str, name: str, new: Playbook) -> None:
 
 def _against_active(api: Api | None, text: str, *, impact: bool) -> dict[str, Any]:
     assert api is not None  # noqa: S101
-    query = {"impact": "true"} if impact else {}
-    return api.json("POST", "/diff", content=text.encode(), headers=_YAML, params=query)
+    return _counted(api, "POST", "/diff", impact=impact, content=text.encode(), headers=_YAML)
+
+
+def _counted(
+    api: Api,
+    method: str,
+    path: str,
+    query: dict[str, str] | None = None,
+    *,
+    impact: bool,
+    **named: Any,
+) -> dict[str, Any]:
+    """Ask for a diff, with `impact` for how many too; not counted while that is done for somebody else."""
+    query = query or {}
+    if not impact:
+        return api.json(method, path, params=query, **named)
+    try:
+        return api.json(method, path, params={**query, "impact": "true"}, **named)
+    except RefusedError as error:
+        if error.code != "busy":
+            raise
+        found = api.json(method, path, params=query, **named)
+        return found | {"impact_lines": [f"Not counted for how many journeys: {error}"]}
 
 
 def _text(api: Api | None, named: str) -> str:
@@ -140,6 +164,16 @@ def show(found: dict[str, Any], console: Console) -> None:
         console.print(f"  {found['simulate']}", markup=False, soft_wrap=True)
 
 
+def forewarn(found: dict[str, Any], console: Console) -> None:
+    """Print what would become of publications that wait, before somebody says yes."""
+    for line in _warnings(found):
+        console.print(line, markup=False, soft_wrap=True, style="bold")
+
+
+def _warnings(found: dict[str, Any]) -> list[str]:
+    return [f"warning: {w['message']}. {w['remedy']}" for w in found.get("warnings", [])]
+
+
 def publish(
     api: Api, text: str, before: int | None, message: str, at: datetime | None, expected: int | None
 ) -> str:
@@ -158,17 +192,22 @@ def publish(
 
 
 def published(made: dict[str, Any]) -> str:
-    """Say what was published, or when it is to be."""
+    """Say what was published, or when it is to be; what becomes of what waits stands before that."""
+    return "\n".join([*_warnings(made), _made(made)])
+
+
+def _made(made: dict[str, Any]) -> str:
     if "activate_at" in made:
         return f"{made['name']} is to be published at {_moment(made['activate_at'])}: {made['id']}"
     back = f", the text of version {made['restores']}" if made["restores"] else ""
     return f"{made['name']} version {made['version']} is active{back}"
 
 
-def compare_back(api: Api, name: str, version: int) -> dict[str, Any]:
-    """Give what differs of an older version from the active one."""
+def compare_back(api: Api, name: str, version: int, *, impact: bool) -> dict[str, Any]:
+    """Give what differs of an older version from the active one, with `impact` also for how many."""
     active = api.json("GET", f"/{name}")["version"]
-    return api.json("GET", f"/{name}/versions/{active}/diff", params={"to": version})
+    path = f"/{name}/versions/{active}/diff"
+    return _counted(api, "GET", path, {"to": str(version)}, impact=impact)
 
 
 def roll_back(
@@ -184,7 +223,7 @@ def roll_back(
 
 
 def show_versions(api: Api, name: str | None, console: Console) -> None:
-    """Print the versions of one playbook, or the active one of each, and what is to be published."""
+    """Print the versions of one playbook, or the active of each; what waits, what was refused since."""
     table = Table(show_edge=False)
     for column in ("playbook", "version", "active since UTC", "by", "message", "what changed"):
         table.add_column(column, no_wrap=column.endswith("UTC"), overflow="fold")
@@ -205,10 +244,13 @@ def show_versions(api: Api, name: str | None, console: Console) -> None:
     query = {"name": name} if name else {}
     for s in api.json("GET", "/scheduled", params=query)["items"]:
         if s["state"] == "waiting":
-            console.print(
-                f"{s['name']}: to be published at {_moment(s['activate_at'])} UTC by {s['author']}: "
-                f"{s['id']}", markup=False, soft_wrap=True,
-            )  # fmt: skip
+            line = f"to be published at {_moment(s['activate_at'])} UTC by {s['author']}: {s['id']}"
+        elif s["open"]:
+            when = f"{_moment(s['activate_at'])} UTC"
+            line = f"refused at {when}, scheduled by {s['author']}: {s['reason']} ({s['id']})"
+        else:
+            continue
+        console.print(f"{s['name']}: {line}", markup=False, soft_wrap=True)
 
 
 def cancel(api: Api, id: str) -> str:

@@ -51,7 +51,7 @@ TOLD: Mapping[str, frozenset[str]] = {
     "source": frozenset({"secrets", "added", "removed", "kept"}),
     "quarantine": frozenset({"source", "status", "events", "still_amiss"}),
     "playbook": frozenset({
-        "version", "digest", "active_at", "message", "file", "retired", "epoch", "back_to",
+        "version", "digest", "active_at", "message", "file", "retired", "epoch", "back_to", "reason",
     }),
     "alert": frozenset({"status", "until", "channels", "role", "person"}),
     "mute": frozenset({"person", "until"}),

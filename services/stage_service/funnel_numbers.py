@@ -16,6 +16,7 @@ from sqlalchemy import RowMapping, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.stage_service.playbook import Playbook
+from services.stage_service.stage_names import stored_names
 
 GROUPS_MAX = 200
 
@@ -43,9 +44,10 @@ _REACH = """
 WITH path AS (
   SELECT position - 1 AS i FROM generate_series(1, CAST(:steps AS int)) AS p(position)),
 named AS (
-  SELECT stage, i FROM unnest(CAST(:names AS text[]), CAST(:places AS int[])) AS n(stage, i)),
+  SELECT * FROM unnest(CAST(:names AS text[]), CAST(:since AS int[]), CAST(:before AS int[]),
+    CAST(:places AS int[])) AS n(stage, since, before, i)),
 journey AS MATERIALIZED (
-  SELECT j.id, j.stage, j.started_at, {value} AS value
+  SELECT j.id, j.stage, j.playbook_version AS version, j.started_at, {value} AS value
   FROM stage.journeys j {join}
   WHERE j.playbook = :playbook
     AND (CAST(:from AS timestamptz) IS NULL OR j.started_at >= :from)
@@ -53,7 +55,7 @@ journey AS MATERIALIZED (
 entered AS (
   SELECT j.id, p.i, min(t.occurred_at) AS at
   FROM journey j JOIN stage.transitions t ON t.journey_id = j.id
-  JOIN named p ON p.stage = t.to_stage
+  JOIN named p ON p.stage = t.to_stage AND t.playbook_version >= p.since AND t.playbook_version < p.before
   WHERE t.replaced_by IS NULL AND t.kind <> 'retraction'
   GROUP BY j.id, p.i
   UNION ALL SELECT id, 0, started_at FROM journey),
@@ -77,8 +79,8 @@ FROM step GROUP BY GROUPING SETS ((i), (value, i))
 """
 
 _CURRENT = """
-SELECT value, stage, count(*) AS current, grouping(value) AS whole
-FROM journey GROUP BY GROUPING SETS ((stage), (value, stage))
+SELECT value, stage, version, count(*) AS current, grouping(value) AS whole
+FROM journey GROUP BY GROUPING SETS ((stage, version), (value, stage, version))
 """
 
 _PAIR = """
@@ -101,12 +103,17 @@ def _reach(by: str | None) -> str:
 def _parameters(
     playbook: Playbook, since: datetime | None, until: datetime | None, by: str | None
 ) -> dict[str, Any]:
-    places = {key: place for place, key in enumerate(playbook.path)}
-    places |= {
-        key: places[now] for key in playbook.former if (now := playbook.named(key)) in places
-    }
+    place_of = {key: place for place, key in enumerate(playbook.path)}
+    # Where nobody said where the journeys of a stage went on, a later file may.
+    places = [
+        (name, place_of[now])
+        for name in stored_names(playbook)
+        if (now := playbook.migrate.get(name.now, name.now)) in place_of
+    ]
     parameters: dict[str, Any] = {
-        "steps": len(playbook.path), "names": list(places), "places": list(places.values()),
+        "steps": len(playbook.path), "names": [n.stage for n, _ in places],
+        "since": [n.since for n, _ in places], "before": [n.before for n, _ in places],
+        "places": [place for _, place in places],
         "playbook": playbook.name, "from": since, "to": until,
     }  # fmt: skip
     return parameters | ({"by": by} if by is not None else {})
@@ -132,7 +139,7 @@ async def funnel(
         steps = (await connection.execute(text(ctes + _FUNNEL), parameters)).mappings().all()
         now = (await connection.execute(text(ctes + _CURRENT), parameters)).mappings().all()
     whole_steps = {r["i"]: r for r in steps if r["whole"]}
-    whole_now = {r["stage"]: r["current"] for r in now if r["whole"]}
+    whole_now = _current(playbook, [r for r in now if r["whole"]])
     answer: dict[str, Any] = {
         "playbook": playbook.name,
         "definition": DEFINITION,
@@ -155,11 +162,20 @@ def _groups(
             "stages": _stages(
                 playbook,
                 {r["i"]: r for r in steps if not r["whole"] and r["value"] == value},
-                {r["stage"]: r["current"] for r in now if not r["whole"] and r["value"] == value},
+                _current(playbook, [r for r in now if not r["whole"] and r["value"] == value]),
             ),
         }
         for value in largest
     ]
+
+
+def _current(playbook: Playbook, rows: Sequence[RowMapping]) -> dict[str, int]:
+    """Give how many are in each stage, those too that are stored under the name it had before."""
+    found: dict[str, int] = {}
+    for row in rows:
+        stage = playbook.current(row["stage"], row["version"])
+        found[stage] = found.get(stage, 0) + row["current"]
+    return found
 
 
 def _stages(

@@ -56,7 +56,8 @@ _LEADS = """
 WITH RECURSIVE path AS (
   SELECT position - 1 AS i FROM generate_series(1, CAST(:steps AS int)) AS p(position)),
 named AS (
-  SELECT stage, i FROM unnest(CAST(:names AS text[]), CAST(:places AS int[])) AS n(stage, i)),
+  SELECT * FROM unnest(CAST(:names AS text[]), CAST(:since AS int[]), CAST(:before AS int[]),
+    CAST(:places AS int[])) AS n(stage, since, before, i)),
 held AS (
   SELECT merged, survivor FROM stage.merges
   WHERE recorded_at <= :at AND (undone_at IS NULL OR undone_at > :at)),
@@ -109,18 +110,19 @@ known AS (
 _REACH = """
 journey AS MATERIALIZED (
   SELECT coalesce(j.id, g.id) AS id, b.started_at, {value} AS value,
-    coalesce((SELECT t.to_stage FROM stage.transitions t
-      WHERE t.journey_id = coalesce(j.id, g.id) AND t.recorded_at <= :at AND {holds}
-      ORDER BY t.sequence DESC LIMIT 1), :first_stage) AS stage
+    coalesce(l.to_stage, :first_stage) AS stage, coalesce(l.playbook_version, :version) AS version
   FROM begun b
     LEFT JOIN stage.journeys j ON j.lead_id = b.lead_id AND j.playbook = :playbook AND j.key = b.key
-    LEFT JOIN gone g ON g.lead_id = b.lead_id AND g.key = b.key {join}
+    LEFT JOIN gone g ON g.lead_id = b.lead_id AND g.key = b.key
+    LEFT JOIN LATERAL (SELECT t.to_stage, t.playbook_version FROM stage.transitions t
+      WHERE t.journey_id = coalesce(j.id, g.id) AND t.recorded_at <= :at AND {holds}
+      ORDER BY t.sequence DESC LIMIT 1) l ON true {join}
   WHERE (CAST(:from AS timestamptz) IS NULL OR b.started_at >= :from)
     AND (CAST(:to AS timestamptz) IS NULL OR b.started_at < :to)),
 entered AS (
   SELECT j.id, p.i, min(t.occurred_at) AS at
   FROM journey j JOIN stage.transitions t ON t.journey_id = j.id
-  JOIN named p ON p.stage = t.to_stage
+  JOIN named p ON p.stage = t.to_stage AND t.playbook_version >= p.since AND t.playbook_version < p.before
   WHERE t.recorded_at <= :at AND t.kind <> 'retraction' AND {holds}
   GROUP BY j.id, p.i
   UNION ALL SELECT id, 0, started_at FROM journey),
@@ -147,7 +149,8 @@ async def basis_at(
     the journeys there were, where they do not begin with a lead's first event (`past_entered.begun_at`).
     """
     parameters: dict[str, Any] = {
-        "at": at, "first_stage": playbook.first_stage, "source": SOURCE, "own": _OWN,
+        "at": at, "first_stage": playbook.first_stage, "version": playbook.version, "source": SOURCE,
+        "own": _OWN,
         "answers": sorted(ANSWERS), "by_hand": MOVED_BY_HAND,
     }  # fmt: skip
     if entered is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -13,6 +14,7 @@ from sqlalchemy import (
     and_,
     cast,
     exists,
+    false,
     func,
     literal,
     or_,
@@ -22,6 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.contracts.events import CLAIMED_TIME
+from services.stage_service.playbook import Playbook
+from services.stage_service.stage_names import VERSION_MAX, as_now, stored_as, stored_names
 from services.stage_service.tables import events, identities, journeys, leads, transitions
 
 PAGE_MAX = 200
@@ -39,12 +43,13 @@ async def list_leads(
     account: str | None = None,
     cursor: str | None = None,
     limit: int = 50,
+    playbooks: Mapping[str, Playbook],
 ) -> tuple[list[dict[str, Any]], str | None]:
     """List leads, newest first, with their journeys. Gives (items, the next page's cursor).
 
     `emails` are ways to write one address; `stage` a stage key; `owner` a person's id; `q` part of a
     name, a company or an e-mail; `account` a company's domain. `cursor` is a lead id: those made before
-    it follow.
+    it follow. `playbooks` are the active ones: stages are looked for and told as those call them.
     """
     query = (
         select(leads)
@@ -65,7 +70,7 @@ async def list_leads(
             )
         )
     if stage is not None or owner is not None or playbook is not None:
-        query = query.where(_has_journey(stage, owner, playbook))
+        query = query.where(_has_journey(stage, owner, playbook, playbooks))
     if q:
         like = "%" + q.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
         query = query.where(
@@ -74,15 +79,17 @@ async def list_leads(
     async with engine.connect() as connection:
         rows = (await connection.execute(query)).mappings().all()
         page = rows[:limit]
-        mine = await journeys_of(connection, [r["id"] for r in page])
+        mine = await journeys_of(connection, [r["id"] for r in page], playbooks)
     items = [lead_shown(row, mine.get(row["id"], [])) for row in page]
     return items, (page[-1]["id"] if len(rows) > limit else None)
 
 
-def _has_journey(stage: str | None, owner: str | None, playbook: str | None) -> Any:
+def _has_journey(
+    stage: str | None, owner: str | None, playbook: str | None, playbooks: Mapping[str, Playbook]
+) -> Any:
     wanted: list[Any] = [journeys.c.lead_id == leads.c.id]
     if stage is not None:
-        wanted.append(journeys.c.stage == stage)
+        wanted.append(stands_in(stage, playbook, playbooks))
     if playbook is not None:
         wanted.append(journeys.c.playbook == playbook)
     if owner is not None:
@@ -96,8 +103,31 @@ def _has_journey(stage: str | None, owner: str | None, playbook: str | None) -> 
     return exists(select(journeys.c.id).where(and_(*wanted)))
 
 
-async def journeys_of(connection: Any, ids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Give the journeys of the leads `ids` by lead, as they are shown."""
+def stands_in(stage: str, playbook: str | None, playbooks: Mapping[str, Playbook]) -> Any:
+    """Give the condition that a journey stands in `stage` now, as stored keys, which an index finds."""
+    found: list[Any] = []
+    for each in playbooks.values():
+        if playbook is not None and each.name != playbook:
+            continue
+        names = stored_as(each, stage)
+        version = journeys.c.playbook_version
+        meant = [
+            journeys.c.stage == n.stage if n.is_whole
+            else and_(journeys.c.stage == n.stage, version >= n.since, version < n.before)
+            for n in names
+        ]  # fmt: skip
+        keys = journeys.c.stage.in_([n.stage for n in names])
+        found.append(and_(journeys.c.playbook == each.name, keys, or_(false(), *meant)))
+    return or_(false(), *found)
+
+
+async def journeys_of(
+    connection: Any, ids: Sequence[str], playbooks: Mapping[str, Playbook] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Give the journeys of the leads `ids` by lead, as they are shown.
+
+    With the active `playbooks` their stages are called as they are now; without, as they are stored.
+    """
     if not ids:
         return {}
     query = (
@@ -106,13 +136,15 @@ async def journeys_of(connection: Any, ids: Sequence[str]) -> dict[str, list[dic
     )  # fmt: skip
     found: dict[str, list[dict[str, Any]]] = {}
     for row in (await connection.execute(query)).mappings():
-        found.setdefault(row["lead_id"], []).append({
+        journey = {
             "id": row["id"], "playbook": row["playbook"], "key": row["key"],
             "stage": row["stage"], "furthest_stage": row["furthest_stage"],
             "started_at": row["started_at"], "entered_at": row["entered_at"],
             "owners": row["owners"], "held": row["held"], "sequence": row["sequence"],
             "deal": row["deal"], "playbook_version": row["playbook_version"],
-        })  # fmt: skip
+        }  # fmt: skip
+        now = as_now(playbooks.get(row["playbook"]), journey) if playbooks else journey
+        found.setdefault(row["lead_id"], []).append(now)
     return found
 
 
@@ -128,13 +160,15 @@ def lead_shown(row: RowMapping, mine: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def get_lead(engine: AsyncEngine, id: str) -> dict[str, Any] | None:
-    """Give one lead with its journeys, or None."""
+async def get_lead(
+    engine: AsyncEngine, id: str, playbooks: Mapping[str, Playbook]
+) -> dict[str, Any] | None:
+    """Give one lead with its journeys, their stages as the active `playbooks` call them; or None."""
     async with engine.connect() as connection:
         row = (await connection.execute(select(leads).where(leads.c.id == id))).mappings().first()
         if row is None:
             return None
-        mine = await journeys_of(connection, [id])
+        mine = await journeys_of(connection, [id], playbooks)
     return lead_shown(row, mine.get(id, []))
 
 
@@ -259,39 +293,68 @@ async def transitions_of_event(engine: AsyncEngine, source: str, id: str) -> Seq
         return (await connection.execute(query)).mappings().all()
 
 
+# `split` are the keys that do not mean one stage whichever version stored them; there are few journeys in
+# them, but for the time that a rename takes. All others are counted by the index alone.
 _BOARD = text("""
-SELECT stage, journeys, latest FROM (
-  SELECT stage, count(*) AS journeys FROM stage.journeys WHERE playbook = :playbook GROUP BY stage) c
+WITH part AS (
+  SELECT * FROM unnest(CAST(:split AS text[]), CAST(:since AS int[]), CAST(:before AS int[]),
+    CAST(:now_in AS text[])) AS s(stage, since, before, now)),
+counted AS (
+  SELECT stage, 0 AS since, CAST(:version_max AS int) AS before, stage AS now, count(*) AS journeys
+  FROM stage.journeys WHERE playbook = :playbook AND stage <> ALL(CAST(:split AS text[])) GROUP BY stage
+  UNION ALL
+  SELECT s.stage, s.since, s.before, s.now, count(*)
+  FROM part s JOIN stage.journeys j ON j.playbook = :playbook AND j.stage = s.stage
+    AND j.playbook_version >= s.since AND j.playbook_version < s.before
+  GROUP BY s.stage, s.since, s.before, s.now)
+SELECT now AS stage, journeys, latest FROM counted c
 JOIN LATERAL (
   SELECT coalesce(jsonb_agg(to_jsonb(x) ORDER BY x.entered_at DESC), '[]') AS latest FROM (
-    SELECT j.lead_id, j.key, j.entered_at, j.owners, j.held, l.name, l.company, l.email,
-           l.fit + l.intent AS score, h.offered_at,
+    SELECT j.lead_id, j.key, j.entered_at, j.owners, j.held, j.stage, j.furthest_stage, j.playbook_version,
+           l.name, l.company, l.email, l.fit + l.intent AS score, h.offered_at,
            h.overdue_at IS NOT NULL OR coalesce(h.due_at <= :now, false) AS overdue
     FROM stage.journeys j JOIN stage.leads l ON l.id = j.lead_id
       LEFT JOIN LATERAL (
         SELECT offered_at, due_at, overdue_at FROM stage.handoffs
         WHERE lead_id = j.lead_id AND journey_id = j.id AND state = 'offered' LIMIT 1) h ON true
     WHERE j.playbook = :playbook AND j.stage = c.stage
+      AND j.playbook_version >= c.since AND j.playbook_version < c.before
     ORDER BY j.entered_at DESC LIMIT :cards) x) y ON true
 """)
 
 
 async def board(
-    engine: AsyncEngine, playbook: str, cards: int, now: datetime
+    engine: AsyncEngine, playbook: Playbook, cards: int, now: datetime
 ) -> dict[str, dict[str, Any]]:
-    """Give each stage's number of journeys and its `cards` newest ones, by stage key.
+    """Give each stage's number of journeys and its `cards` newest ones, by stage key of `playbook`.
 
     A card has the handoff that waits: ``offered_at`` (None: none does), and whether it is overdue `now`.
+    Who is stored under the name that a stage had before stands in the stage.
     """
+    split = [name for name in stored_names(playbook) if not name.is_whole]
+    parameters = {
+        "playbook": playbook.name, "cards": cards, "now": now, "version_max": VERSION_MAX,
+        "split": [n.stage for n in split], "since": [n.since for n in split],
+        "before": [n.before for n in split], "now_in": [n.now for n in split],
+    }  # fmt: skip
+    found: dict[str, dict[str, Any]] = {}
     async with engine.connect() as connection:
-        rows = await connection.execute(_BOARD, {"playbook": playbook, "cards": cards, "now": now})
-        found = {r.stage: {"count": r.journeys, "latest": r.latest} for r in rows}
+        for r in await connection.execute(_BOARD, parameters):
+            stage = found.setdefault(r.stage, {"count": 0, "latest": []})
+            stage["count"] += r.journeys
+            stage["latest"] += [_card(playbook, card) for card in r.latest]
     for stage in found.values():
-        for card in stage["latest"]:
-            card["entered_at"] = datetime.fromisoformat(card["entered_at"])
-            if card["offered_at"] is not None:
-                card["offered_at"] = datetime.fromisoformat(card["offered_at"])
+        stage["latest"].sort(key=itemgetter("entered_at"), reverse=True)
+        del stage["latest"][cards:]
     return found
+
+
+def _card(playbook: Playbook, row: Mapping[str, Any]) -> dict[str, Any]:
+    card = as_now(playbook, row)
+    for name in ("entered_at", "offered_at"):
+        if card[name] is not None:
+            card[name] = datetime.fromisoformat(card[name])
+    return card
 
 
 async def last_position(engine: AsyncEngine) -> int:

@@ -17,6 +17,7 @@ from services.stage_service import offers
 from services.stage_service.journeys import Held, Journey, Lead, Move, score_of
 from services.stage_service.offers import Handed
 from services.stage_service.playbook import Playbook, Stage
+from services.stage_service.stage_names import furthest_of
 
 MIGRATE = "migrate"
 """The rule that such a move names."""
@@ -100,17 +101,8 @@ def _moved(
         journey, stage=to.key, moves=journey.moves + 1, offer=offer,
         entered_at=journey.entered_at if is_name_only else event.time,
         reason=journey.reason if is_name_only else None,
-        asked_at=journey.asked_at if waits else None, furthest=_furthest(playbook, journey, to),
+        asked_at=journey.asked_at if waits else None, furthest=furthest_of(playbook, journey.furthest, to),
     )  # fmt: skip
-
-
-def _furthest(playbook: Playbook, journey: Journey, to: Stage) -> str:
-    """Give the furthest stage of a journey that goes on in `to`."""
-    known = playbook.stages.get(journey.furthest)
-    reached = known.path_index if known is not None and known.path_index is not None else -1
-    if known is None or (to.path_index is not None and to.path_index > reached):
-        return to.key
-    return known.key
 
 
 def _explained(playbook: Playbook, came_from: Stage, to: Stage, *, is_name_only: bool) -> str:

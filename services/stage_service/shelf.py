@@ -7,10 +7,11 @@ each is a new version, and none ever changes.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import msgspec
@@ -22,9 +23,10 @@ from services.contracts.postgres_log import Executor
 from services.contracts.problems import BatonError
 from services.contracts.yaml_source import SourceError
 from services.stage_service import versions
-from services.stage_service.errors import PlaybookChangedError, PlaybookUnchangedError
 from services.stage_service.playbook import Playbook, parse_playbook
+from services.stage_service.playbook_diff import diff
 from services.stage_service.playbook_succession import following, in_order, succession
+from services.stage_service.prospects import Prospect, expect, prospects, refusal_of
 from services.stage_service.store import Connection
 from services.stage_service.versions import Publication, Scheduled, Version
 
@@ -174,6 +176,27 @@ class Shelf:
         """Give what was scheduled (of the playbook `name`): what waits, the next first, then what ended."""
         return await versions.scheduled(pool, name)
 
+    async def still_open(self, pool: Executor, name: str | None = None) -> list[Scheduled]:
+        """Give what waits (of the playbook `name`), then what was refused on top of what is active."""
+        return await versions.still_open(pool, name)
+
+    async def planned_like(
+        self, pool: Executor, what: Publication, at: datetime, id: str | None
+    ) -> Scheduled | None:
+        """Give what was scheduled under `id`, or waits to be the same at the moment `at`; None: nothing."""
+        return await versions.waiting_like(pool, id or str(uuid_utils.uuid7()), what, at)
+
+    async def prospects(self, pool: Executor, instead: Playbook | None = None) -> list[Prospect]:
+        """Give what will become of what waits, if nothing else is published; `instead`: were that active."""
+        waiting = await versions.waiting(pool)
+        if not waiting:
+            return []
+        active = self.playbooks
+        if instead is not None:
+            active = {**active, instead.name: instead}
+        # A large file takes the YAML parser a second: others are served meanwhile.
+        return await asyncio.to_thread(prospects, active, waiting)
+
     async def cancel(
         self,
         pool: asyncpg.Pool[Any],
@@ -210,6 +233,7 @@ class Shelf:
             due = await versions.claim_due(connection, now)
             if due is None:
                 return None
+            by = Actor("schedule", via="system", on_behalf_of=due.author)
             try:
                 playbook = parse_playbook(due.source, due.name)
                 what = Publication(
@@ -217,11 +241,14 @@ class Shelf:
                     due.created_at,
                 )  # fmt: skip
                 await _expect(connection, playbook, due.base_version)
-                by = Actor("schedule", via="system", on_behalf_of=due.author)
                 version = await self._add(connection, what, by)
             except (SourceError, BatonError) as error:  # raised before anything was written
-                reason = error.reason if isinstance(error, BatonError) else str(error)
+                reason = refusal_of(error)
                 await versions.end(connection, due.id, "refused", now, reason=reason)
+                await record(connection, by, Note(
+                    "refused", "playbook", due.name, None,
+                    {"digest": due.digest, "active_at": due.activate_at, "reason": reason},
+                ))  # fmt: skip
                 _log.warning("playbook.schedule_refused", playbook=due.name, id=due.id)
             else:
                 await versions.end(connection, due.id, "activated", now, version=version.version)
@@ -237,7 +264,8 @@ class Shelf:
         """Write the next version of a playbook, which `by` published; the caller holds the lock."""
         moved = await self._moves(connection, what)
         before = self.playbooks.get(what.playbook.name)
-        version = await versions.insert(connection, replace(what, migrate=moved))
+        changes = await _told_on(before, what, moved)
+        version = await versions.insert(connection, replace(what, migrate=moved, diff=changes))
         if moved or (before.enters if before is not None else None) != what.playbook.enters:
             await versions.begin_sweep(connection, version)
         number = version.version
@@ -253,18 +281,19 @@ class Shelf:
         return version
 
 
+async def _told_on(
+    before: Playbook | None, what: Publication, moved: Mapping[str, str]
+) -> object | None:
+    """Give the difference of `what` from the version `before` it, which it may not have been made on."""
+    told = what.diff
+    if not isinstance(told, Mapping):
+        return told
+    number = before.version if before is not None else None
+    if cast("Mapping[str, Any]", told).get("before_version", number) == number:
+        return cast("object", told)
+    return (await asyncio.to_thread(diff, before, what.playbook, moved)).shown()
+
+
 async def _expect(connection: Connection, playbook: Playbook, expected: int | None) -> None:
     """Hold that the active version is the `expected` one, and another text than the `playbook`."""
-    active = await versions.newest(connection, playbook.name)
-    number = active.version if active is not None else 0
-    if expected is not None and number != expected:
-        raise PlaybookChangedError(
-            f"version {number} of the playbook {playbook.name!r} is active, not {expected}",
-            field="expected", value=expected,
-            remedy="Look at what changed since, and publish on top of it.", extra={"active": number},
-        )  # fmt: skip
-    if active is not None and active.digest == playbook.digest:
-        raise PlaybookUnchangedError(
-            f"version {number} of the playbook {playbook.name!r} has this very text",
-            remedy="There is nothing to publish.", extra={"active": number},
-        )  # fmt: skip
+    expect(playbook, await versions.newest(connection, playbook.name), expected)

@@ -69,6 +69,7 @@ scheduled_publications = Table(
     _moment("created_at"),
     _moment("ended_at", nullable=True),
     Column("ended_by", Text),
+    Column("active_version", Integer),
     schema="stage",
 )
 

@@ -50,7 +50,8 @@ class Scheduled:
     """A publication that is to happen at `activate_at`, or what became of it.
 
     `state` is ``waiting``, ``activated`` (as `version`), ``cancelled`` or ``refused`` (for `reason`).
-    `base_version` is the version that must be the active one then; None: whatever is.
+    `base_version` is the version that must be the active one then; None: whatever is. `open`: it waits, or
+    was refused and no version was published since.
     """
 
     id: str
@@ -70,6 +71,7 @@ class Scheduled:
     created_at: datetime
     ended_at: datetime | None
     ended_by: str | None
+    open: bool
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,10 @@ _VERSION = (
 )
 _SCHEDULED = (
     "id::text, name, digest, source, author, message, diff, migrate, restores, base_version, activate_at,"
-    " state, reason, version, created_at, ended_at, ended_by"
+    " state, reason, version, created_at, ended_at, ended_by,"
+    # By numbers: the clocks of two processes, or of one transaction that waited, say nothing of the order.
+    " state = 'waiting' OR state = 'refused' AND coalesce(active_version = coalesce((SELECT max(v.version)"
+    " FROM stage.playbook_versions v WHERE v.name = scheduled_publications.name), 0), false) AS open"
 )
 
 
@@ -101,12 +106,18 @@ async def lock(connection: Connection) -> None:
 
 
 async def insert(connection: Connection, what: Publication) -> Version:
-    """Write the next version of a playbook; it holds from the commit on."""
+    """Write the next version of a playbook; it holds from the commit on.
+
+    It is active since the lock was got, not since the transaction began, which may have waited for another
+    publication: so these times rise with the epochs, and a past moment has the epoch that it had.
+    """
     playbook = what.playbook
     row = await connection.fetchrow(
         f"""INSERT INTO stage.playbook_versions
-              (name, version, digest, source, author, message, diff, migrate, restores, published_at)
-            SELECT $1, coalesce(max(version), 0) + 1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, now())
+              (name, version, digest, source, author, message, diff, migrate, restores, published_at,
+               activated_at)
+            SELECT $1, coalesce(max(version), 0) + 1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, now()),
+              clock_timestamp()
             FROM stage.playbook_versions WHERE name = $1 RETURNING {_VERSION}""",  # noqa: S608
         playbook.name, playbook.digest, playbook.source, what.author, what.message,
         as_json(what.diff) if what.diff is not None else None, as_json(dict(what.migrate or {})),
@@ -202,6 +213,27 @@ async def scheduled(connection: Executor, name: str | None = None) -> list[Sched
     return [_scheduled(row) for row in rows]
 
 
+async def waiting(connection: Executor) -> list[Scheduled]:
+    """Give what waits of all playbooks, in the order in which it will be published."""
+    rows = await connection.fetch(
+        f"""SELECT {_SCHEDULED} FROM stage.scheduled_publications WHERE state = 'waiting'
+            ORDER BY activate_at, id LIMIT $1""",  # noqa: S608
+        VERSIONS_MAX,
+    )
+    return [_scheduled(row) for row in rows]
+
+
+async def still_open(connection: Executor, name: str | None = None) -> list[Scheduled]:
+    """Give what waits (of the playbook `name`), the next first, then what was refused on what is active."""
+    rows = await connection.fetch(
+        f"""SELECT * FROM (SELECT {_SCHEDULED} FROM stage.scheduled_publications
+              WHERE state IN ('waiting', 'refused') AND ($1::text IS NULL OR name = $1)) s
+            WHERE s.open ORDER BY state DESC, activate_at, id LIMIT $2""",  # noqa: S608
+        name, VERSIONS_MAX,
+    )  # fmt: skip
+    return [_scheduled(row) for row in rows]
+
+
 async def is_due(connection: Connection, now: datetime) -> bool:
     """Say whether a publication is due, without a lock."""
     return await connection.fetchval(
@@ -232,10 +264,13 @@ async def end(
     version: int | None = None,
     by: str | None = None,
 ) -> None:
-    """Write down what became of a scheduled publication."""
+    """Write down what became of a scheduled publication, and which version is the active one now."""
     await connection.execute(
-        """UPDATE stage.scheduled_publications
-           SET state = $2, ended_at = $3, reason = $4, version = $5, ended_by = $6 WHERE id = $1""",
+        """UPDATE stage.scheduled_publications s
+           SET state = $2, ended_at = $3, reason = $4, version = $5, ended_by = $6,
+             active_version = coalesce(
+               (SELECT max(v.version) FROM stage.playbook_versions v WHERE v.name = s.name), 0)
+           WHERE id = $1""",
         id, state, now, reason, version, by,
     )  # fmt: skip
 

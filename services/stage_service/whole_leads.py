@@ -9,6 +9,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from services.stage_service.playbook import Playbook
 from services.stage_service.reads import journeys_of, lead_shown
 from services.stage_service.reads_people import identities_of_leads, merged_from, merges_of
 from services.stage_service.tables import leads
@@ -23,23 +24,32 @@ class Leads(NamedTuple):
     merged_into: dict[str, str]
 
 
-async def whole_lead(engine: AsyncEngine, id: str) -> dict[str, Any] | None:
+async def whole_lead(
+    engine: AsyncEngine, id: str, playbooks: Mapping[str, Playbook]
+) -> dict[str, Any] | None:
     """Give the lead `id` as it is now, or None when there is none, or it is part of another."""
-    return (await whole_leads(engine, [id])).shown.get(id)
+    return (await whole_leads(engine, [id], playbooks)).shown.get(id)
 
 
-async def whole_leads(engine: AsyncEngine, ids: Sequence[str]) -> Leads:
-    """Give what there is of the leads `ids`, from one snapshot of the database."""
+async def whole_leads(
+    engine: AsyncEngine, ids: Sequence[str], playbooks: Mapping[str, Playbook] | None = None
+) -> Leads:
+    """Give what there is of the leads `ids`, from one snapshot of the database.
+
+    With the active `playbooks` their stages are called as they are now; without, as they are stored.
+    """
     async with engine.connect() as connection:
         await connection.execution_options(isolation_level="REPEATABLE READ")
         async with connection.begin():
-            return await _read(connection, ids)
+            return await _read(connection, ids, playbooks)
 
 
-async def _read(connection: AsyncConnection, ids: Sequence[str]) -> Leads:
+async def _read(
+    connection: AsyncConnection, ids: Sequence[str], playbooks: Mapping[str, Playbook] | None
+) -> Leads:
     rows = (await connection.execute(select(leads).where(leads.c.id.in_(ids)))).mappings().all()
     living = [row for row in rows if row["merged_into"] is None]
-    mine = await journeys_of(connection, [row["id"] for row in living])
+    mine = await journeys_of(connection, [row["id"] for row in living], playbooks)
     names = await identities_of_leads(connection, [row["id"] for row in living])
     parents = await connection.execute(
         select(leads.c.merged_into).where(leads.c.merged_into.in_(ids)).distinct()

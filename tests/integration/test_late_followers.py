@@ -89,7 +89,7 @@ def kept(items: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
 async def facts(stage: Stage, lead: str) -> dict[str, Any]:
     """What the house says of the lead, without ids of ours, persons and when it became known."""
     shown = await get(stage, f"/v1/leads/{lead}")
-    snapshot = await whole_lead(stage.house.engine, lead)
+    snapshot = await whole_lead(stage.house.engine, lead, stage.house.playbooks)
     assert snapshot is not None
     [journey] = shown["journeys"]
     clocks = await stage.connection.fetch(

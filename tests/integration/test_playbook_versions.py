@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from services.contracts.yaml_source import SourceError
+from services.stage_service import versions
 from services.stage_service.activation import Activation
 from services.stage_service.errors import (
     ConflictError,
@@ -22,6 +23,7 @@ from services.stage_service.errors import (
     PlaybookUnchangedError,
 )
 from services.stage_service.playbook import Playbook, parse_playbook
+from services.stage_service.playbook_diff import diff
 from services.stage_service.shelf import Shelf
 
 SALES = (Path(__file__).parents[2] / "playbooks/sales.yaml").read_text()
@@ -284,3 +286,27 @@ async def test_a_death_after_the_version_is_written_changes_nothing(it: Shelved)
     await it.pool.execute("DROP FUNCTION stage.die CASCADE")
     await Activation(it.pool, it.shelf, lambda: NOW).run_due()
     assert (await it.numbers(), await it.states()) == ([2, 1], {id: ("activated", 2)})
+
+
+async def test_who_waited_for_another_is_active_after_it(it: Shelved) -> None:
+    """A past moment has the epoch that was the newest then, whichever transaction began first."""
+    async with it.pool.acquire() as slow, slow.transaction():
+        await slow.execute("SELECT now()")
+        assert await it.publish(sales("two"), 1) == 2
+        await versions.lock(slow)
+        await versions.insert(slow, versions.Publication(sales("three"), "bob", "it began first"))
+    third, second, _ = await it.shelf.versions(it.pool, "sales")
+    assert second.activated_at < third.activated_at
+
+
+async def test_the_difference_is_the_one_to_the_version_before_it(it: Shelved) -> None:
+    """What was scheduled on top of whatever is active tells no difference to what is gone."""
+    easier = sales(text=SALES.replace("score.total >= 60", "score.total >= 20"))
+    seen = diff(it.shelf.playbooks["sales"], easier).shown()
+    id = await it.schedule(easier, NOW, None, diff=seen)
+    await it.publish(sales(text=SALES.replace("points: 25", "points: 30")), 1)
+    assert await Activation(it.pool, it.shelf, lambda: NOW).run_due() == 1
+    assert await it.states() == {id: ("activated", 3)}
+    told = (await it.shelf.version_row(it.pool, "sales", 3)).diff
+    assert (seen["before_version"], told["before_version"]) == (1, 2)
+    assert len(told["changes"]) == len(seen["changes"]) + 1

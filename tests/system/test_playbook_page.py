@@ -67,6 +67,7 @@ def test_a_text_is_tried_published_scheduled_and_rolled_back(running: Running, p
     page.get_by_label("Why", exact=True).first.fill("We call first")
     page.get_by_role("button", name="Publish on top of version 1").click()
     expect(page.get_by_role("heading", name="Sales playbook version 2")).to_be_visible()
+    expect(page.get_by_role("status")).to_contain_text("Version 2 of sales is live since")
     newest = page.locator(".versions > li").first
     expect(newest).to_contain_text("We call first")
     expect(newest).to_contain_text("now needs the lead's phone")
@@ -98,9 +99,14 @@ def test_a_text_is_tried_published_scheduled_and_rolled_back(running: Running, p
     expect(page.get_by_role("heading", name="To be published")).to_have_count(0)
 
     first = page.locator(".versions > li").last
-    first.get_by_text("Back to version 1").click()
-    first.get_by_label("Why", exact=True).fill("Too strict")
-    first.get_by_role("button", name="Publish version 1 again").click()
+    first.get_by_role("link", name="Back to version 1").click()
+    way = page.get_by_role("region", name="Back to version 1")
+    expect(way).to_contain_text("needs the lead's phone")
+    expect(page.get_by_role("heading", name="Sales playbook version 3")).to_be_visible()
+    picture(page, "playbook-back")
+    way.get_by_label("Why", exact=True).fill("Too strict")
+    way.get_by_role("button", name="Publish version 1 again").click()
+    expect(page.get_by_role("status")).to_contain_text("Version 4 of sales is live since")
     expect(page.get_by_role("heading", name="Sales playbook version 4")).to_be_visible()
     expect(page.locator(".versions > li").first).to_contain_text("the text of version 1")
     expect(area).to_have_value(text)

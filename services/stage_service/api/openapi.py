@@ -50,7 +50,7 @@ _CALL: dict[str, Any] = {
 }  # fmt: skip
 _PERSON_PROBLEMS = (404, 409, 412)
 
-_SCHEDULED = ((202, "It is to be published then", playbook_answers.ScheduledShown),)
+_SCHEDULED = ((202, "It is to be published then", playbook_answers.JustScheduledShown),)
 _AS_IT_WAS = ((304, "It has the ETag of If-None-Match", None),)
 
 ANSWERS: dict[str, Answer] = {
@@ -128,19 +128,25 @@ ANSWERS: dict[str, Answer] = {
     "list_audit": Answer(shapes.AuditEntry, many=True, problems=(404,)),
     "export_audit": Answer(problems=(404,)),
     "create_playbook": Answer(
-        playbook_answers.VersionShown, status=201, problems=(409, 412, 415), also=_SCHEDULED
+        playbook_answers.PublishedShown, status=201, problems=(409, 412, 415), also=_SCHEDULED
     ),
     "get_playbook": Answer(playbook_answers.WholePlaybook, also=_AS_IT_WAS),
     "publish_playbook": Answer(
-        playbook_answers.VersionShown, problems=(409, 412, 415, 428), also=_SCHEDULED
+        playbook_answers.PublishedShown, problems=(409, 412, 415, 428), also=_SCHEDULED
     ),
     "roll_playbook_back": Answer(
-        playbook_answers.VersionShown, problems=(409, 412, 428), also=_SCHEDULED,
+        playbook_answers.PublishedShown, problems=(409, 412, 428), also=_SCHEDULED,
         sent={"version": 1, "message": "The new threshold brought too many"},
     ),
     "validate_playbook": Answer(playbook_answers.Checked, problems=(415,)),
     "diff_playbook": Answer(playbook_answers.DiffWithImpact, problems=(415,)),
-    "list_playbook_versions": Answer(playbook_answers.VersionShown, many=True),
+    "list_playbook_versions": Answer(
+        playbook_answers.VersionShown, many=True,
+        more={"scheduled": {
+            "type": "array", "items": {"$ref": "#/components/schemas/ScheduledShown"},
+            "description": "what waits, and what was refused since the newest version",
+        }},
+    ),
     "get_playbook_version": Answer(playbook_answers.WholePlaybook, also=_AS_IT_WAS),
     "diff_playbook_versions": Answer(playbook_answers.DiffWithImpact),
     "list_scheduled_playbooks": Answer(playbook_answers.ScheduledShown, many=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -17,6 +17,7 @@ from services.stage_service.playbook_diff_words import condition_told
 from services.stage_service.playbook_findings import Finding
 from services.stage_service.playbook_impact import Impact
 from services.stage_service.playbook_impact_words import impact_lines, with_impact
+from services.stage_service.prospects import Prospect
 from services.stage_service.versions import Scheduled, Version
 
 Name = Annotated[str, msgspec.Meta(examples=["sales"])]
@@ -59,6 +60,19 @@ class PlaybookShown(msgspec.Struct):
     stages: list[PlaybookStage]
 
 
+class WaitingShown(msgspec.Struct):
+    """What becomes of a publication that waits, after what was done: it takes its place, or is refused."""
+
+    scheduled: Id
+    name: Name
+    author: str
+    activate_at: Moment
+    refused: bool
+    reason: Annotated[str | None, msgspec.Meta(description="why it will be refused")]
+    message: str
+    remedy: str
+
+
 class DiffShown(msgspec.Struct):
     """What differs: `summary` in a sentence, each change in one of its own."""
 
@@ -79,6 +93,12 @@ class DiffWithImpact(DiffShown):
     impact: Impact | None
     impact_lines: list[str]
     simulate: Annotated[str, msgspec.Meta(description="the command that folds history under it")]
+    warnings: Annotated[
+        list[WaitingShown],
+        msgspec.Meta(
+            description="what becomes of what waits to be published, were it published now"
+        ),
+    ]
 
 
 class RuleShown(msgspec.Struct, rename={"from_": "from"}):
@@ -109,6 +129,12 @@ class VersionShown(msgspec.Struct):
     ]
     migrate: dict[str, str]
     active: bool
+
+
+class PublishedShown(VersionShown):
+    """A version that was published now, and what becomes of what waits to be published after it."""
+
+    warnings: list[WaitingShown]
 
 
 class WholePlaybook(VersionShown):
@@ -142,7 +168,17 @@ class ScheduledShown(msgspec.Struct):
     created_at: Moment
     ended_at: Moment | None
     ended_by: str | None
+    open: Annotated[
+        bool,
+        msgspec.Meta(description="it waits, or was refused and no version was published since"),
+    ]
     source: str
+
+
+class JustScheduledShown(ScheduledShown):
+    """A publication that was scheduled now, and which of those that wait will be refused, itself perhaps."""
+
+    warnings: list[WaitingShown]
 
 
 class ProblemShown(msgspec.Struct):
@@ -215,10 +251,25 @@ def scheduled_shown(scheduled: Scheduled) -> dict[str, Any]:
     return {name: getattr(scheduled, name) for name in ScheduledShown.__struct_fields__}
 
 
-def diff_shown(diff: Diff, impact: Impact | None, *playbooks: Playbook | None) -> dict[str, Any]:
+def waiting_shown(prospects: Iterable[Prospect]) -> list[dict[str, Any]]:
+    """Give what becomes of publications that wait."""
+    return [
+        {"scheduled": p.scheduled.id, "name": p.scheduled.name, "author": p.scheduled.author,
+         "activate_at": p.scheduled.activate_at, "refused": p.reason is not None, "reason": p.reason,
+         "message": p.told, "remedy": p.remedy}
+        for p in prospects
+    ]  # fmt: skip
+
+
+def diff_shown(
+    diff: Diff,
+    impact: Impact | None,
+    *playbooks: Playbook | None,
+    warnings: Iterable[Prospect] = (),
+) -> dict[str, Any]:
     """Give a diff, with what it means for the journeys of now where that is known.
 
-    `playbooks` say what stages are called, the first that has one.
+    `playbooks` say what stages are called, the first that has one; `warnings` what becomes of what waits.
     """
     titles: dict[str, str] = {}
     for playbook in reversed(playbooks):
@@ -228,5 +279,6 @@ def diff_shown(diff: Diff, impact: Impact | None, *playbooks: Playbook | None) -
         "impact": impact,
         "impact_lines": impact_lines(impact, titles) if impact is not None else [],
         "simulate": f"baton playbook simulate {diff.playbook}.yaml",
+        "warnings": waiting_shown(warnings),
     }
     return {**told.shown(), **more}

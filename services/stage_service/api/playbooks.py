@@ -25,6 +25,7 @@ from services.stage_service.api.playbook_answers import (
     scheduled_shown,
     stages_shown,
     version_shown,
+    waiting_shown,
     whole_shown,
 )
 from services.stage_service.api.playbook_bodies import (
@@ -35,9 +36,9 @@ from services.stage_service.api.playbook_bodies import (
     text_in,
     wants_yaml,
 )
-from services.stage_service.api.publishing import Wish
+from services.stage_service.api.publishing import Done, Wish
 from services.stage_service.api.reads import moment_in_utc
-from services.stage_service.errors import PlaybookUnchangedError
+from services.stage_service.errors import InvalidRequestError, PlaybookUnchangedError
 from services.stage_service.versions import Scheduled, Version
 
 MESSAGE_CHARACTERS_MAX = 2000
@@ -116,7 +117,7 @@ async def create_playbook(
         if attempt_of(request) is not None and active.digest == playbook.digest:
             # The attempt before published it and could not say so.
             version, _playbook = await publishing.version_of(it, active.name, active.version)
-            return _published(version)
+            return _published(await publishing.told_of(it, version))
         raise ConflictError(
             f"the playbook {playbook.name!r} is published already, as version {active.version}",
             field="name", value=playbook.name,
@@ -177,7 +178,9 @@ async def diff_playbook(request: Request, _: Reader, impact: WithImpact = False)
     playbook = await publishing.read_playbook(await text_in(request))
     counted = await publishing.impact_on(it, playbook) if impact else None
     active = it.playbooks.get(playbook.name)
-    return _json(diff_shown(await publishing.compared(it, playbook), counted, playbook, active))
+    warnings = await publishing.foreseen(it, playbook)
+    diff = await publishing.compared(it, playbook)
+    return _json(diff_shown(diff, counted, playbook, active, warnings=warnings))
 
 
 @router.get("/v1/playbooks/{name}", operation_id="get_playbook", responses=EITHER_FORM)
@@ -224,13 +227,13 @@ async def publish_playbook(
     )
 
 
-def _published(made: Version | Scheduled, status: int = 200) -> Response:
+def _published(done: Done) -> Response:
     """Answer what was published; the ETag is that of the text, which is kept as it was sent."""
+    made, warnings = done.made, {"warnings": waiting_shown(done.warnings)}
     if isinstance(made, Scheduled):
-        return _json(scheduled_shown(made), 202)
-    if made.version == 1:
-        status = 201
-    return _json(version_shown(made, active=True), status, _headers_of(made))
+        return _json(scheduled_shown(made) | warnings, 202)
+    status = 201 if made.version == 1 else 200
+    return _json(version_shown(made, active=True) | warnings, status, _headers_of(made))
 
 
 def _headers_of(made: Version | _Made) -> dict[str, str]:
@@ -254,7 +257,7 @@ async def roll_back(
         done = await _restored(request, name, wish.version)
         if attempt_of(request) is None or done is None:
             raise
-        return _published(done)
+        return _published(await publishing.told_of(it, done))
 
 
 async def _restored(request: Request, name: str, number: int) -> Version | None:
@@ -266,12 +269,16 @@ async def _restored(request: Request, name: str, number: int) -> Version | None:
 
 @router.get("/v1/playbooks/{name}/versions", operation_id="list_playbook_versions")
 async def list_versions(request: Request, _: Reader, name: Name) -> Response:
-    """List the versions of a playbook, the newest first: who published each, when, why, what changed."""
+    """List the versions of a playbook, the newest first: who published each, when, why, what changed.
+
+    With what waits to be published, and what was refused since the newest.
+    """
     it = house(request)
     active = await publishing.known(it, name)
     found = await it.lane.shelf.versions(it.pool, name)
     items = [version_shown(v, active=v.version == active.version) for v in found]
-    return _json({"items": items, "next_cursor": None})
+    planned = [scheduled_shown(s) for s in await it.lane.shelf.still_open(it.pool, name)]
+    return _json({"items": items, "next_cursor": None, "scheduled": planned})
 
 
 @router.get(
@@ -296,11 +303,21 @@ async def diff_versions(
     to: Annotated[
         int | None, Query(ge=1, le=2**31 - 1, description="left out: the active version")
     ] = None,
+    impact: WithImpact = False,
 ) -> Response:
-    """Say what changed from one version of a playbook to another."""
+    """Say what changed from one version of a playbook to another.
+
+    From the active one to an older one: what rolling back to it would do.
+    """
     it = house(request)
     active = await publishing.known(it, name)
+    if impact and version != active.version:
+        raise InvalidRequestError(
+            f"what it means now is counted from the active version, {active.version}, not from {version}",
+            field="impact", value=impact, remedy=f"Ask for it at versions/{active.version}/diff.",
+        )  # fmt: skip
+    if version == active.version and to is not None:
+        return _json(await publishing.way_back(it, name, to, impact=impact))
     _row, before = await publishing.version_of(it, name, version)
     _row, after = await publishing.version_of(it, name, to or active.version)
-    back = publishing.gone_on(it, after, after.version) if version == active.version else None
-    return _json(diff_shown(await publishing.differing(before, after, back), None))
+    return _json(diff_shown(await publishing.differing(before, after), None, after, before))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from services.contracts.audit import Actor
 from services.contracts.yaml_source import Problem, SourceError, nearest
 from services.stage_service.api.access import House
-from services.stage_service.api.playbook_answers import problems_shown
+from services.stage_service.api.playbook_answers import diff_shown, problems_shown
 from services.stage_service.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -27,13 +27,16 @@ from services.stage_service.playbook import Playbook, parse_playbook
 from services.stage_service.playbook_diff import Diff, diff
 from services.stage_service.playbook_findings import findings
 from services.stage_service.playbook_impact import Impact
-from services.stage_service.playbook_succession import succession
+from services.stage_service.playbook_succession import following, succession
+from services.stage_service.prospects import Prospect
 from services.stage_service.reads_impact import impact_of
-from services.stage_service.versions import Scheduled, Version
+from services.stage_service.versions import Publication, Scheduled, Version
 
 PROBLEMS_MAX = 100
 RESERVED = ("scheduled", "validate", "diff", "simulate", "simulations")
 """Names that addresses under ``/v1/playbooks/`` have already."""
+AT_ONCE_S = 60
+"""So much may a time to publish at be past, and is now: two clocks differ, and a form takes a moment."""
 _ETAG = re.compile(r'(W/)?"([^"]*)"')
 _VERSION = re.compile(r"([1-9][0-9]{0,8})(\.yaml)?")
 
@@ -49,11 +52,20 @@ class Wish(NamedTuple):
     key_id: str | None = None
     id: str | None = None
     """What it is to be scheduled under, if at a time; None: a new one."""
+    at_field: str = "activate_at"
+    """What the time is called where it was asked for."""
 
     @property
     def by(self) -> Actor:
         """Give who the audit names."""
         return Actor(self.author, self.key_id)
+
+
+class Done(NamedTuple):
+    """What was published or scheduled, and what becomes of the publications that wait, where that matters."""
+
+    made: Version | Scheduled
+    warnings: list[Prospect]
 
 
 def expected_in(if_match: str | None) -> Collection[int] | None:
@@ -127,12 +139,17 @@ async def checked(it: House, text: str) -> dict[str, Any]:
         return {"valid": False, "name": None, "problems": error.extra.get("problems", [own])}
     await it.lane.look_at_playbooks()
     wrong = unplaced(it, playbook)
-    async with it.checking.turn():
-        found = await asyncio.to_thread(findings, text, playbook.name, team=it.team)
     return {
         "valid": not wrong, "name": playbook.name,
-        "problems": [*problems_shown(wrong), *problems_shown(found, "warning")],
+        "problems": [*problems_shown(wrong), *await doubts(it, text, playbook)],
     }  # fmt: skip
+
+
+async def doubts(it: House, text: str, playbook: Playbook) -> list[dict[str, Any]]:
+    """Give the warnings of the checks of `text`, which `playbook` was read from. Raises BusyError."""
+    async with it.checking.turn():
+        found = await asyncio.to_thread(findings, text, playbook.name, team=it.team)
+    return problems_shown(found, "warning")
 
 
 async def active_of(it: House, name: str) -> Playbook | None:
@@ -180,44 +197,87 @@ def gone_on(it: House, playbook: Playbook, restored: int) -> Mapping[str, str] |
         return None
 
 
-def unplaced(it: House, playbook: Playbook) -> list[Problem]:
+def unplaced(it: House, playbook: Playbook, restored: int | None = None) -> list[Problem]:
     """Give why `playbook` cannot follow the active version: homeless stages, an entry that leads nowhere."""
     try:
-        succession(playbook, it.playbooks)
+        succession(playbook, it.playbooks, restored=restored)
     except SourceError as error:
         return error.problems
     return []
 
 
-async def impact_on(it: House, playbook: Playbook) -> Impact | None:
+async def impact_on(
+    it: House, playbook: Playbook, moved: Mapping[str, str] | None = None
+) -> Impact | None:
     """Give what publishing `playbook` means for the leads of now; None where it is a new one.
 
-    Raises BusyError while that is counted for somebody else.
+    `moved` says where the journeys of stages that are gone go on; None: as the file says. Raises BusyError
+    while that is counted for somebody else.
     """
     active = await active_of(it, playbook.name)
     if active is None:
         return None
     async with it.judging.turn():
-        return await impact_of(it.pool, active, playbook, it.now())
+        return await impact_of(it.pool, active, playbook, it.now(), moved)
 
 
-async def publish(it: House, playbook: Playbook, wish: Wish) -> Version | Scheduled:
+async def way_back(it: House, name: str, number: int, *, impact: bool) -> dict[str, Any]:
+    """Give what rolling back to the version `number` would change, as a diff is shown.
+
+    With `impact` also for how many. Raises NotFoundError, and BusyError as `impact_on`.
+    """
+    active = await known(it, name)
+    _, older = await version_of(it, name, number)
+    moved = gone_on(it, older, number)
+    counted = await impact_on(it, older, moved) if impact else None
+    changes = await differing(active, older, moved)
+    warnings = await foreseen(it, older, number)
+    return diff_shown(changes, counted, older, active, warnings=warnings)
+
+
+async def publish(it: House, playbook: Playbook, wish: Wish) -> Done:
     """Publish `playbook` now, or have it published at a time.
 
     Raises PlaybookChangedError when another version is active than was expected, PlaybookUnchangedError
-    when the active one has this text, InvalidRequestError when it cannot follow that one.
+    when the active one has this text, InvalidRequestError when it cannot follow that one, or for a time that
+    is past.
     """
     active = await active_of(it, playbook.name)
     number = active.version if active is not None else 0
     return await _publish(it, playbook, wish, _expected(playbook.name, number, wish), active, None)
 
 
-async def roll_back(it: House, name: str, number: int, wish: Wish) -> Version | Scheduled:
+async def roll_back(it: House, name: str, number: int, wish: Wish) -> Done:
     """Publish the text of an older version again, as a new one. Raises as `publish`, and NotFoundError."""
     active = await known(it, name)
     _, playbook = await version_of(it, name, number)
     expected = _expected(name, active.version, wish)
     return await _publish(it, playbook, wish, expected, active, number)
+
+
+async def foreseen(it: House, playbook: Playbook, restored: int | None = None) -> list[Prospect]:
+    """Give what would become of publications of its name that wait, were `playbook` published now."""
+    active = await active_of(it, playbook.name)
+    try:
+        moved = succession(playbook, it.playbooks, restored=restored)
+    except SourceError:
+        return []  # it cannot be
+    version = (active.version if active is not None else 0) + 1
+    instead = following(playbook, active, version, moved)
+    return await _of_name(it, playbook.name, instead)
+
+
+async def told_of(it: House, made: Version | Scheduled) -> Done:
+    """Give what was `made` with what becomes of what waits: all beside a version, else who is refused."""
+    found = await _of_name(it, made.name)
+    if isinstance(made, Scheduled):
+        found = [p for p in found if p.reason is not None]
+    return Done(made, found)
+
+
+async def _of_name(it: House, name: str, instead: Playbook | None = None) -> list[Prospect]:
+    found = await it.lane.shelf.prospects(it.pool, instead)
+    return [p for p in found if p.scheduled.name == name]
 
 
 def _expected(name: str, active: int, wish: Wish) -> int | None:
@@ -239,20 +299,42 @@ async def _publish(
     expected: int | None,
     active: Playbook | None,
     restores: int | None,
-) -> Version | Scheduled:
+) -> Done:
     shelf = it.lane.shelf
     try:
         moved = succession(playbook, it.playbooks, given=wish.migrate, restored=restores)
         changes = (await differing(active, playbook, moved)).shown()
+        what = Publication(playbook, wish.author, wish.message, restores, changes, wish.migrate)
         if wish.activate_at is not None:
-            return await shelf.schedule(
-                it.pool, playbook, author=wish.author, message=wish.message,
-                activate_at=wish.activate_at, expected=expected, restores=restores, diff=changes,
-                migrate=wish.migrate, by=wish.by, id=wish.id,
-            )  # fmt: skip
-        return await shelf.publish(
+            planned = await _planned(it, what, expected, wish.activate_at, wish)
+            if planned is not None:
+                return await told_of(it, planned)
+        made = await shelf.publish(
             it.pool, playbook, author=wish.author, message=wish.message, expected=expected,
             restores=restores, diff=changes, migrate=wish.migrate, by=wish.by,
         )  # fmt: skip
     except SourceError as error:
         raise refused(error) from None
+    return await told_of(it, made)
+
+
+async def _planned(
+    it: House, what: Publication, expected: int | None, at: datetime, wish: Wish
+) -> Scheduled | None:
+    """Schedule `what` for the moment `at`; None: that is now. What is scheduled already is given as it is."""
+    shelf, now = it.lane.shelf, it.now()
+    known = await shelf.planned_like(it.pool, what, at, wish.id)
+    if known is not None:
+        return known
+    if (now - at).total_seconds() > AT_ONCE_S:
+        raise InvalidRequestError(
+            f"{at.isoformat()} is past: it is {now:%Y-%m-%dT%H:%M:%SZ} here", field=wish.at_field,
+            value=at.isoformat(), remedy="Leave it out to publish now, or name a moment to come.",
+        )  # fmt: skip
+    if at <= now:
+        return None
+    return await shelf.schedule(
+        it.pool, what.playbook, author=wish.author, message=wish.message, activate_at=at,
+        expected=expected, restores=what.restores, diff=what.diff, migrate=wish.migrate, by=wish.by,
+        id=wish.id,
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -22,6 +23,7 @@ from services.stage_service.as_of import shown_at
 from services.stage_service.errors import InvalidRequestError, NotFoundError
 from services.stage_service.identities import Policy, keys_of
 from services.stage_service.playbook import Playbook
+from services.stage_service.stage_names import as_now
 from services.stage_service.whole_leads import whole_lead
 
 router = APIRouter(dependencies=[Depends(allow("read"))])
@@ -60,9 +62,16 @@ def _stage(playbook: Playbook, key: str | None, field: str, *, on_path: bool = F
     if key is not None and key not in known:
         raise InvalidRequestError(
             f"{key!r} is not a stage {'of the path ' if on_path else ''}of {playbook.name!r}",
-            field=field, value=key, remedy=nearest(key, known) or f"Stages: {', '.join(known)}.",
+            field=field, value=key,
+            remedy=_called_now(playbook, key, known) or nearest(key, known)
+            or f"Stages: {', '.join(known)}.",
         )  # fmt: skip
     return key
+
+
+def _called_now(playbook: Playbook, key: str, known: Sequence[str]) -> str:
+    now = playbook.named(key)
+    return f"It is {now!r} now." if now in known else ""
 
 
 @router.get("/v1/leads", tags=["leads"], operation_id="list_leads")
@@ -86,6 +95,7 @@ async def list_leads(
             remedy="Ask for one lead or for the funnel at a past moment: /v1/leads/{id}?at=, /v1/funnel?at=.",
         )  # fmt: skip
     if stage is not None or playbook is not None:
+        await it.lane.look_at_playbooks()
         _stage(playbook_named(it, playbook), stage, "stage")
     addresses: list[str] = []
     if email is not None:
@@ -98,7 +108,7 @@ async def list_leads(
     items, more = await reads.list_leads(
         it.engine, emails=addresses, stage=stage, owner=_text(owner, "owner"), q=_text(q, "q"),
         playbook=playbook, account=account_named(account) if account is not None else None,
-        cursor=cursor, limit=limit,
+        cursor=cursor, limit=limit, playbooks=it.playbooks,
     )  # fmt: skip
     return _json({"items": items, "next_cursor": more})
 
@@ -150,7 +160,7 @@ async def get_account(
         raise NotFoundError(f"there is no account {account!r}", field="domain", value=domain)
     items, more = await reads.list_leads(
         it.engine, account=account, cursor=_cursor_id(cursor) if cursor is not None else None,
-        limit=limit,
+        limit=limit, playbooks=it.playbooks,
     )  # fmt: skip
     return _json(found[0] | {"items": items, "next_cursor": more})
 
@@ -181,11 +191,14 @@ async def get_lead(request: Request, id: str, at: past.AtQuery = None) -> Respon
         if isinstance(then, str):
             return merged_elsewhere("/v1/leads/{}", then, moment)
         names = {id: person.name for id, person in it.team.by_id.items()}
-        return _json(shown_at(then, names) | {"as_of": past.told_as_of(it, moment)})
+        shown = shown_at(then, names)
+        # Who had not heard of a rename yet stood in the stage of the new name all the same.
+        stood = [as_now(then.playbooks.get(j["playbook"]), j) for j in shown["journeys"]]
+        return _json(shown | {"journeys": stood, "as_of": past.told_as_of(it, moment)})
     lead_id = await living_lead(it, id)
     if lead_id != required_lead_id(id):
         return merged_elsewhere("/v1/leads/{}", lead_id)
-    lead = await whole_lead(it.engine, lead_id)
+    lead = await whole_lead(it.engine, lead_id, it.playbooks)
     if lead is None:
         raise NotFoundError(f"there is no lead {id!r}", field="id", value=id)
     return _json(lead)
@@ -226,6 +239,7 @@ async def get_funnel(
             request, from_stage or "", to_stage or "", playbook, since, until, at
         )
     it = house(request)
+    await it.lane.look_at_playbooks()
     chosen, moment = playbook_named(it, playbook), past.moment_asked(it, at)
     begin, end = moment_in_utc(since, "from"), moment_in_utc(until, "to")
     if moment is not None:
@@ -246,6 +260,7 @@ async def get_durations(
 ) -> Response:
     """Give count, median and p90 of the time from reaching one stage of the path to reaching another."""
     it = house(request)
+    await it.lane.look_at_playbooks()
     chosen, moment = playbook_named(it, playbook), past.moment_asked(it, at)
     if moment is not None:
         chosen = (await past.playbooks_at(it, moment))[chosen.name]

@@ -44,8 +44,9 @@ async def board_fragment(request: Request, who: Reader, playbook: str | None = N
 
 
 async def _board(it: House, name: str | None) -> dict[str, Any]:
+    await it.lane.look_at_playbooks()
     chosen = playbook_named(it, name or None)
-    now = await reads.board(it.engine, chosen.name, CARDS_MAX, it.now())
+    now = await reads.board(it.engine, chosen, CARDS_MAX, it.now())
     cards: list[Card] = [card for stage in now.values() for card in stage["latest"]]
     await _owned_before(it, chosen, cards)
     await _scored(it, chosen, cards)

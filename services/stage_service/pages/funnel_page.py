@@ -39,6 +39,7 @@ async def funnel(
 ) -> Response:
     """Show how many reach each stage, how many go on, and how long it takes."""
     it = house(request)
+    await it.lane.look_at_playbooks()
     chosen = playbook_named(it, playbook or None)
     given = {name: request.query_params.get(name, "") for name in ("from", "to")}
     group = by if by and BY.fullmatch(by) else None

@@ -44,7 +44,7 @@ async def lead_page(
     With `form` and `error`: what was asked for, and was not done; with `back`: why it is not the past.
     """
     it = house(request)
-    found = await reads.get_lead(it.engine, id)
+    found = await reads.get_lead(it.engine, id, it.playbooks)
     if found is None:
         raise NotFoundError(f"There is no lead {id}.", remedy="Look for it in the list of leads.")
     items = await timeline_of(it, id)
@@ -52,8 +52,9 @@ async def lead_page(
     parts = reads_people.merged_from(merges, id)
     refused = await reads_people.refused_links(it.engine, id, items, it.lane.policy)
     alerts = await alerts_of(it, token_of(request), id, *(p["lead_id"] for p in parts[:9]))
-    others = await reads.list_leads(it.engine, account=found["account"], limit=OTHERS_MAX + 1) if (
-        found["account"]) else ([], None)  # fmt: skip
+    others = await reads.list_leads(
+        it.engine, account=found["account"], limit=OTHERS_MAX + 1, playbooks=it.playbooks
+    ) if found["account"] else ([], None)  # fmt: skip
     state = await reads.state_of(it.engine, id)
     folded = unpack_state(state) if state is not None else None
     now = it.now()

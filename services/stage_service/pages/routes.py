@@ -116,7 +116,7 @@ async def leads(
         items, more = await reads.list_leads(
             it.engine, emails=[] if isinstance(addresses, Defect) else addresses,
             stage=key, playbook=way, owner=owner or None, q=q.replace("\x00", "").strip() or None,
-            cursor=_uuid(cursor), limit=LEADS_A_PAGE,
+            cursor=_uuid(cursor), limit=LEADS_A_PAGE, playbooks=it.playbooks,
         )  # fmt: skip
     of_stage = f"{way}/{key}" if way and key else stage
     also = {k: v for k, v in (("q", q), ("owner", owner), ("email", email)) if v}
@@ -218,7 +218,7 @@ async def account(request: Request, who: Reader, domain: str, cursor: str = "") 
     if not found:
         raise NotFoundError(f"There is no account {name}.", remedy="Look for it in the leads.")
     items, more = await reads.list_leads(
-        it.engine, account=name, cursor=_uuid(cursor), limit=LEADS_A_PAGE
+        it.engine, account=name, cursor=_uuid(cursor), limit=LEADS_A_PAGE, playbooks=it.playbooks
     )
     here = f"/accounts/{quote(name)}"
     return page(
