@@ -42,8 +42,14 @@ settings.load_profile("baton")
 gc.set_threshold(200_000, 20, 100)
 
 
-def pytest_collection_finish() -> None:
-    """Keep the collected tests, which stay to the end, out of each later look for garbage."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Make sure of the groups; keep what is collected, which stays, out of later looks for garbage."""
+    for item in session.items if session.config.getoption("loadgroup", False) else ():
+        mark = item.get_closest_marker("xdist_group")
+        if mark is not None and not item.nodeid.endswith(f"@{mark.args[0]}"):
+            raise pytest.UsageError(
+                "pytest-xdist scatters its groups: see pytest in pyproject.toml"
+            )
     gc.collect()
     gc.freeze()
 
