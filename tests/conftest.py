@@ -47,9 +47,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     for item in session.items if session.config.getoption("loadgroup", False) else ():
         mark = item.get_closest_marker("xdist_group")
         if mark is not None and not item.nodeid.endswith(f"@{mark.args[0]}"):
-            raise pytest.UsageError(
-                "pytest-xdist scatters its groups: see pytest in pyproject.toml"
-            )
+            raise RuntimeError("pytest-xdist scatters its groups: see pytest in pyproject.toml")
     gc.collect()
     gc.freeze()
 
