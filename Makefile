@@ -12,6 +12,8 @@ PLAIN := $(if $(MAKE_TERMOUT),\033[0m)
 export UV_NO_PROGRESS ?= 1
 # Compiled once here, not at every start: a start is most of all the loading of code.
 export UV_COMPILE_BYTECODE ?= 1
+# Also where the environment says otherwise: the tests alone start a hundred processes of this code.
+export PYTHONDONTWRITEBYTECODE :=
 export PYTHONUNBUFFERED ?= 1
 # A company's own certificate authority is in the system's store, not in uv's.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)

@@ -6,6 +6,7 @@ a failure.
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -37,7 +38,22 @@ def examples(full: int) -> int:
 settings.register_profile("baton", max_examples=examples(100), derandomize=REQUIRE_ALL)
 settings.load_profile("baton")
 
+# As the service sets it: with the default, one eighth of a run went into looking for garbage.
+gc.set_threshold(200_000, 20, 100)
 
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Make sure of the groups; keep what is collected, which stays, out of later looks for garbage."""
+    for item in session.items if session.config.getoption("loadgroup", False) else ():
+        mark = item.get_closest_marker("xdist_group")
+        if mark is not None and not item.nodeid.endswith(f"@{mark.args[0]}"):
+            raise RuntimeError("pytest-xdist scatters its groups: see pytest in pyproject.toml")
+    gc.collect()
+    gc.freeze()
+
+
+# First, so that pytest-xdist, which asks the same hook, finds the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what Hypothesis drives, so that `make test-full` finds it; keep together what shares a fixture.
 
@@ -75,7 +91,7 @@ def missing(what: str) -> NoReturn:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL server for this test run, with a migrated database to copy."""
-    directory = Path(tempfile.mkdtemp(prefix="baton-test-"))
+    directory = Path(tempfile.mkdtemp(prefix=_prefix(os.getpid()), dir=_memory()))
     server = EmbeddedPostgres(directory, durable=False)
     try:
         server.start()
@@ -84,6 +100,35 @@ def postgres() -> Iterator[EmbeddedPostgres]:
     finally:
         server.stop()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+MEMORY = Path("/dev/shm")
+ROOM = 2**30
+"""Bytes that one worker's PostgreSQL may need: a database is 13 MB, a long run's some 100."""
+
+
+def _memory() -> Path | None:
+    """Give a directory whose files are in memory, or None where there is not room enough.
+
+    A database is hundreds of files, made and removed for each test: on a disk's file system that alone
+    can be half of a run. What runs that were killed left there is removed.
+    """
+    try:
+        held = [path for path in MEMORY.glob(_prefix("*") + "*") if path.is_dir()]
+        for path in held:
+            if not Path(f"/proc/{path.name.split('-')[2]}").exists():
+                shutil.rmtree(path, ignore_errors=True)
+        found = os.statvfs(MEMORY)
+        memory = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]
+    except (OSError, IndexError):
+        return None
+    free = min(found.f_bavail * found.f_frsize, int(memory) * 1024)
+    needed = ROOM * int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return MEMORY if free > needed and os.access(MEMORY, os.W_OK) else None
+
+
+def _prefix(pid: int | str) -> str:
+    return f"baton-test-{pid}-"
 
 
 def _prepare(server: EmbeddedPostgres) -> None:

@@ -10,7 +10,6 @@ import httpx
 
 from services.baton.command import told
 from services.contracts.audit import Note, on_the_command_line, record
-from services.stage_service.snapshots import fill_again
 
 
 async def regroup(url: str, key: str, deed: str, lead: str, other: str, reason: str) -> str:
@@ -36,6 +35,8 @@ async def regroup(url: str, key: str, deed: str, lead: str, other: str, reason: 
 
 async def snapshot_again(database_url: str) -> int | None:
     """Have every lead published to ``baton.leads`` once more; gives how many, None: nobody publishes."""
+    from services.stage_service.snapshots import fill_again
+
     connection = await asyncpg.connect(database_url)
     try:
         async with connection.transaction():

@@ -27,6 +27,7 @@ from services.contracts.links import ANSWER, SEEN, Links
 from services.contracts.rates import RateLimits
 from services.contracts.roster import Roster as SharedRoster
 from services.contracts.roster import RosterWatch
+from services.contracts.tls import authorities
 from services.notifier import callbacks, slack_actions
 from services.notifier.access import House, answer_problems
 from services.notifier.api import router
@@ -101,7 +102,9 @@ def create_app(
             pool, roster, settings.public_url, settings.delivery_tries, now, new_id,
             dispatcher.wake, channels.no_mail, templates, waits_of(settings.escalate_after),
         )  # fmt: skip
-        client = httpx.AsyncClient(follow_redirects=False, trust_env=False)
+        client = httpx.AsyncClient(
+            follow_redirects=False, trust_env=False, verify=authorities(trust_env=False)
+        )
         rates = RateLimits(settings.rate_limit_requests, failures=settings.rate_limit_failures)
         parts = House(
             pool, Gatekeeper(pool, rates), consumer, dispatcher, settings.delivery_tries, now,

@@ -24,6 +24,7 @@ import structlog
 
 from services.contracts.preferences import OWN_VARIABLES
 from services.contracts.team import Person
+from services.contracts.tls import authorities
 from services.notifier import hooks
 from services.notifier.letters import Letter, Outcome
 from services.notifier.mail import SmtpServer, hand_in, smtp_server
@@ -146,7 +147,9 @@ class Channels:
             return await self._notify(url, letter)
         if self._client is None:
             limits = httpx.Limits(max_connections=CONNECTIONS_MAX)
-            self._client = httpx.AsyncClient(timeout=self._timeout_s, limits=limits)
+            self._client = httpx.AsyncClient(
+                timeout=self._timeout_s, limits=limits, verify=authorities()
+            )
         outcome = await hooks.post(self._client, hook, letter, self._now(), buttons=self._buttons)
         if outcome.reason is None:
             return outcome

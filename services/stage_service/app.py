@@ -29,6 +29,7 @@ from services.contracts.links import ANSWER, Links
 from services.contracts.rates import RateLimits
 from services.contracts.roster import Roster, RosterWatch
 from services.contracts.team import Team, documents_of, load_team
+from services.contracts.tls import authorities
 from services.stage_service import metrics, people
 from services.stage_service.activation import Activation
 from services.stage_service.api import (
@@ -284,7 +285,9 @@ async def _house(
         pool_size=5, pool_pre_ping=True,
     )  # fmt: skip
     parts.push_async_callback(engine.dispose)
-    notifier = await parts.enter_async_context(httpx.AsyncClient(base_url=settings.notifier_url))
+    notifier = await parts.enter_async_context(
+        httpx.AsyncClient(base_url=settings.notifier_url, verify=authorities())
+    )
     bus: Bus | None = None
     if settings.kafka_bootstrap_servers:
         from services.contracts.kafka import KafkaBus

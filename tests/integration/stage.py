@@ -24,6 +24,7 @@ from fastapi import FastAPI
 
 from services.baton.embedded import EmbeddedPostgres
 from services.contracts import access
+from services.contracts.tls import authorities
 from services.stage_service.api.access import House
 from services.stage_service.app import create_app, utc_now
 from services.stage_service.settings import StageSettings
@@ -136,9 +137,10 @@ async def serving_stage(
     task = asyncio.create_task(server._serve([listening]))  # not serve(): signals stay pytest's
     try:
         # The socket listens already: this waits in its backlog until the service has started.
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60, verify=authorities()) as client:
             (await client.get("/readyz")).raise_for_status()
-        async with _with_key(app, database_url, url, httpx.AsyncHTTPTransport()) as stage:
+        transport = httpx.AsyncHTTPTransport(verify=authorities())
+        async with _with_key(app, database_url, url, transport) as stage:
             yield stage
     finally:
         if hasattr(app.state, "house"):

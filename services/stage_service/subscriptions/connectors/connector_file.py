@@ -6,6 +6,7 @@ docs/connectors.md explains the format; `contracts/schemas/connector.schema.json
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, cast
 
 from services.contracts.yaml_source import Node, SourceError, nearest, read_yaml
@@ -46,6 +47,7 @@ _WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _REQUEST = re.compile(r"([A-Z]+) (/\S*)")
 
 
+@lru_cache(maxsize=64)
 def parse_connector(text: str, file: str) -> Connector:
     """Read a connector file; raises SourceError with every mistake: line, column and remedy."""
     return _ConnectorFile(text, file).read()
