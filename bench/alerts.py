@@ -222,12 +222,11 @@ async def run(options: Options) -> Result:
         )
         for share in (0.5, 0.99)
     ]  # fmt: skip
-    result.notes.append(
+    result.notes += [
         f"{sum(len(o) for _, o in rounds):,} events timed, {alerts:,} alerts recorded in all; at most "
-        f"{ours.connections} connections at once."
-    )
-    result.notes.append(
-        "Of ours, from the send until the client has the answer, which comes after the commit and while the "
-        f"message is on its way: p50 {percentile(answers, 0.5):.2f} ms, p99 {percentile(answers, 0.99):.2f} ms."
-    )
+        f"{ours.connections} connections at once.",
+        "Of ours, from the send until the client has the answer, which comes after the commit and while "
+        f"the message is on its way: p50 {percentile(answers, 0.5):.2f} ms, "
+        f"p99 {percentile(answers, 0.99):.2f} ms.",
+    ]
     return result
