@@ -12,7 +12,7 @@ import asyncio
 import zlib
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import asyncpg
 import msgspec
@@ -29,12 +29,30 @@ CHANNEL = "baton_log"
 _GROUP_LOCK_CLASS = 0x6261  # 'ba': keeps our advisory locks apart from others in the database
 _STANDBY_POLL_S = 0.5
 
+
+class Fresh(NamedTuple):
+    """Messages that were just committed, in order, with their outbox ids, and what lay before them.
+
+    `after` is the last position that the log had when the statement which wrote them began, and `is_next`
+    tells that nothing waited for a position then.
+    """
+
+    outbox_ids: Sequence[int]
+    messages: Sequence[Message]
+    after: int
+    is_next: bool
+
+
 OUTBOX_CTES = """written AS (
   INSERT INTO bus.outbox (message_id, topic, key, headers, value)
   SELECT * FROM unnest({rows}::bus.message_row[])
   RETURNING id, key),
 queued AS (INSERT INTO bus.pending (outbox_id) SELECT id FROM written)"""
 """The outbox's part of a statement that writes more; `rows` is the parameter with `message_rows`."""
+
+OUTBOX_PLACE = """(SELECT array_agg(id ORDER BY id) FROM written),
+  NOT EXISTS (SELECT FROM bus.pending), (SELECT coalesce(max(position), 0) FROM bus.log)"""
+"""Columns of a statement with `OUTBOX_CTES`: the outbox ids, and `is_next` and `after` of `Fresh`."""
 
 _WRITE = f"WITH {OUTBOX_CTES.format(rows='$1')} SELECT"
 

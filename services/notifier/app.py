@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -47,6 +48,8 @@ from services.notifier.templates import Templates
 CONNECT_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 30.0
 POOL_CLOSE_WITHIN_S = 2.0
+COLLECT_AT = (50_000, 20, 100)
+"""After how many new objects the collector looks at the young, and how seldom at the older ones."""
 THREADS = 64
 """For what blocks (SMTP, Apprise): more than one slow channel may hold."""
 
@@ -124,6 +127,10 @@ def create_app(
         dispatcher.start()
         escalator.round.start()
         pruner.round.start()
+        # What is loaded now stays: the collector need not look at it again while somebody waits.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*COLLECT_AT)
         _log.info("notifier.started", bus="kafka" if settings.kafka_bootstrap_servers else "log")
         try:
             yield

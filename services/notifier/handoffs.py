@@ -25,16 +25,16 @@ _NOTE = """
 INSERT INTO notifier.handoffs AS h (id, due_at, reasons, state, answered_by, implied, why, told_at)
 SELECT id, due_at, ARRAY(SELECT jsonb_array_elements_text(reasons)), state, by, implied, why,
   CASE WHEN state IS NOT NULL THEN told_at END
-FROM unnest($1::uuid[], $2::timestamptz[], $3::jsonb[], $4::text[], $5::text[], $6::boolean[],
-  $7::text[], $8::timestamptz[]) AS n (id, due_at, reasons, state, by, implied, why, told_at)
+FROM unnest({}) AS n (id, due_at, reasons, state, by, implied, why, told_at)
 ORDER BY id
 ON CONFLICT (id) DO UPDATE SET due_at = coalesce(excluded.due_at, h.due_at),
-  reasons = CASE WHEN excluded.reasons = '{}' THEN h.reasons ELSE excluded.reasons END,
+  reasons = CASE WHEN excluded.reasons = '{{}}' THEN h.reasons ELSE excluded.reasons END,
   state = excluded.state, answered_by = excluded.answered_by, implied = excluded.implied,
   why = excluded.why, told_at = excluded.told_at
 WHERE excluded.state IS NOT NULL AND (h.state IS NULL
   OR (excluded.told_at, excluded.state <> 'offered') >= (h.told_at, h.state <> 'offered'))
 """
+_TYPES = ("uuid", "timestamptz", "jsonb", "text", "text", "boolean", "text", "timestamptz")
 
 _ANSWERED = """
 SELECT id FROM notifier.handoffs
@@ -71,16 +71,23 @@ WHERE a.handoff_id = ANY($1) AND e.alert_id = a.id AND e.ended_at IS NULL
 """
 
 
-async def note(connection: PoolConnectionProxy[Any], news: Iterable[HandoffNews]) -> list[UUID]:
-    """Record what messages say of handoffs; gives those of them that are answered now."""
+def noting(first: int) -> str:
+    """Give the statement that records news of handoffs, its parameters (`rows_of`) numbered from `first`."""
+    return _NOTE.format(", ".join(f"${first + n}::{type}[]" for n, type in enumerate(_TYPES)))
+
+
+_NOTE_ALONE = noting(1)
+
+
+def rows_of(news: Iterable[HandoffNews]) -> tuple[list[Any], ...]:
+    """Give the newest of the `news` of each handoff as the parameters of `noting`: first the ids."""
     found: dict[UUID, HandoffNews] = {}
     for each in news:
         before = found.get(each.id)
         if before is None or _place(each) >= _place(before):
             found[each.id] = each
     newest = found.values()
-    await connection.execute(
-        _NOTE,
+    return (
         list(found),
         [n.due_at for n in newest],
         [msgspec.json.encode(n.reasons).decode() for n in newest],
@@ -90,7 +97,13 @@ async def note(connection: PoolConnectionProxy[Any], news: Iterable[HandoffNews]
         [n.why for n in newest],
         [n.told_at for n in newest],
     )
-    return [r["id"] for r in await connection.fetch(_ANSWERED, list(found))]
+
+
+async def note(connection: PoolConnectionProxy[Any], news: Iterable[HandoffNews]) -> list[UUID]:
+    """Record what messages say of handoffs; gives those of them that are answered now."""
+    rows = rows_of(news)
+    await connection.execute(_NOTE_ALONE, *rows)
+    return [r["id"] for r in await connection.fetch(_ANSWERED, rows[0])]
 
 
 def _place(news: HandoffNews) -> tuple[bool, datetime, bool]:

@@ -9,6 +9,7 @@ from typing import Any, cast
 LINE_CHARACTERS_MAX = 500
 
 _CALL = re.compile(r"(?<![\w.+-])@(?=\w)")
+_ODD = re.compile(r"[<@]|\]\(|^ |  | $")
 
 
 def one_line(text: str, characters_max: int | None = LINE_CHARACTERS_MAX) -> str:
@@ -20,6 +21,8 @@ def one_line(text: str, characters_max: int | None = LINE_CHARACTERS_MAX) -> str
     """
     if not text.isascii() or not text.isprintable():
         text = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
+    elif not _ODD.search(text) and (characters_max is None or len(text) <= characters_max):
+        return text  # most are: an alert has some fifty
     text = _CALL.sub("＠", text.replace("<", "‹").replace("](", "] ("))
     text = " ".join(text.split())
     if characters_max is not None and len(text) > characters_max:

@@ -46,14 +46,17 @@ class Saved(msgspec.Struct):
 
 
 # One statement: an alert, its deliveries and its escalation are there together, or were there before.
-_INSERT = """
-WITH made AS (
+_ALERTS = """
+WITH {noted}made AS (
   INSERT INTO notifier.alerts (id, transition_id, recipient, lead_id, role, person_id, person_name,
     addressee_id, status, subject, body, stage, company, journey_id, urgent, kind, handoff_id,
-    can_answer,    created_at)
+    can_answer, created_at)
   SELECT *, $16::timestamptz FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::uuid[], $5::text[],
     $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[],
     $13::text[], $14::text[], $15::boolean[], $29::text[], $30::uuid[], $31::boolean[])
+    AS a (id, transition_id, recipient, lead_id, role, person_id, person_name, addressee_id, status,
+      subject, body, stage, company, journey_id, urgent, kind, handoff_id, can_answer)
+  {which}
   ON CONFLICT (transition_id, recipient) DO NOTHING
   RETURNING id, role, addressee_id),
 delivered AS (
@@ -74,6 +77,17 @@ waiting AS (
     JOIN made ON made.id = e.alert_id)
 SELECT role, count(*) AS alerts FROM made GROUP BY role
 """
+_INSERT = _ALERTS.format(noted="", which="")
+
+# The handoffs that this batch offers are noted in the same statement, and locked, before their alerts are
+# made. One that came back is not answered, so there is nothing to settle; who is about another is left out.
+_OFFERED = "FROM noted WHERE state = 'offered'"
+_INSERT_OFFERED = f"""{
+    _ALERTS.format(
+        noted=f"noted AS ({handoffs.noting(32)} RETURNING id, state), ",
+        which=f"WHERE handoff_id IS NULL OR handoff_id IN (SELECT id {_OFFERED})",
+    )
+} UNION ALL SELECT NULL, count(*) {_OFFERED}"""
 
 _INSERT_DEAD = """
 INSERT INTO notifier.dead_letters (topic, message_id, key, headers, value, reason, created_at)
@@ -159,10 +173,14 @@ async def save(
     """
     saved = Saved({}, 0, 0)
     async with pool.acquire() as connection:
-        if (
-            not dead and not news
-        ):  # one statement is a transaction by itself, without two more round trips
+        # One statement is a transaction by itself, without four more round trips.
+        if not dead and not news:
             await _save_alerts(connection, alerts, now, tries, no_mail, saved)
+            return saved
+        offered = handoffs.rows_of(news) if not dead and _only_offer(alerts, news) else None
+        if offered is not None and await _save_alerts(
+            connection, alerts, now, tries, no_mail, saved, offered
+        ):
             return saved
         async with connection.transaction():
             answered = await handoffs.note(connection, news) if news else []
@@ -174,6 +192,14 @@ async def save(
     return saved
 
 
+def _only_offer(alerts: Sequence[Alert], news: Sequence[HandoffNews]) -> bool:
+    """Tell whether all `news` are offers, and no alert is about a handoff that they do not name."""
+    offered = {n.id for n in news}
+    return all(n.state == "offered" for n in news) and all(
+        a.handoff_id is None or a.handoff_id in offered for a in alerts
+    )
+
+
 async def _save_alerts(
     connection: PoolConnectionProxy[Any],
     alerts: Sequence[Alert],
@@ -181,9 +207,15 @@ async def _save_alerts(
     tries: int,
     no_mail: str | None,
     saved: Saved,
-) -> None:
-    if not alerts:
-        return
+    offered: tuple[list[Any], ...] = (),
+) -> bool:
+    """Record `alerts`, and note the handoffs `offered` before them.
+
+    False: one of those is not open any more, as it came again or was answered meanwhile. What is about it
+    was left out then.
+    """
+    if not alerts and not offered:
+        return True
     rows = sorted(alerts, key=lambda a: (a.transition_id, a.recipient))
     settled = {"inbox": "delivered"} | ({"email": "skipped"} if no_mail else {})
     deliveries = [(a.id, d, settled.get(d.channel, "pending")) for a in rows for d in a.deliveries]
@@ -191,7 +223,7 @@ async def _save_alerts(
         (a.id, a.escalate_after_s, _escalates_at(a, now)) for a in rows if a.escalate_after_s
     ]
     made = await connection.fetch(
-        _INSERT,
+        _INSERT_OFFERED if offered else _INSERT,
         [a.id for a in rows],
         [a.transition_id for a in rows],
         [a.recipient for a in rows],
@@ -223,9 +255,16 @@ async def _save_alerts(
         [a.kind for a in rows],
         [a.handoff_id for a in rows],
         [a.can_answer for a in rows],
+        *offered,
     )
-    saved.alerts = {r["role"]: r["alerts"] for r in made}
+    open_offers = 0
+    for role, count in made:
+        if role is None:
+            open_offers = count
+        else:
+            saved.alerts[role] = saved.alerts.get(role, 0) + count
     saved.pending = sum(status == "pending" for _, _, status in deliveries)
+    return not offered or open_offers == len(offered[0])
 
 
 async def _save_dead(

@@ -306,7 +306,7 @@ async def _house(
                 "playbook.warnings", playbook=playbook.name, count=len(told), checks=checks
             )
     lane = Lane(
-        pool, shelf, roster, committed=relay.wake, now=now, policy=settings.identity_policy,
+        pool, shelf, roster, committed=relay.committed, now=now, policy=settings.identity_policy,
         late_within=settings.late_horizon,
     )  # fmt: skip
     rates = RateLimits(

@@ -23,6 +23,7 @@ from services.contracts.events import (
     LeadEvent,
 )
 from services.contracts.handoffs import HANDOFF_REJECTED
+from services.contracts.postgres_log import Fresh
 from services.contracts.published import Score
 from services.contracts.roster import Roster
 from services.stage_service import deeds, funnel, horizon, offers, store, store_handoffs
@@ -129,6 +130,8 @@ class Batch:
         """(journey name, role) of all assignments by hand of the leads folded anew."""
         self._outcomes: dict[tuple[str, str], Outcome] = {}
         self.moved: list[TransitionRow] = []
+        self.published: Fresh | None = None
+        """The messages that were written."""
         self.unevaluated: list[tuple[str, str]] = []
 
     async def apply(self, events: Sequence[LeadEvent]) -> list[Outcome]:
@@ -567,7 +570,8 @@ class Batch:
         )  # fmt: skip
         await self._assigner.own_accounts(self._connection)
         beside = store_handoffs.beside(*self._handing.rows) if self._handing.has_rows else None
-        if not await store.write(self._connection, everything, beside):
+        self.published = await store.write(self._connection, everything, beside)
+        if self.published is None:
             raise RacedError
         if self._beyond:
             await store.mark_beyond(self._connection, [(e.source, e.id) for e in self._beyond])

@@ -22,6 +22,7 @@ import uuid_utils
 
 from services.contracts.database import DATABASE_AWAY
 from services.contracts.events import LeadEvent
+from services.contracts.postgres_log import Fresh
 from services.contracts.roster import Roster
 from services.contracts.team import Team
 from services.stage_service import metrics
@@ -108,7 +109,7 @@ class Lane:
         shelf: Shelf,
         roster: Roster,
         *,
-        committed: Callable[[], None] = lambda: None,
+        committed: Callable[[Fresh], None] = lambda _: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         policy: Policy | None = None,
         late_within: timedelta | None = None,
@@ -206,7 +207,6 @@ class Lane:
             raise UnavailableError(
                 "the database does not answer", remedy="Send it again."
             ) from error
-        self._committed()
         return outcome
 
     async def _watch(self) -> None:
@@ -302,7 +302,6 @@ class Lane:
         else:
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 waiting.request.settle(waiting.index, outcome)
-            self._committed()
 
     async def _apply_again(self, events: list[LeadEvent]) -> list[Outcome]:
         """Apply `events`; once more when another process was faster on the same lead or event."""
@@ -328,6 +327,9 @@ class Lane:
             )  # fmt: skip
             async with connection.transaction():
                 outcomes = await batch.apply(events)
+        if batch.published is not None and batch.published.messages:
+            # Before anybody is answered: it is on its way the sooner.
+            self._committed(batch.published)
         metrics.observe_batch(outcomes, batch.moved, batch.unevaluated, time.perf_counter() - began)
         who = batch.regrouping
         metrics.observe_regrouping(who.merged, who.refused, who.unclaimed)

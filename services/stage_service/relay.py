@@ -4,8 +4,9 @@ Two loops, each led by one process at a time (a session advisory lock; when a le
 does, and another takes over within a second). The sequencer gives each committed message its position:
 feed, streams and the PostgreSQL bus read the log by it. The publisher sends the log to Kafka from a
 stored cursor. When one process leads both and the publisher has caught up, a message is sent while it
-gets its position, not after. A broker that is away stops only the publisher; a failed send is sent again
-from the cursor, so readers may see repeats, but never a gap or, but for repeats, another order.
+gets its position, not after; what this process committed itself is sent at once, if all that was committed
+before it for the same leads is in Kafka. A broker that is away stops only the publisher; a failed send is
+sent again from the cursor, so readers may see repeats, but never a gap or, but for repeats, another order.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -29,6 +30,7 @@ from services.contracts.events import (
     SUBSCRIPTIONS_TOPIC,
     TRANSITIONS_TOPIC,
 )
+from services.contracts.postgres_log import Fresh
 from services.stage_service import metrics
 
 POLL_S = 0.05
@@ -51,7 +53,7 @@ Step: TypeAlias = "Callable[[asyncpg.Connection[Any]], Awaitable[bool]]"
 
 
 class Relay:
-    """Runs both loops until stopped; `wake` it after a commit.
+    """Runs both loops until stopped; say after each commit that it was `committed`.
 
     `bus` is Kafka, or None when the log itself is the bus. `published` is called whenever the log
     has grown.
@@ -63,7 +65,11 @@ class Relay:
         self._database_url = database_url
         self._bus = bus
         self._published = published
-        self._committed = asyncio.Event()
+        self._news = asyncio.Event()
+        self._is_idle = False
+        """Whether the sequencer leads and waits for news."""
+        self._unsent = False
+        """Whether something was committed that was not sent at once."""
         self._grown = asyncio.Event()
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -77,7 +83,7 @@ class Relay:
         """Start the loops."""
         self._tasks = [
             asyncio.create_task(
-                self._lead(_SEQUENCER_LOCK, self._committed, self._stamp), name="sequencer"
+                self._lead(_SEQUENCER_LOCK, self._news, self._stamp), name="sequencer"
             )
         ]
         if self._bus is not None:
@@ -87,14 +93,26 @@ class Relay:
                 )
             )
 
-    def wake(self) -> None:
-        """Say that something was committed."""
-        self._committed.set()
+    def committed(self, fresh: Fresh | None) -> None:
+        """Say that something was committed, by this process `fresh` messages.
+
+        These are sent at once when everything before them is in Kafka. That is so when nothing waited for a
+        position as the statement that wrote them began, with their leads locked, and the publisher was done
+        with the log as it was then: whoever committed anything of these leads before did so before that.
+        """
+        caught_up = 0 <= self._position == self._stamped and self._ahead is None and self._is_idle
+        if fresh and caught_up and fresh.is_next and fresh.after <= self._position:
+            assert self._bus is not None  # noqa: S101  the publisher has a position
+            sending = asyncio.create_task(self._bus.publish(fresh.messages))
+            self._ahead = _Ahead(sending, fresh.outbox_ids)
+        else:
+            self._unsent = True
+        self._news.set()
 
     async def stop(self, within_s: float = 5.0) -> None:
         """Publish what is committed, at most `within_s` long, and let go of the leadership."""
         self._stopping.set()
-        self._committed.set()
+        self._news.set()
         self._grown.set()
         _, left = await asyncio.wait(self._tasks, timeout=within_s) if self._tasks else ((), ())
         if self._ahead is not None:
@@ -105,9 +123,7 @@ class Relay:
 
     async def _lead(self, lock: int, news: asyncio.Event, step: Step) -> None:
         """Hold the leadership and step; whatever fails, begin again with a new session."""
-        leading = metrics.RELAY_LEADER.labels(
-            "sequencer" if news is self._committed else "publisher"
-        )
+        leading = metrics.RELAY_LEADER.labels("sequencer" if news is self._news else "publisher")
         backoff_s = POLL_S
         failing_since: float | None = None
         while not self._stopping.is_set():
@@ -133,6 +149,8 @@ class Relay:
                         continue
                     if self._stopping.is_set():
                         return
+                    if news is self._news:
+                        self._is_idle = True
                     await _within(news, POLL_S)
             except Exception as error:  # database or broker away: nothing is lost, try again
                 if failing_since is None:
@@ -146,17 +164,25 @@ class Relay:
                 if news is self._grown:
                     self._position = -1
                 else:
-                    self._stamped = -1
+                    self._is_idle, self._stamped = False, -1
+                    if self._ahead is not None:
+                        self._ahead.got(None)
                 if connection is not None:
                     with contextlib.suppress(Exception):
                         await connection.close(timeout=2)
 
     async def _stamp(self, connection: asyncpg.Connection[Any]) -> bool:
         """Give positions to what was committed; True when there may be more."""
-        if self._ahead is None and 0 <= self._position == self._stamped:
+        self._is_idle = False
+        if self._ahead is not None and not self._ahead.stamped.done():
+            stamped = await self._stamp_sent(connection, self._ahead)
+            most = stamped if self._unsent else 0
+        elif self._ahead is None and 0 <= self._position == self._stamped:
+            self._unsent = False
             stamped = await self._stamp_ahead(connection)
             most = postgres_log.PENDING_ROWS_MAX
         else:
+            self._unsent = False
             stamped, last = await postgres_log.stamp(connection)
             self._stamped = last if stamped else self._stamped
             most = postgres_log.STAMP_ROWS_MAX
@@ -177,14 +203,17 @@ class Relay:
             return 0
         if self._ahead is not None or self._position != self._stamped:
             return 0  # the publisher failed, or another leads, while we asked
-        ahead = self._ahead = _Ahead(asyncio.create_task(self._bus.publish(messages)))
+        self._ahead = _Ahead(asyncio.create_task(self._bus.publish(messages)), ids)
+        return await self._stamp_sent(connection, self._ahead)
+
+    async def _stamp_sent(self, connection: asyncpg.Connection[Any], ahead: _Ahead) -> int:
+        """Give positions to what is on its way to Kafka already; gives how many messages."""
         position: int | None = None
         try:
-            position = self._stamped = await postgres_log.stamp_these(connection, ids)
+            position = self._stamped = await postgres_log.stamp_these(connection, ahead.outbox_ids)
         finally:
-            if not ahead.stamped.done():
-                ahead.stamped.set_result(position)
-        return len(ids)
+            ahead.got(position)
+        return len(ahead.outbox_ids)
 
     async def _send(self, connection: asyncpg.Connection[Any]) -> bool:
         """Send the next messages of the log to Kafka and move the cursor; True when there are more."""
@@ -230,9 +259,15 @@ class Relay:
 class _Ahead:
     """Messages on their way to Kafka, and the last position they get: None when they got none."""
 
-    def __init__(self, sending: asyncio.Task[None]) -> None:
+    def __init__(self, sending: asyncio.Task[None], outbox_ids: Sequence[int]) -> None:
         self.sending = sending
+        self.outbox_ids = outbox_ids
         self.stamped: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+
+    def got(self, position: int | None) -> None:
+        """Say which position came last, or that they got none; the first word counts."""
+        if not self.stamped.done():
+            self.stamped.set_result(position)
 
 
 async def _within(event: asyncio.Event, seconds: float) -> bool:

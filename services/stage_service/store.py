@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import msgspec
 
 from services.contracts.events import LeadEvent, Message, identities_of
-from services.contracts.postgres_log import OUTBOX_CTES, message_rows
+from services.contracts.postgres_log import OUTBOX_CTES, OUTBOX_PLACE, Fresh, message_rows
 from services.contracts.problems import Defect
 from services.stage_service.accounts import account_of
 from services.stage_service.clocks import Ticking
@@ -372,9 +372,9 @@ noted AS (
   SELECT array_agg(id) FROM (SELECT id FROM led UNION SELECT key::uuid FROM written) AS changed
   WHERE EXISTS (SELECT FROM stage.snapshot_feed) HAVING count(*) > 0)
 """  # noqa: S608
-_COUNT = """SELECT (SELECT count(*) FROM claimed), (SELECT count(*) FROM inserted),
-  (SELECT max(epoch) FROM stage.playbook_versions)
-"""
+_COUNT = f"""SELECT (SELECT count(*) FROM claimed), (SELECT count(*) FROM inserted),
+  (SELECT max(epoch) FROM stage.playbook_versions), {OUTBOX_PLACE}
+"""  # noqa: S608
 
 
 class Written(msgspec.Struct):
@@ -404,10 +404,10 @@ class Beside(NamedTuple):
     values: tuple[Any, ...]
 
 
-async def write(connection: Connection, w: Written, beside: Beside | None) -> bool:
-    """Write `w`, and what is `beside` it, in one statement.
+async def write(connection: Connection, w: Written, beside: Beside | None) -> Fresh | None:
+    """Write `w`, and what is `beside` it, in one statement; gives where its messages lie in the outbox.
 
-    False when another transaction recorded one of the events or identities meanwhile, or published a
+    None when another transaction recorded one of the events or identities meanwhile, or published a
     playbook: who waited for a lead's lock must not fold its next event under an older one than the event
     before (docs/decisions/0025). The caller rolls back.
     """
@@ -434,9 +434,11 @@ async def write(connection: Connection, w: Written, beside: Beside | None) -> bo
         [as_json(t.fairness) for t in w.turns.values()],
         *(beside.values if beside else ()),
     )
-    return done is not None and (done[0], done[1], done[2] or 0) == (
-        len(w.claims), len(w.events), w.epoch
-    )  # fmt: skip
+    counted = done is not None and (done[0], done[1], done[2] or 0)
+    if done is None or counted != (len(w.claims), len(w.events), w.epoch):
+        return None
+    _, _, _, outbox_ids, is_next, after = done
+    return Fresh(outbox_ids or (), w.messages, after, is_next)
 
 
 def _event_key(pair: tuple[LeadEvent, str | None]) -> tuple[str, str]:

@@ -42,7 +42,7 @@ class Told:
         relay.start()
         async with asyncio.timeout(10):
             while await self._it.pool.fetchval("SELECT count(*) FROM bus.pending"):
-                relay.wake()
+                relay.committed(None)
                 await asyncio.sleep(0)
         await relay.stop()
         while await self._consumer.run_once():

@@ -13,6 +13,7 @@ from services.contracts import postgres_log
 from services.contracts.bus import Subscription
 from services.contracts.database import STEADY_PLANS
 from services.contracts.events import TRANSITIONS_TOPIC, Message, message_headers
+from services.contracts.postgres_log import Fresh
 from services.stage_service.lane import new_id
 from services.stage_service.relay import _SEQUENCER_LOCK, Relay
 from tests.integration.wired import START
@@ -170,7 +171,7 @@ async def caught_up_with(
     while True:
         sent = message(key)
         await postgres_log.write(connection, [sent])
-        relay.wake()
+        relay.committed(None)
 
         async def taken(id: str = sent.id) -> bool:
             return id in {m.id for m in broker.taken}
@@ -199,7 +200,7 @@ async def test_a_relay_that_has_caught_up_sends_a_message_while_it_gets_its_posi
         each = message("a")
         expected["a"].append(each.id)
         await postgres_log.write(connection, [each])
-        relay.wake()
+        relay.committed(None)
         await until(sending)  # the first is on its way, without an answer: the others wait for it
 
     async def none_waits() -> bool:
@@ -218,6 +219,105 @@ async def test_a_relay_that_has_caught_up_sends_a_message_while_it_gets_its_posi
     stored = await postgres_log.cursor(connection, "relay:kafka")
     assert stored == len(expected["a"])  # and none is sent again after a restart
     await connection.close()
+
+
+async def committed(connection: asyncpg.Connection, *keys: str) -> Fresh:
+    """Commit a message for each of `keys` as the lane does: with their leads locked, in one statement."""
+    some = [message(key) for key in keys]
+    rows = postgres_log.message_rows(some)
+    async with connection.transaction():
+        for key in sorted(keys):
+            await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", key)
+        row = await connection.fetchrow(
+            f"WITH {postgres_log.OUTBOX_CTES.format(rows='$1')} SELECT {postgres_log.OUTBOX_PLACE}",
+            rows,
+        )
+    assert row is not None
+    ids, is_next, after = row
+    return Fresh(ids, some, after, is_next)
+
+
+async def test_what_was_just_committed_is_sent_without_asking_for_it(database_url: str) -> None:
+    """At once when all before it is in Kafka; after what another process committed before it, when not."""
+    broker = SlowBroker()
+    relay = Relay(database_url, broker)
+    relay.start()
+    connection = await asyncpg.connect(database_url)
+    await caught_up_with(connection, broker, relay, "a")
+
+    async def idle() -> bool:
+        return relay._is_idle and relay._ahead is None
+
+    await until(idle)
+    fresh = await committed(connection, "a", "b")
+    assert fresh.is_next
+    relay.committed(fresh)
+    broker.answers.clear()
+    await asyncio.sleep(0)
+    assert broker.taken[-2:] == fresh.messages  # no statement was run for it
+    broker.answers.set()
+    await until(idle)
+
+    other = await committed(connection, "a")  # of another process: nobody tells us
+    fresh = await committed(connection, "a")
+    assert not fresh.is_next
+    relay.committed(fresh)
+
+    async def taken() -> bool:
+        return {fresh.messages[0].id} <= {m.id for m in broker.taken}
+
+    await until(taken)
+    order = order_of(broker.taken)["a"]
+    assert order.index(other.messages[0].id) < order.index(fresh.messages[0].id)
+    await relay.stop()
+    total = await connection.fetchval("SELECT count(*) FROM bus.outbox")
+    logged = await postgres_log.read(connection, 0, [TRANSITIONS_TOPIC], 1000)
+    assert [m.position for m in logged] == list(range(1, total + 1))
+    await connection.close()
+
+
+async def test_many_processes_commit_for_the_same_leads_and_order_is_kept(
+    database_url: str,
+) -> None:
+    """Ours are sent at once where that is right; sessions of the relay die meanwhile."""
+    broker = Broker(3)
+    relay = Relay(database_url, broker)
+    relay.start()
+    random_ = random.Random(5)
+
+    async def write(writer: int) -> None:
+        connection = await asyncpg.connect(database_url)
+        for n in range(60):
+            keys = random_.sample(["a", "b", "c"], random_.choice([1, 1, 2]))
+            fresh = await committed(connection, *keys)
+            if writer < 2:  # of this process
+                relay.committed(fresh)
+            if n % 20 == 10:
+                await connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' "
+                    "AND objid = $1", (_SEQUENCER_LOCK + writer % 2) & 0xFFFFFFFF,
+                )  # fmt: skip
+            await asyncio.sleep(random_.choice([0, 0, 0.001, 0.004]))
+        await connection.close()
+
+    await asyncio.gather(*(write(w) for w in range(3)))
+    connection = await asyncpg.connect(database_url)
+    # Under the leads' locks ids were given in the order of commits.
+    rows = await connection.fetch("SELECT key, message_id FROM bus.outbox ORDER BY id")
+    expected: dict[str, list[str]] = {}
+    for row in rows:
+        expected.setdefault(row["key"], []).append(row["message_id"])
+
+    async def all_taken() -> bool:
+        return len({m.id for m in broker.taken}) == len(rows)
+
+    await until(all_taken)
+    await relay.stop()
+    logged = await postgres_log.read(connection, 0, [TRANSITIONS_TOPIC], 1000)
+    await connection.close()
+    assert order_of(broker.taken) == expected
+    assert order_of(logged) == expected
+    assert [m.position for m in logged] == list(range(1, len(rows) + 1))
 
 
 async def test_what_another_sequencer_stamped_meanwhile_is_sent_too(database_url: str) -> None:
