@@ -11,6 +11,7 @@ import asyncpg
 import msgspec
 import uuid_utils
 
+from bench import cost, floor
 from bench.ground import Ground, count, settle
 from bench.load import Caller
 from bench.measure import Figure, Options, Result, alternate
@@ -25,9 +26,15 @@ METHOD = (
     "made beforehand (two of five events move a lead); timed from the first byte to the last answer. "
     "Baseline: rows of the same content, also made beforehand, inserted by asyncpg on one connection "
     "with `INSERT ... SELECT * FROM unnest(...)`, 500 rows a transaction, into the same table of a "
-    "second database on the same server."
+    "second database on the same server. The floor, against the same baseline: what batches write in all "
+    "(events, leads, identities, journeys, transitions, handoffs, clocks, rotations, messages), made "
+    "beforehand and sent to an empty database by the lane's own writing statement, on one connection, and "
+    "nothing else: no rules, no look-up, no message built."
 )
 SIZE = 500
+FLOOR_BATCHES = 20
+FLOOR_STORIES = 2000
+"""All five steps of so many leads: in the floor's batches as many events move a lead as in ours."""
 _INSERT = """
 INSERT INTO stage.events
   (source, id, type, time, recorded_at, lead_id, deal, subject, data, envelope, epoch)
@@ -61,18 +68,26 @@ async def run(options: Options) -> Result:
         database, key = await ground.database("bench")
         straight, _ = await ground.database("straight")
         url = await ground.service("stage", database)
-        connection = await asyncpg.connect(straight)
+        recording = await floor.Recording.open((await ground.database("recorded"))[0])
+        bare, _ = await ground.database("floor")
+        connection, other = await asyncpg.connect(straight), await asyncpg.connect(bare)
         callers = [await Caller.open(url, key, BATCHED) for _ in range(IN_FLIGHT)]
 
-        async def insert(number: int) -> float:
+        spent: list[cost.Cpu] = []
+        bare_spent: list[cost.Cpu] = []
+
+        async def insert(number: int, prefix: str = "r", most: int = number_of_batches) -> float:
             leads: dict[str, str] = {}
-            rows = [columns(batch, leads) for batch in batches(f"r{number}", number_of_batches)]
+            rows = [columns(batch, leads) for batch in batches(f"{prefix}{number}", most)]
             statement = await connection.prepare(_INSERT)
-            began = time.perf_counter()
+            before, began = ground.cpu("stage"), time.perf_counter()
             for row in rows:
                 async with connection.transaction():
                     await statement.fetch(*row)
-            return SIZE * number_of_batches / (time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            if number and prefix == "f":
+                bare_spent.append(ground.cpu("stage").since(before))
+            return SIZE * most / seconds
 
         async def post(number: int) -> float:
             bodies = [encoded(batch) for batch in batches(f"r{number}", number_of_batches)]
@@ -81,19 +96,39 @@ async def run(options: Options) -> Result:
                 while bodies:
                     await caller.post(bodies.pop(0))
 
+            before = ground.cpu("stage")
             began = time.perf_counter()
             await asyncio.gather(*(send(caller) for caller in callers))
             rate = SIZE * number_of_batches / (time.perf_counter() - began)
-            if not number:
+            if number:
+                spent.append(ground.cpu("stage").since(before))
+            else:
                 await settle(database)
                 await settle(straight)
             return rate
 
+        floor_spent: list[cost.Cpu] = []
+
+        async def rows_only(number: int) -> float:
+            sent = await recording.of(f"f{number}", FLOOR_BATCHES, FLOOR_STORIES)
+            before = ground.cpu("stage")
+            seconds = await floor.send(other, sent)
+            if number:
+                floor_spent.append(ground.cpu("stage").since(before))
+            else:
+                await settle(bare)
+            return SIZE * FLOOR_BATCHES / seconds
+
         rounds = await alternate(options.times(), insert, post, options.say)
+        options.say("  the floor:")
+        lowest = await alternate(
+            options.times(), lambda n: insert(n, "f", FLOOR_BATCHES), rows_only, options.say
+        )
         stored = await count(database, "SELECT count(*) FROM stage.events")
         moved = await count(database, "SELECT count(*) FROM stage.transitions")
         resent = sum(caller.resent for caller in callers)
-        await connection.close()
+        for each in (connection, other, recording):
+            await each.close()
         for caller in callers:
             caller.close()
         complaints = ground.complaints("stage")
@@ -104,8 +139,18 @@ async def run(options: Options) -> Result:
         "throughput", "events/s", "asyncpg unnest, straight into stage.events", rounds,
         target=0.25, goal=0.5,
     )  # fmt: skip
+    bottom = Figure(
+        "the floor: all rows of a batch, made beforehand", "events/s",
+        "asyncpg unnest, straight into stage.events", lowest,
+    )  # fmt: skip
     note = (
         f"{stored:,} events stored; {moved / stored:.0%} moved a lead; {resent} batches sent again "
         "after 503."
     )
-    return Result(KEY, TITLE, METHOD, [figure], [*complaints, note])
+    whole = cost.note(cost.total(spent), SIZE * number_of_batches * len(spent))
+    bare, least = (
+        1e6 * cost.total(each).postgres_s / (SIZE * FLOOR_BATCHES * len(each))
+        for each in (bare_spent, floor_spent)
+    )
+    notes = [note, whole, f"PostgreSQL's CPU us an event: baseline {bare:.0f}, floor {least:.0f}."]
+    return Result(KEY, TITLE, METHOD, [figure, bottom], [*complaints, *notes])

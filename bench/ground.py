@@ -17,6 +17,7 @@ from pathlib import Path
 import asyncpg
 import httpx
 
+from bench.cost import Cpu, used
 from services.baton.embedded import EmbeddedPostgres
 from services.baton.migrations import migrate
 from services.baton.places import PLAYBOOKS
@@ -33,6 +34,7 @@ class Ground:
         self.directory = Path(tempfile.mkdtemp(prefix="baton-bench-"))
         self.postgres = EmbeddedPostgres(self.directory / "pg")
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._pids: dict[str, int] = {}
 
     async def __aenter__(self) -> Ground:
         await asyncio.to_thread(self.postgres.start)
@@ -117,7 +119,12 @@ class Ground:
                 cwd=Path(__file__).resolve().parents[1],
             )  # fmt: skip
         self._processes.append(process)
+        self._pids[name] = process.pid
         return process
+
+    def cpu(self, name: str) -> Cpu:
+        """Give what the newest process `name` and PostgreSQL have used so far."""
+        return used(self._pids.get(name), self.postgres.pid)
 
     def _log(self, name: str) -> Path:
         return self.directory / f"{name}.log"

