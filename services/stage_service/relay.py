@@ -37,6 +37,8 @@ POLL_S = 0.05
 """How long a commit of another process may wait; our own wakes the relay at once."""
 STANDBY_POLL_S = 0.5
 PUBLISH_MESSAGES_MAX = 500
+AT_ONCE_MAX = 50
+"""So many are sent from memory: handing more to the client would hold up the answer to their sender."""
 BACKOFF_MAX_S = 2.0
 ALL_TOPICS = (
     TRANSITIONS_TOPIC, HANDOFFS_TOPIC, LEADS_TOPIC, SUBSCRIPTIONS_TOPIC, DEAD_LETTERS_TOPIC
@@ -101,7 +103,8 @@ class Relay:
         with the log as it was then: whoever committed anything of these leads before did so before that.
         """
         caught_up = 0 <= self._position == self._stamped and self._ahead is None and self._is_idle
-        if fresh and caught_up and fresh.is_next and fresh.after <= self._position:
+        is_next = fresh is not None and fresh.is_next and fresh.after <= self._position
+        if fresh and caught_up and is_next and len(fresh.messages) <= AT_ONCE_MAX:
             assert self._bus is not None  # noqa: S101  the publisher has a position
             sending = asyncio.create_task(self._bus.publish(fresh.messages))
             self._ahead = _Ahead(sending, fresh.outbox_ids)
@@ -157,19 +160,23 @@ class Relay:
                     failing_since = time.monotonic()
                     _log.warning("relay.failed", step=step.__name__, reason=repr(error)[:200])
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+                self._forget(news)
                 await _within(self._stopping, backoff_s)
             finally:
                 leading.set(0)
-                # Whoever leads meanwhile may send more, or give more positions.
-                if news is self._grown:
-                    self._position = -1
-                else:
-                    self._is_idle, self._stamped = False, -1
-                    if self._ahead is not None:
-                        self._ahead.got(None)
+                self._forget(news)
                 if connection is not None:
                     with contextlib.suppress(Exception):
                         await connection.close(timeout=2)
+
+    def _forget(self, news: asyncio.Event) -> None:
+        """Forget how far the loop with `news` is: whoever leads meanwhile may send or stamp more."""
+        if news is self._grown:
+            self._position = -1
+        else:
+            self._is_idle, self._stamped = False, -1
+            if self._ahead is not None:
+                self._ahead.got(None)
 
     async def _stamp(self, connection: asyncpg.Connection[Any]) -> bool:
         """Give positions to what was committed; True when there may be more."""
@@ -226,7 +233,10 @@ class Relay:
                 await ahead.sending
             finally:
                 self._ahead = None
-            self._position = self._position if position is None else position
+            # What was sent as a session before this one ended says nothing of what others sent since.
+            if position is not None and self._position >= 0:
+                self._position = position
+            more = self._position < 0
         elif self._position < 0:
             self._position = self._saved = await postgres_log.cursor(connection, KAFKA_CURSOR)
             more = True

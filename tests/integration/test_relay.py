@@ -15,7 +15,13 @@ from services.contracts.database import STEADY_PLANS
 from services.contracts.events import TRANSITIONS_TOPIC, Message, message_headers
 from services.contracts.postgres_log import Fresh
 from services.stage_service.lane import new_id
-from services.stage_service.relay import _SEQUENCER_LOCK, Relay
+from services.stage_service.relay import (
+    _PUBLISHER_LOCK,
+    _SEQUENCER_LOCK,
+    AT_ONCE_MAX,
+    KAFKA_CURSOR,
+    Relay,
+)
 from tests.integration.wired import START
 
 
@@ -362,6 +368,66 @@ async def test_what_another_sequencer_stamped_meanwhile_is_sent_too(database_url
     await relay.stop()
     assert not broker.overlapped
     await connection.close()
+
+
+async def test_a_large_batch_is_sent_after_its_sender_was_answered(database_url: str) -> None:
+    """Handing many messages to the client takes the time in which the sender could hear."""
+    broker = SlowBroker()
+    relay = Relay(database_url, broker)
+    relay.start()
+    connection = await asyncpg.connect(database_url)
+    await caught_up_with(connection, broker, relay, "a")
+
+    async def idle() -> bool:
+        return relay._is_idle and relay._ahead is None
+
+    await until(idle)
+    before = len(broker.taken)
+    fresh = await committed(connection, *["a"] * (AT_ONCE_MAX + 1))
+    assert fresh.is_next
+    relay.committed(fresh)
+    await asyncio.sleep(0)
+    assert len(broker.taken) == before
+
+    async def taken() -> bool:
+        return order_of(broker.taken)["a"][before:] == [m.id for m in fresh.messages]
+
+    await until(taken)
+    await relay.stop()
+    await connection.close()
+
+
+async def test_a_publisher_that_leads_again_goes_by_the_cursor(database_url: str) -> None:
+    """What it sent as its session was lost is old by then: what others sent since is not sent again."""
+    broker = SlowBroker()
+    relay = Relay(database_url, broker)
+    relay.start()
+    connection = await asyncpg.connect(database_url)
+    await caught_up_with(connection, broker, relay, "a")
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = $1",
+        _PUBLISHER_LOCK & 0xFFFFFFFF,
+    )
+    await connection.execute("SELECT pg_advisory_lock($1)", _PUBLISHER_LOCK)
+    async with asyncio.timeout(60):
+        while relay._position >= 0:  # until it has noticed
+            relay.committed(await committed(connection, "a"))
+            await asyncio.sleep(0.01)
+    ours = {m.id for m in broker.taken}
+    others = [await committed(connection, "a") for _ in range(3)]
+
+    async def none_waits() -> bool:
+        return await connection.fetchval("SELECT count(*) FROM bus.pending") == 0
+
+    await until(none_waits)
+    last = await connection.fetchval("SELECT max(position) FROM bus.log")
+    await postgres_log.advance(connection, KAFKA_CURSOR, last)
+    await connection.execute("SELECT pg_advisory_unlock($1)", _PUBLISHER_LOCK)
+    await caught_up_with(connection, broker, relay, "a")
+    await relay.stop()
+    await connection.close()
+    again = {m.id for m in broker.taken} - ours
+    assert again.isdisjoint(m.id for fresh in others for m in fresh.messages)
 
 
 async def test_another_relay_takes_over_when_one_dies(database_url: str) -> None:
