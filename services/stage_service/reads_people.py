@@ -9,6 +9,7 @@ from sqlalchemy import RowMapping, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.stage_service.identities import Key, Policy, is_anchor, keys_of, spoken
+from services.stage_service.playbook import Playbook
 from services.stage_service.resolution import Standing, decide
 from services.stage_service.store import sent_identities
 from services.stage_service.tables import identities, journeys, leads
@@ -203,11 +204,17 @@ async def _standing(
 
 
 async def list_accounts(
-    engine: AsyncEngine, *, after: str | None = None, account: str | None = None, limit: int = 50
+    engine: AsyncEngine,
+    playbooks: Mapping[str, Playbook],
+    *,
+    after: str | None = None,
+    account: str | None = None,
+    limit: int = 50,
 ) -> tuple[list[dict[str, Any]], str | None]:
     """List accounts by domain, with how many leads are in which stage. Gives (items, next cursor).
 
-    `after`: those behind this domain; `account`: this one only.
+    `after`: those behind this domain; `account`: this one only. Stages are told as the active `playbooks`
+    call them.
     """
     async with engine.connect() as connection:
         rows = (
@@ -216,16 +223,20 @@ async def list_accounts(
             )).mappings().all()
         )  # fmt: skip
         page = rows[:limit]
+        stored = journeys.c.playbook, journeys.c.stage, journeys.c.playbook_version
         query = (
-            select(leads.c.account, journeys.c.playbook, journeys.c.stage, func.count())
+            select(leads.c.account, *stored, func.count())
             .join(leads, leads.c.id == journeys.c.lead_id)
             .where(leads.c.account.in_([r["account"] for r in page]))
-            .group_by(leads.c.account, journeys.c.playbook, journeys.c.stage)
-            .order_by(journeys.c.playbook, journeys.c.stage)
+            .group_by(leads.c.account, *stored)
+            .order_by(*stored)
         )
         stages: dict[str, dict[str, dict[str, int]]] = {}
-        for name, playbook, stage, count in await connection.execute(query):
-            stages.setdefault(name, {}).setdefault(playbook, {})[stage] = count
+        for name, playbook, stage, version, count in await connection.execute(query):
+            known = playbooks.get(playbook)
+            now = known.current(stage, version) if known is not None else stage
+            counts = stages.setdefault(name, {}).setdefault(playbook, {})
+            counts[now] = counts.get(now, 0) + count
     items = [_account(row, stages.get(row["account"], {})) for row in page]
     return items, (page[-1]["account"] if len(rows) > limit else None)
 

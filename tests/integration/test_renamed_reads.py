@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from services.stage_service import reads
+from services.stage_service import reads, reads_people
 from services.stage_service.funnel_numbers import funnel
 from services.stage_service.past_funnel import basis_at
 from tests.integration.stage import NOON, Stage, running_stage
@@ -142,3 +142,16 @@ async def asked(stage: Stage) -> None:
     assert re.search(r'id="stage-discovery">[^<]*</h3><span class="count">3<', board)
     for page in ("/leads?stage=discovery", "/leads?stage=sql"):
         assert "l1@b.example" in (await stage.client.get(page)).text
+
+
+async def test_a_company_counts_its_leads_in_the_stage_of_the_new_name(
+    it: Timed, engine: AsyncEngine
+) -> None:
+    """Those that have moved and those that have not, together, as the list beside it says."""
+    await it.tell(*(event("meeting.booked", n, f"l{n}@acme.com") for n in range(3)))
+    await publish(it, DISCOVERY)
+    await it.tell(event("page.viewed", 40, "l0@acme.com"))
+    for account in (None, "acme.com"):
+        [found], _ = await reads_people.list_accounts(engine, it.shelf.playbooks, account=account)
+        assert found["stages"] == {"sales": {"discovery": 3}}
+    await clean(it.url)

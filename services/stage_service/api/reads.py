@@ -139,8 +139,9 @@ async def list_accounts(
     limit: Annotated[int, Query(ge=1, le=reads.PAGE_MAX)] = 50,
 ) -> Response:
     """List accounts (companies by domain) with the stages of their leads, by domain."""
+    it = house(request)
     items, more = await reads_people.list_accounts(
-        house(request).engine, after=_text(cursor, "cursor"), limit=limit
+        it.engine, it.playbooks, after=_text(cursor, "cursor"), limit=limit
     )
     return _json({"items": items, "next_cursor": more})
 
@@ -155,7 +156,7 @@ async def get_account(
     """Give one account with its leads, newest first, and their stages."""
     it = house(request)
     account = account_named(domain)
-    found, _ = await reads_people.list_accounts(it.engine, account=account, limit=1)
+    found, _ = await reads_people.list_accounts(it.engine, it.playbooks, account=account, limit=1)
     if not found:
         raise NotFoundError(f"there is no account {account!r}", field="domain", value=domain)
     items, more = await reads.list_leads(

@@ -214,7 +214,7 @@ async def account(request: Request, who: Reader, domain: str, cursor: str = "") 
     """Show one company: its leads and where they are."""
     it = house(request)
     name = account_named(domain)
-    found, _ = await reads_people.list_accounts(it.engine, account=name, limit=1)
+    found, _ = await reads_people.list_accounts(it.engine, it.playbooks, account=name, limit=1)
     if not found:
         raise NotFoundError(f"There is no account {name}.", remedy="Look for it in the leads.")
     items, more = await reads.list_leads(
