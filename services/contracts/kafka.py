@@ -3,7 +3,8 @@
 Two habits of the client are answered here. Its idempotent producer is stuck on a partition for ever
 after any failure that is not retriable, and its batches never expire: publishing has its own deadline,
 and after any failure the producer is thrown away. Its consumer can stall after a broker restart without
-saying so: a subscription that makes no progress while there is something to read is built anew.
+saying so: a subscription that makes no progress while there is something to read is built anew. Nor has it
+a limit where it waits for partitions, or commits: here it has.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -42,6 +43,8 @@ from services.contracts.topics import TOPICS, Found, differences
 
 PUBLISH_DEADLINE_S = 20.0
 CLOSE_DEADLINE_S = 3.0
+JOIN_DEADLINE_S = 30.0
+"""How long a member may be without partitions, or a commit take: a group shares them within some 10 s."""
 STALLED_AFTER_S = 30.0
 
 _log = structlog.get_logger("baton.kafka")
@@ -125,19 +128,17 @@ class KafkaBus:
         """Flush and close the producer, within 3 s."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            with contextlib.suppress(Exception):
-                await asyncio.wait_for(producer.stop(), CLOSE_DEADLINE_S)
+            await _abandon(producer)
 
 
 @contextlib.asynccontextmanager
 async def _admin(bootstrap_servers: str) -> AsyncGenerator[Any]:
-    admin: Any = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    admin: Any = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers, request_timeout_ms=10_000)
     try:
         await admin.start()
         yield admin
     finally:
-        with contextlib.suppress(Exception):
-            await admin.close()
+        await _ended(admin.close())
 
 
 async def _create_missing(admin: Any) -> None:
@@ -187,19 +188,60 @@ async def topics_of(bootstrap_servers: str) -> dict[str, Found]:
         return await _look_at(admin)
 
 
+_ending: set[asyncio.Task[None]] = set()
+
+
 async def _abandon(client: Any) -> None:
-    """Stop a client that may never stop by itself."""
-    with contextlib.suppress(Exception):
-        await asyncio.wait_for(client.stop(), CLOSE_DEADLINE_S)
+    """Stop a client that may never stop, nor let itself be cancelled: after 3 s its parts are stopped.
+
+    They would go on by themselves: a consumer fetching, a producer sending what is old by then.
+    """
+    if await _ended(client.stop()):
+        return
+    if isinstance(client, AIOKafkaProducer):
+        parts: list[Any] = [client._sender and client._sender.close, client.client.close]
+    else:
+        coordinator, fetcher = client._coordinator, client._fetcher
+        parts = [
+            coordinator and coordinator._stop_heartbeat_task,
+            coordinator and coordinator._stop_commit_offsets_refresh_task,
+            fetcher and fetcher.close, client._client.close,
+        ]  # fmt: skip
+    for part in parts:
+        if part:
+            await _ended(part())
+
+
+async def _ended(work: Coroutine[Any, Any, None]) -> bool:
+    """Wait for `work` at most 3 s, not even for it to be cancelled then; tell whether it is done."""
+    task = asyncio.create_task(work)
+    _ending.add(task)
+    task.add_done_callback(_heard)
+    done, _ = await asyncio.wait([task], timeout=CLOSE_DEADLINE_S)
+    if not done:
+        task.cancel()
+    return bool(done)
+
+
+def _heard(task: asyncio.Task[None]) -> None:
+    _ending.discard(task)
+    if not task.cancelled():
+        task.exception()  # of no use: the client is thrown away
 
 
 class KafkaSubscription:
     """A member of a consumer group; offsets are committed by hand, after the work."""
 
     def __init__(
-        self, bus: KafkaBus, bootstrap_servers: str, group: str, topics: Sequence[str]
+        self,
+        bus: KafkaBus,
+        bootstrap_servers: str,
+        group: str,
+        topics: Sequence[str],
+        join_within_s: float = JOIN_DEADLINE_S,
     ) -> None:
         self._bus = bus
+        self._join_within_s = join_within_s
         self._bootstrap_servers = bootstrap_servers
         self._group = group
         self._topics = list(topics)
@@ -235,13 +277,16 @@ class KafkaSubscription:
     async def fetch(self, messages_max: int, wait_s: float) -> list[Received]:
         """Give the next messages of the assigned partitions; raises KafkaError when it cannot.
 
-        After an exception the member rejoins at the next call, from the last commit.
+        TimeoutError when it has had no partitions for 30 s. After an exception the member rejoins at the
+        next call, from the last commit.
         """
         try:
-            consumer = await self._started()
-            batches = await consumer.getmany(
-                timeout_ms=int(wait_s * 1000), max_records=messages_max
-            )
+            async with asyncio.timeout(self._join_within_s):
+                consumer = await self._started()
+            async with asyncio.timeout(wait_s + self._join_within_s):
+                batches = await consumer.getmany(
+                    timeout_ms=int(wait_s * 1000), max_records=messages_max
+                )
             if not batches and await self._stalled():
                 raise KafkaError("the consumer makes no progress; it is built anew")
         except BaseException:
@@ -274,7 +319,8 @@ class KafkaSubscription:
         """Commit the offsets after `received`.
 
         When the partitions have gone to another member meanwhile, nothing is committed and the
-        messages come again there: the effect has to be idempotent anyway.
+        messages come again there: the effect has to be idempotent anyway. Raises KafkaError, or TimeoutError
+        (after 30 s): the member rejoins then.
         """
         if self._consumer is None or not received:
             return
@@ -288,7 +334,11 @@ class KafkaSubscription:
         if not offsets:
             return
         try:
-            await self._consumer.commit(offsets)
+            async with asyncio.timeout(self._join_within_s):
+                await self._consumer.commit(offsets)
+        except TimeoutError:
+            await self.close()
+            raise
         except (
             CommitFailedError,
             IllegalGenerationError,

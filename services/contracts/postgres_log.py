@@ -28,6 +28,7 @@ CHANNEL = "baton_log"
 
 _GROUP_LOCK_CLASS = 0x6261  # 'ba': keeps our advisory locks apart from others in the database
 _STANDBY_POLL_S = 0.5
+_CLOSE_WITHIN_S = 2.0
 
 
 class Fresh(NamedTuple):
@@ -320,7 +321,10 @@ class PostgresSubscription:
             await advance(self._connection, self._group, max(r.token[2] for r in received))
 
     async def close(self) -> None:
-        """Let the lock go with the connection."""
-        if self._connection is not None:
-            await self._connection.close()
-            self._connection = None
+        """Let the lock go with the connection, within 2 s whatever the server does."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                await connection.close(timeout=_CLOSE_WITHIN_S)
+            except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                connection.terminate()

@@ -11,10 +11,12 @@ from typing import Any
 
 import asyncpg
 import pytest
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 
 from services.contracts import postgres_log
 from services.contracts.bus import Bus, Received, Subscription, open_bus
 from services.contracts.events import TRANSITIONS_TOPIC, Message, message_headers
+from services.contracts.kafka import KafkaBus, KafkaSubscription
 from services.stage_service.lane import new_id
 from tests.integration.kafka_broker import KafkaBroker
 
@@ -249,6 +251,59 @@ async def test_a_killed_broker_loses_nothing(
         assert order[-len([m for m in sent[20:] if m.key == key]) :] == [
             m.id for m in sent[20:] if m.key == key
         ]
+
+
+class Holding(ConsumerRebalanceListener):
+    """A member that does not let its partitions go until it is `released`."""
+
+    def __init__(self) -> None:
+        self.released = asyncio.Event()
+        self.released.set()
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        """Wait, as one does that commits its work first."""
+        await self.released.wait()
+
+    def on_partitions_assigned(self, assigned: Any) -> None:
+        """Go on."""
+
+
+async def refused(member: Subscription) -> None:
+    """Fetch until that raises."""
+    while True:
+        await member.fetch(10, 0.1)
+
+
+@pytest.mark.kafka
+async def test_a_group_that_is_never_done_sharing_is_not_waited_for_without_end(
+    database_url: str, kafka: KafkaBroker, group: str
+) -> None:
+    """Who has no partitions for too long says so, and rejoins: nobody waits in silence."""
+    servers = kafka.bootstrap_servers
+    bus = await KafkaBus.open(servers)
+    member = KafkaSubscription(bus, servers, group, [TRANSITIONS_TOPIC], 1.0)
+    holding = Holding()
+    other: Any = AIOKafkaConsumer(
+        bootstrap_servers=servers, group_id=group, rebalance_timeout_ms=120_000,
+        heartbeat_interval_ms=500, enable_auto_commit=False,
+    )  # fmt: skip
+    other.subscribe([TRANSITIONS_TOPIC], listener=holding)
+    joining = asyncio.create_task(other.start())
+    async with asyncio.timeout(60):
+        while not joining.done():
+            with contextlib.suppress(TimeoutError):
+                await member.fetch(10, 0.1)
+    holding.released.clear()
+    third = KafkaSubscription(bus, servers, group, [TRANSITIONS_TOPIC])
+    waiting = asyncio.create_task(third.fetch(10, 0.1))
+    async with asyncio.timeout(60):
+        with pytest.raises(TimeoutError):
+            await refused(member)
+    holding.released.set()
+    await waiting
+    await other.stop()
+    await third.close()
+    await bus.close()
 
 
 async def _until_published(publish: Callable[[], Awaitable[None]]) -> None:
