@@ -198,7 +198,7 @@ async def _abandon(client: Any) -> None:
     """
     if await _ended(client.stop()):
         return
-    if isinstance(client, AIOKafkaProducer):
+    if hasattr(client, "_sender"):
         parts: list[Any] = [client._sender and client._sender.close, client.client.close]
     else:
         coordinator, fetcher = client._coordinator, client._fetcher
