@@ -79,13 +79,15 @@ SELECT role, count(*) AS alerts FROM made GROUP BY role
 """
 _INSERT = _ALERTS.format(noted="", which="")
 
-# The handoffs that this batch offers are noted in the same statement, and locked, before their alerts are
-# made. One that came back is not answered, so there is nothing to settle; who is about another is left out.
+# The handoffs that this batch offers are noted in the same statement, and locked, before any alert is made:
+# counting them is done first. One that came back is not answered, so there is nothing to settle; who is about
+# another is left out.
 _OFFERED = "FROM noted WHERE state = 'offered'"
 _INSERT_OFFERED = f"""{
     _ALERTS.format(
         noted=f"noted AS ({handoffs.noting(32)} RETURNING id, state), ",
-        which=f"WHERE handoff_id IS NULL OR handoff_id IN (SELECT id {_OFFERED})",
+        which="WHERE (SELECT count(*) FROM noted) >= 0 "
+        f"AND (handoff_id IS NULL OR handoff_id IN (SELECT id {_OFFERED}))",
     )
 } UNION ALL SELECT NULL, count(*) {_OFFERED}"""
 

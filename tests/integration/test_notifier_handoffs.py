@@ -321,6 +321,25 @@ async def test_whichever_comes_first_on_two_replicas_no_alert_stays_open(counter
     assert counter.letters == []
 
 
+async def test_nothing_is_written_before_the_handoffs_are_locked(counter: Counter) -> None:
+    """Not even an alert about none: who waits for one of both could hold the other, in a circle."""
+    handoff, first = uuid.uuid4(), transition("ivo", "ae", transition_id=str(uuid.UUID(int=1)))
+    await counter.tell(offering(handoff, "ben"))
+    async with counter.pool.acquire() as answering, answering.transaction():
+        await answering.execute("SELECT FROM notifier.handoffs WHERE id = $1 FOR UPDATE", handoff)
+        waiting = asyncio.create_task(counter.tell(first, offering(handoff, "ben")))
+        async with asyncio.timeout(30):
+            while not await counter.pool.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
+                "AND datname = current_database()"
+            ):
+                await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            await counter.tell(first)  # another replica read it too, and does not wait
+    await waiting
+    assert len(await counter.alerts()) == 3
+
+
 async def test_a_transition_without_an_offer_is_told_as_before(counter: Counter) -> None:
     await counter.tell(transition("ben", "ae"))
     await counter.settle()
