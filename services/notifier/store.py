@@ -83,11 +83,11 @@ _INSERT = _ALERTS.format(noted="", which="")
 # counting them is done first. One that came back is not answered, so there is nothing to settle; who is about
 # another is left out.
 _OFFERED = "FROM noted WHERE state = 'offered'"
+_LOCKED = "(SELECT count(*) FROM noted) >= 0"
 _INSERT_OFFERED = f"""{
     _ALERTS.format(
         noted=f"noted AS ({handoffs.noting(32)} RETURNING id, state), ",
-        which="WHERE (SELECT count(*) FROM noted) >= 0 "
-        f"AND (handoff_id IS NULL OR handoff_id IN (SELECT id {_OFFERED}))",
+        which=f"WHERE {_LOCKED} AND (handoff_id IS NULL OR handoff_id IN (SELECT id {_OFFERED}))",
     )
 } UNION ALL SELECT NULL, count(*) {_OFFERED}"""
 
