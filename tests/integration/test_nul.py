@@ -1,4 +1,4 @@
-"""NUL, which PostgreSQL has no text with, in any parameter and any member of a body, and depth: never a 500."""
+"""NUL, which PostgreSQL has no text with, and depth, in any parameter and member of a body: never a 500."""
 
 from __future__ import annotations
 
