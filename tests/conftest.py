@@ -6,6 +6,7 @@ a failure.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import shutil
@@ -92,6 +93,7 @@ def missing(what: str) -> NoReturn:
 def postgres() -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL server for this test run, with a migrated database to copy."""
     directory = Path(tempfile.mkdtemp(prefix=_prefix(os.getpid()), dir=_memory()))
+    held = hold(directory)
     server = EmbeddedPostgres(directory, durable=False)
     try:
         server.start()
@@ -100,6 +102,7 @@ def postgres() -> Iterator[EmbeddedPostgres]:
     finally:
         server.stop()
         shutil.rmtree(directory, ignore_errors=True)
+        os.close(held)
 
 
 MEMORY = Path("/dev/shm")
@@ -114,9 +117,8 @@ def _memory() -> Path | None:
     can be half of a run. What runs that were killed left there is removed.
     """
     try:
-        held = [path for path in MEMORY.glob(_prefix("*") + "*") if path.is_dir()]
-        for path in held:
-            if not Path(f"/proc/{path.name.split('-')[2]}").exists():
+        for path in MEMORY.glob(_prefix("*") + "*"):
+            if is_left_over(path):
                 shutil.rmtree(path, ignore_errors=True)
         found = os.statvfs(MEMORY)
         memory = Path("/proc/meminfo").read_text().partition("MemAvailable:")[2].split()[0]
@@ -125,6 +127,27 @@ def _memory() -> Path | None:
     free = min(found.f_bavail * found.f_frsize, int(memory) * 1024)
     needed = ROOM * int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     return MEMORY if free > needed and os.access(MEMORY, os.W_OK) else None
+
+
+def hold(directory: Path) -> int:
+    """Hold `directory` until the descriptor that this gives is closed, or the process ends."""
+    found = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(found, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return found
+
+
+def is_left_over(directory: Path) -> bool:
+    """Say whether nobody is at `directory` any more: its process is gone, and nobody holds it.
+
+    Containers may share the memory, and each has its own numbers of processes.
+    """
+    if not directory.is_dir() or Path(f"/proc/{directory.name.split('-')[2]}").exists():
+        return False
+    try:
+        os.close(hold(directory))
+    except OSError:
+        return False
+    return True
 
 
 def _prefix(pid: int | str) -> str:

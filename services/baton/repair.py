@@ -30,7 +30,8 @@ _MERGED = "it was merged into another lead: its records are not published any mo
 _PROVES_NOTHING = "no event of it is stored: nothing proves how it was"
 
 _UNTOLD = """
-SELECT t.lead_id::text, array_agg(t.id::text) AS ids FROM stage.transitions t
+SELECT t.lead_id::text, array_agg(t.id::text ORDER BY t.journey_id, t.sequence) AS ids
+FROM stage.transitions t
 WHERE NOT EXISTS (SELECT FROM bus.outbox o WHERE o.message_id = t.id::text)
 GROUP BY t.lead_id ORDER BY t.lead_id
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures.process import BrokenProcessPool
 
 import asyncpg
 import msgspec
@@ -35,6 +36,10 @@ def command(database_url: str, workers: int, *, as_json: bool, repair: bool, yes
     except ValidationError as error:
         wrong = "; ".join(f"BATON_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors())
         console.print(f"the settings are not right: {wrong}", soft_wrap=True, markup=False)
+        return NOT_CHECKED
+    except BrokenProcessPool:
+        console.print("it could not be checked: a process of it ended, most likely for want of memory",
+                      soft_wrap=True, markup=False)  # fmt: skip
         return NOT_CHECKED
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         console.print(f"it could not be checked: {error}", soft_wrap=True, markup=False)

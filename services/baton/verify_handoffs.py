@@ -17,7 +17,7 @@ async def rows_of_leads(
     handoffs: dict[str, dict[str, Any]] = {id: {} for id in ids}
     for row in await connection.fetch(
         """SELECT id::text, lead_id::text, state, overdue_at, answered_at, round, holds FROM stage.handoffs
-           WHERE lead_id = ANY($1::uuid[])""",
+           WHERE lead_id = ANY($1::uuid[]) ORDER BY id""",
         ids,
     ):
         handoffs[row["lead_id"]][row["id"]] = row
@@ -63,6 +63,6 @@ def check_clocks(
 ) -> None:
     """Compare the clocks that run for a lead with those that its journeys know."""
     known = {clock.id for each in facts.values() for clock in each.clocks.values()}
-    for id in known ^ running:
+    for id in sorted(known ^ running):
         where = "runs, unknown to its journey" if id in running else "is known, and does not run"
         found(f"clock {id} of lead {lead_id} {where}")

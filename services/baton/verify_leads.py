@@ -89,12 +89,15 @@ async def check_leads(connection: Connection, shelf: Shelf, ids: Sequence[str]) 
 
 
 def check_lead(stored: Stored, lead_id: str, whole: Refolded, report: Verification) -> None:
-    """Compare what is stored of one lead with the `whole` that its events fold to."""
+    """Compare what is stored of one lead with the `whole` that its events fold to.
+
+    The same lead has the same findings in the same order, wherever its rows lie.
+    """
     found = partial(report.add_finding, lead_id=lead_id)
     events = stored.events[lead_id]
     report.leads += 1
     report.events += len(events)
-    told = (e for e, _ in (*events, *stored.beyond[lead_id]))
+    told = sorted((e for e, _ in (*events, *stored.beyond[lead_id])), key=lambda e: e.place)
     check_identities(lead_id, stored.owned[lead_id], told, found)
     record, lead = stored.records.get(lead_id), whole.lead
     if lead is None:

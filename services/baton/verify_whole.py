@@ -55,7 +55,7 @@ async def check_bus(connection: Connection, report: Verification) -> None:
         )
     for topic in await connection.fetch(
         """SELECT topic, count(*) AS logged, count(DISTINCT number) AS told FROM bus.log
-           GROUP BY topic"""
+           GROUP BY topic ORDER BY topic"""
     ):
         if topic["told"] != topic["logged"]:
             report.add_finding(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -24,9 +24,16 @@ class RequestBody(BaseModel):
 
 
 def _has_nul(value: object) -> bool:
-    if isinstance(value, str):
-        return "\x00" in value
-    if isinstance(value, dict):
-        members = cast("dict[Any, Any]", value)
-        return any(_has_nul(part) for member in members.items() for part in member)
-    return isinstance(value, list) and any(_has_nul(part) for part in cast("list[Any]", value))
+    waiting = [value]  # no recursion: what is sent may be nested deeper than that reaches
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            if "\x00" in each:
+                return True
+        elif isinstance(each, dict):
+            members = cast("dict[object, object]", each)
+            waiting += members.keys()
+            waiting += members.values()
+        elif isinstance(each, list):
+            waiting += cast("list[object]", each)
+    return False

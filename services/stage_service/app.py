@@ -299,7 +299,9 @@ async def _house(
     roster = await _roster(settings, team, pool, parts)
     for playbook in playbooks:
         # The checks alone: names and places, `baton playbook validate` tells.
-        told = findings(playbook.source, playbook.name, team=roster.team)
+        told = await asyncio.to_thread(
+            findings, playbook.source, playbook.name, team=roster.team
+        )  # it may listen already
         if told:
             checks = sorted({finding.rule for finding in told})
             _log.warning(

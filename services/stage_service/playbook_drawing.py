@@ -70,7 +70,7 @@ def length_told(seconds: float) -> str:
 def mermaid(playbook: Playbook) -> str:
     """Draw the stage graph as a Mermaid state diagram."""
     lines = ["stateDiagram-v2", f"    [*] --> {playbook.first_stage}"]
-    lines += [f'    state "{s.title}" as {s.key}' for s in playbook.stages.values()]
+    lines += [f'    state "{_in_a_line(s.title)}" as {s.key}' for s in playbook.stages.values()]
     for (from_, to), keys in _edges(playbook):
         mark = " ◆" if demands_told(playbook.stages[to]) else ""
         lines.append(f"    {from_} --> {to}: {', '.join(keys)}{mark}")
@@ -83,10 +83,17 @@ def mermaid(playbook: Playbook) -> str:
             for plan in plans:
                 told = "; ".join((deadline_of(plan), *steps_told(plan)))
                 # A colon or a semicolon may end a statement of Mermaid's.
-                lines.append(f"      {plan.title} - {told}".replace(":", " -").replace(";", ","))
+                lines.append(
+                    f"      {_in_a_line(plan.title)} - {told}".replace(":", " -").replace(";", ",")
+                )
             lines.append("    end note")
     lines += [f"    {s.key} --> [*]" for s in playbook.stages.values() if s.kind in ("won", "lost")]
     return "\n".join(lines)
+
+
+def _in_a_line(text: str) -> str:
+    """Give `text` as Mermaid takes a name: in one line, and without the quotes that would end it."""
+    return " ".join(text.split()).replace('"', "'")
 
 
 def _edges(playbook: Playbook) -> Iterable[tuple[tuple[str, str], list[str]]]:

@@ -146,6 +146,7 @@ MOVES = [
     ("not UTF-8", b"\xff", 400, "body"),
     ("too deep", nested(100_000), 400, "body"),
     ("an array", b"[]", 422, "body"),
+    ("deep stage", b'{"reason":"why","to":' + nested(850) + b"}", 422, "to"),
     ("no stage", b'{"reason":"why"}', 422, "to"),
     ("no reason", b'{"to":"nurture"}', 422, "reason"),
     ("blank reason", b'{"to":"nurture","reason":" \\n "}', 422, "reason"),

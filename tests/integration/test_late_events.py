@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from services.baton.verify import verify_database
 from services.contracts.events import MAIN
-from tests.conftest import examples
+from services.stage_service.playbook import parse_playbook
+from tests.conftest import ROOT, examples
 from tests.integration.wired import EMPTY, TYPES, Wired, clean, event, it
 
 __all__ = ["it"]
+SALES = (ROOT / "playbooks/sales.yaml").read_text()
 
 
 async def test_a_late_event_corrects_history(it: Wired) -> None:
@@ -35,6 +37,25 @@ async def test_a_late_event_corrects_history(it: Wired) -> None:
     # The present responsible is the AE as before: nobody is alerted again.
     assert all(m["alerts"] == [] for m in corrected)
     assert "arrived late" in corrected[0]["explanation"]
+    await clean(it.url)
+
+
+async def test_after_a_new_version_a_late_event_tells_only_what_it_changes(it: Wired) -> None:
+    """What was judged by the version before stands as it was told; and nothing is told twice."""
+    await it.lane.submit([event("lead.created", 0), event("demo.requested", 10)])
+    await it.shelf.publish_file(it.pool, parse_playbook(SALES + "\n# 2\n", "sales.yaml"))
+    await it.lane.submit([event("meeting.booked", 30)])
+    told = await it.messages()
+    for minute in (5, 20, 1):  # before what either version judged, and between
+        [outcome] = await it.lane.submit([event("page.viewed", minute)])
+        assert (outcome.late, outcome.transitions) == (True, [])
+    assert await it.messages() == told
+    assert [r["playbook_version"] for r in await it.transitions()] == [1, 2]
+    [outcome] = await it.lane.submit([event("proposal.sent", 20)])
+    assert [b.from_ for b in outcome.transitions] == ["mql"]
+    corrected = (await it.messages())[len(told) :]
+    assert [(m["playbook_version"], m["alerts"]) for m in corrected] == [(2, [])]
+    assert corrected[0]["replaces"] == [told[1]["transition_id"]]
     await clean(it.url)
 
 

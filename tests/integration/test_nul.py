@@ -1,7 +1,8 @@
-"""NUL, which PostgreSQL has no text with, in any parameter and any member of a body: never a 500."""
+"""NUL, which PostgreSQL has no text with, and depth, in any parameter and member of a body: never a 500."""
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -14,6 +15,8 @@ from tests.conftest import ROOT
 from tests.integration.stage import running_stage
 
 SOME_ID = "00000000-0000-7000-8000-000000000000"
+DEEP: Any = json.loads("[" * 850 + "]" * 850)
+"""Deeper than a function can go that calls itself for each part, and not too deep for JSON's reader."""
 
 
 async def asked_everywhere(app: FastAPI, client: httpx.AsyncClient) -> list[tuple[str, int, Any]]:
@@ -34,8 +37,10 @@ async def asked_everywhere(app: FastAPI, client: httpx.AsyncClient) -> list[tupl
     return answers
 
 
-async def sent_everywhere(app: FastAPI, client: httpx.AsyncClient) -> list[tuple[str, int, Any]]:
-    """Send each route that takes JSON NUL in each member that takes text, one at a time."""
+async def sent_everywhere(
+    app: FastAPI, client: httpx.AsyncClient, bad: Any
+) -> list[tuple[str, int, Any]]:
+    """Send each route that takes JSON the value `bad` in each member, one at a time."""
     answers: list[tuple[str, int, Any]] = []
     document = app.openapi()
     schemas = document["components"]["schemas"]
@@ -50,7 +55,7 @@ async def sent_everywhere(app: FastAPI, client: httpx.AsyncClient) -> list[tuple
                 }
                 for name in body.get("properties", ()):
                     filled = re.sub(r"\{[^}]*\}", SOME_ID, path)
-                    answer = await client.request(method, filled, json=valid | {name: "a\0b"})
+                    answer = await client.request(method, filled, json=valid | {name: bad})
                     answers.append((f"{path} {name}", answer.status_code, answer.text))
     return answers
 
@@ -76,11 +81,13 @@ def filled_but(path: str, name: str) -> str:
 async def test_the_stage_service_refuses_nul_in_every_parameter(database_url: str) -> None:
     async with running_stage(database_url) as stage:
         answers = await asked_everywhere(stage.app, stage.client)
-        sent = await sent_everywhere(stage.app, stage.client)
+        sent = await sent_everywhere(stage.app, stage.client, "a\0b")
+        deep = await sent_everywhere(stage.app, stage.client, DEEP)
     assert len(answers) > 60
     assert [a for a in answers if a[1] >= 500] == []
     assert len(sent) > 50
     assert [a for a in sent if a[1] != 422 or "NUL" not in a[2]] == []
+    assert [a for a in deep if a[1] not in (400, 422)] == []
 
 
 async def test_the_notifier_refuses_nul_in_every_parameter(database_url: str) -> None:
@@ -95,8 +102,10 @@ async def test_the_notifier_refuses_nul_in_every_parameter(database_url: str) ->
             transport=transport, base_url="http://notifier.test", headers=headers
         ) as client:
             answers = await asked_everywhere(app, client)
-            sent = await sent_everywhere(app, client)
+            sent = await sent_everywhere(app, client, "a\0b")
+            deep = await sent_everywhere(app, client, DEEP)
     assert len(answers) > 5
     assert [a for a in answers if a[1] >= 500] == []
     assert len(sent) > 5
     assert [a for a in sent if a[1] != 422 or "NUL" not in a[2]] == []
+    assert [a for a in deep if a[1] not in (400, 422)] == []

@@ -155,3 +155,19 @@ async def test_the_audit_offers_what_it_has_and_says_how_to_ask_for_more(stage: 
     assert by_page.text.count("<tr id=") == 1
     today = stage.house.now().date().isoformat()
     assert "roles: csm, ae" in await read(stage, "/audit", **{"from": today, "to": today})
+
+
+async def test_the_last_day_there_is_has_an_end_too(stage: Stage) -> None:
+    await tell(stage, "ada", "demo.requested")
+    for page in ("/funnel", "/audit"):
+        await read(stage, page, to="9999-12-31")
+
+
+async def test_a_state_that_cannot_be_read_takes_no_board_away(stage: Stage) -> None:
+    """Of a playbook that is not the first: its scores are in the states."""
+    broken = await tell(stage, "ada", "deal.won", amount=5000)
+    await tell(stage, "ben", "deal.won", amount=5000)
+    await stage.connection.execute("UPDATE stage.leads SET state = '' WHERE id = $1", broken)
+    said = await read(stage, "/", playbook="expansion")
+    assert "Ada Score –" in said
+    assert re.search(r"Ben Score \d", said)

@@ -321,6 +321,16 @@ def publish_now(url: str, lead_id: str) -> None:
     thread.join()
 
 
+async def test_what_is_wrong_is_said_in_one_order_wherever_the_rows_lie(it: Wired) -> None:
+    found = await damaged(it, f"DELETE FROM stage.identities WHERE lead_id = {FIRST}")
+    assert len(found.findings) > 2
+    await it.pool.execute(
+        """WITH gone AS (DELETE FROM stage.events WHERE time = (SELECT min(time) FROM stage.events)
+             RETURNING *) INSERT INTO stage.events SELECT * FROM gone"""
+    )
+    assert (await verify_database(it.url)).findings == found.findings
+
+
 async def test_any_number_of_processes_says_the_same(it: Wired) -> None:
     await it.lane.submit([e for n in range(9) for e in walk(f"p{n}@b.example")[:4]])
     await published(it.url)

@@ -81,7 +81,7 @@ def leader_of(stage: Stage) -> int:
 
 async def never_ending(stage: Stage) -> tuple[str, int]:
     """A simulation that cannot go on: its first table is locked. Its id, and the process that leads it."""
-    await stage.connection.execute("BEGIN; LOCK TABLE stage.journeys IN ACCESS EXCLUSIVE MODE")
+    await stage.connection.execute("BEGIN; LOCK TABLE stage.leads IN ACCESS EXCLUSIVE MODE")
     answer = await begin(stage, EASIER)
     assert answer.status_code == 202, answer.text
     return answer.json()["id"], leader_of(stage)
@@ -234,6 +234,34 @@ async def test_processes_that_die_are_a_failure_that_says_so(database_url: str) 
         os.kill(leader, signal.SIGKILL)
         run = await when(stage, id, is_over)
         assert (run["state"], run["reason"]) == ("failed", runs.ENDED)
+
+
+async def test_processes_whose_leader_died_are_ended(database_url: str) -> None:
+    """They hold its output open and wait for it for ever: none could begin any more."""
+    await run_under(database_url, SALES, stories(5))
+    async with running_stage(database_url) as stage:
+        await stage.connection.execute("BEGIN; LOCK TABLE stage.journeys IN ACCESS EXCLUSIVE MODE")
+        answer = await begin(stage, EASIER)
+        assert answer.status_code == 202, answer.text
+        leader = leader_of(stage)
+        await until_a_worker_waits(stage)
+        os.kill(leader, signal.SIGKILL)
+        run = await when(stage, answer.json()["id"], is_over)
+        assert (run["state"], run["reason"]) == ("failed", runs.ENDED)
+        await until_gone(leader)
+        await stage.connection.execute("ROLLBACK")
+        again = await begin(stage, EASIER)
+        assert again.status_code == 202, again.text
+        assert (await when(stage, again.json()["id"], is_over))["state"] == "done"
+
+
+async def until_a_worker_waits(stage: Stage) -> None:
+    """Wait until a process has asked for a table that is locked."""
+    asked = """SELECT count(*) FROM pg_stat_activity
+               WHERE datname = current_database() AND wait_event_type = 'Lock'"""
+    async with asyncio.timeout(WAIT_S):
+        while not await stage.house.pool.fetchval(asked):
+            await asyncio.sleep(0.02)
 
 
 async def test_the_processes_end_with_the_one_that_asked(database_url: str) -> None:

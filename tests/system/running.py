@@ -241,7 +241,7 @@ def serving_process(database_url: str, log: Path, **settings: str) -> Iterator[h
     """Give a client of a `stage_process`, and stop that after."""
     process, url = stage_process(database_url, log, **settings)
     try:
-        with httpx.Client(base_url=url, verify=TLS) as client:
+        with httpx.Client(base_url=url, timeout=30, verify=TLS) as client:
             yield client
     finally:
         process.send_signal(signal.SIGTERM)

@@ -252,6 +252,16 @@ def test_the_graph_can_be_drawn() -> None:
     assert "Discovery &amp; Solutioning" in picture
 
 
+def test_a_title_cannot_break_the_diagram() -> None:
+    """Quotes end a name in Mermaid, and a line is a statement."""
+    text = (ROOT / "playbooks/sales.yaml").read_text()
+    odd = text.replace("title: Nurture", 'title: "The \\"long\\"\\n    [*] --> mql"')
+    assert odd != text
+    drawn = mermaid(parse_playbook(odd, "sales.yaml")).splitlines()
+    assert "    state \"The 'long' [*] --> mql\" as nurture" in drawn
+    assert "    [*] --> mql" not in drawn
+
+
 def test_gates_are_drawn_where_they_hold_a_move() -> None:
     """Each move into a gated stage has the mark; what is demanded is told without the picture too."""
     text = (ROOT / "playbooks/expansion.yaml").read_text()

@@ -7,7 +7,7 @@ answered with a little more. The answer's ``as_of`` says which it is.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 from fastapi import Query
 from pydantic import BeforeValidator
@@ -18,6 +18,7 @@ from services.stage_service.api.moments import moment_in_utc, no_number
 from services.stage_service.as_of import SETTLED_AFTER, Then
 from services.stage_service.errors import InvalidRequestError, NotFoundError
 from services.stage_service.funnel_numbers import Basis
+from services.stage_service.past_entered import Begun
 from services.stage_service.playbook import Playbook
 
 AtQuery = Annotated[
@@ -93,17 +94,27 @@ async def playbooks_at(it: House, at: datetime) -> dict[str, Playbook]:
     return it.playbooks | it.lane.shelf.at(epoch)
 
 
-async def _basis(it: House, playbook: Playbook, at: datetime, by: str | None) -> Basis:
-    """Give what numbers of `playbook`, its version of then, are counted over.
+Counted: TypeAlias = "tuple[dict[str, Playbook], list[Begun] | None]"
+"""All playbooks of a past moment, and which journeys of one there were (`past_entered.begun_at`)."""
 
-    Raises InvalidRequestError where too many leads would have to be folded for it.
+
+async def counted_then(it: House, playbook: Playbook, at: datetime) -> Counted:
+    """Find what numbers of `playbook`, its version of then, are counted over; it may take folding many leads.
+
+    Raises InvalidRequestError where they are too many.
     """
     playbooks = await playbooks_at(it, at)
     async with (
         it.pool.acquire() as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        entered = await past_entered.begun_at(connection, it.lane.shelf, playbook, at)
+        return playbooks, await past_entered.begun_at(connection, it.lane.shelf, playbook, at)
+
+
+async def _basis(
+    it: House, playbook: Playbook, at: datetime, by: str | None, counted: Counted | None
+) -> Basis:
+    playbooks, entered = counted or await counted_then(it, playbook, at)
     return await past_funnel.basis_at(it.engine, playbook, at, by, playbooks, entered)
 
 
@@ -115,9 +126,10 @@ async def funnel_then(
     since: datetime | None,
     until: datetime | None,
     by: str | None,
+    counted: Counted | None = None,
 ) -> dict[str, Any]:
     """Give the funnel as it was at the moment `at`; `playbook` is the version of then."""
-    basis = await _basis(it, playbook, at, by)
+    basis = await _basis(it, playbook, at, by, counted)
     numbers = await funnel_numbers.funnel(
         it.engine, playbook, since=since, until=until, by=by, basis=basis
     )
@@ -134,9 +146,10 @@ async def durations_then(
     *,
     since: datetime | None,
     until: datetime | None,
+    counted: Counted | None = None,
 ) -> dict[str, Any]:
     """Give the times between two stages as they were known at the moment `at`."""
-    basis = await _basis(it, playbook, at, None)
+    basis = await _basis(it, playbook, at, None, counted)
     numbers = await funnel_numbers.durations(
         it.engine, playbook, first, second, since=since, until=until, basis=basis
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -15,6 +15,7 @@ from services.stage_service import reads_audit
 from services.stage_service.api.access import STATUS, allow, house
 from services.stage_service.api.audit import wanted
 from services.stage_service.errors import InvalidRequestError, NotFoundError
+from services.stage_service.pages.looking_back import day_after
 from services.stage_service.pages.rendering import PageRoute, page
 
 ENTRIES_A_PAGE = 50
@@ -107,7 +108,7 @@ def _moment(text: str | None, name: str, *, end: bool = False) -> datetime | Non
             remedy="Write it as 2026-01-31 or 2026-01-31T08:00, in UTC.",
         ) from None  # fmt: skip
     moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return moment + timedelta(days=1) if end and len(text) <= len("2026-01-31") else moment
+    return day_after(moment) if end and len(text) <= len("2026-01-31") else moment
 
 
 def _without(asked: dict[str, str]) -> list[tuple[str, str, str]]:

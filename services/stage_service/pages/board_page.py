@@ -14,7 +14,7 @@ from services.contracts.events import CORRECTED, TRANSITIONED, TRANSITIONS_TOPIC
 from services.stage_service import reads, reads_board
 from services.stage_service.api.access import House, allow, house
 from services.stage_service.api.reads import playbook_named
-from services.stage_service.funnel import score_of
+from services.stage_service.funnel import Lead, score_of
 from services.stage_service.pages.rendering import PageRoute, page
 from services.stage_service.playbook import BAND_TITLES, Playbook
 from services.stage_service.store import unpack_state
@@ -89,9 +89,16 @@ async def _scored(it: House, chosen: Playbook, cards: Sequence[Card]) -> None:
         return
     states = await reads_board.states_of(it.engine, [card["lead_id"] for card in cards])
     for card in cards:
-        lead = unpack_state(states[card["lead_id"]]) if card["lead_id"] in states else None
-        if lead is not None:
-            card["score"] = score_of(lead, chosen, lead.last[0]).total
+        lead = _lead_in(states.get(card["lead_id"]))
+        card["score"] = score_of(lead, chosen, lead.last[0]).total if lead is not None else "–"
+
+
+def _lead_in(state: bytes | None) -> Lead | None:
+    """Give the lead in a packed `state`; None where it cannot be read, which `baton verify` tells of."""
+    try:
+        return unpack_state(state) if state is not None else None
+    except (msgspec.DecodeError, UnicodeDecodeError, OverflowError):
+        return None
 
 
 async def _last_moves(it: House, chosen: Playbook, cards: Sequence[Card]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -13,10 +13,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from services.contracts.access import Principal
 from services.stage_service import funnel_numbers
 from services.stage_service.api.access import House, allow, house
-from services.stage_service.api.past import durations_then, funnel_then, playbooks_at
+from services.stage_service.api.past import counted_then, durations_then, funnel_then, playbooks_at
 from services.stage_service.api.reads import playbook_named
 from services.stage_service.errors import InvalidRequestError
-from services.stage_service.pages.looking_back import day_written, looked_back
+from services.stage_service.pages.looking_back import day_after, day_written, looked_back
 from services.stage_service.pages.rendering import PageRoute, page
 from services.stage_service.playbook import Playbook
 
@@ -49,7 +49,7 @@ async def funnel(
         since, until = (day_written(given[name], name) for name in given)
     except InvalidRequestError as error:
         refused = error
-    end = until + timedelta(days=1) if until else None
+    end = day_after(until) if until else None
     asking = _Funnel(chosen, since, end, group, first, second)
     told = None
     if back.moment is not None:
@@ -99,10 +99,12 @@ class _Funnel:
 
     async def then(self, it: House, at: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
         """Give both as they were at the moment `at`. Raises InvalidRequestError."""
+        counted = await counted_then(it, self.playbook, at)
         numbers = await funnel_then(
-            it, self.playbook, at, since=self.since, until=self.until, by=self.by
+            it, self.playbook, at, since=self.since, until=self.until, by=self.by, counted=counted
         )
         took = await durations_then(
-            it, self.playbook, *self._stages(), at, since=self.since, until=self.until
-        )
+            it, self.playbook, *self._stages(), at, since=self.since, until=self.until,
+            counted=counted,
+        )  # fmt: skip
         return numbers, took

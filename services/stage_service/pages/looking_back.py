@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from services.contracts.problems import BatonError
 from services.stage_service.api.access import STATUS, House
@@ -57,6 +57,14 @@ def not_known_yet(asked: LookBack, began: datetime) -> LookBack:
         remedy=f"It first heard of it on {absolute(began)}.",
     )  # fmt: skip
     return LookBack(asked.text, None, error, began)
+
+
+def day_after(day: datetime) -> datetime:
+    """Give when a day ends that begins at `day`; the last there is ends a moment early."""
+    try:
+        return day + timedelta(days=1)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)
 
 
 def day_written(text: str | None, name: str) -> datetime | None:

@@ -77,10 +77,19 @@ class _Child:
                 return told, document
             self.progress = Progress(told.done, told.total)
 
-    async def end(self) -> None:
-        """Kill what is left of it, all of the group, and wait for that."""
+    @property
+    def is_headless(self) -> bool:
+        """Whether the process that leads is gone. The others wait for it for ever, with its stdout open."""
+        return self.process.returncode is not None
+
+    def kill(self) -> None:
+        """Kill what is left of it, all of the group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    async def end(self) -> None:
+        """Kill what is left of it, and wait for that."""
+        self.kill()
         self.stdin.close()
         await self.process.wait()
 
@@ -206,6 +215,8 @@ class Simulations:
                 await asyncio.wait(
                     (reading, stopping), timeout=BEAT_S, return_when=asyncio.FIRST_COMPLETED
                 )
+                if child.is_headless:
+                    child.kill()  # so stdout ends, after what it told
                 with contextlib.suppress(*DATABASE_AWAY):
                     if not await records.beat(self._pool, id, child.progress):
                         _log.info("simulation.cancelled", id=id)
