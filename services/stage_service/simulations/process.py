@@ -120,6 +120,12 @@ def _run(wish: Wish) -> None:
         # A process without memory may have no chance to say so.
         most = wish.memory_bytes // 2**20
         return _tell(Failed(f"a process of it ended, most likely for want of memory ({most} MB)"))
+    except asyncpg.ConnectionDoesNotExistError:
+        # The client also breaks off a connection whose answer it has no memory for.
+        most = wish.memory_bytes // 2**20
+        return _tell(Failed(
+            f"its connection to the database ended: PostgreSQL went away, or {most} MB were too little"
+        ))  # fmt: skip
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         # The class alone: what the database says may name hosts and values.
         return _tell(Failed(f"the database could not be read ({type(error).__name__})"))
