@@ -7,7 +7,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -27,6 +27,7 @@ from services.contracts.events import (
 )
 from services.contracts.schemas import STRUCTS
 from services.stage_service.feed import READ_ROWS_MAX, SCAN_MAX, TYPES, Feed, Selection
+from tests.fakes.clock import BEGAN
 from tests.integration.stage import Stage, fresh_database, serving_stage
 
 MOVED = "baton.stage.transitioned.v1"
@@ -58,7 +59,7 @@ def moved(lead: str = ADA, **more: Any) -> Message:
 
 def published(type: str, topic: str, lead: str, value: dict[str, Any]) -> Message:
     """A message for the outbox."""
-    headers = message_headers(str(uuid.uuid4()), type, datetime.now(UTC))
+    headers = message_headers(str(uuid.uuid4()), type, BEGAN)
     return Message(topic, lead, headers, msgspec.json.encode(value))
 
 

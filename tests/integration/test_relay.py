@@ -243,6 +243,15 @@ async def committed(connection: asyncpg.Connection, *keys: str) -> Fresh:
     return Fresh(ids, some, after, is_next)
 
 
+async def until_idle(relay: Relay) -> None:
+    """Wait until `relay` has nothing to send, and sends nothing."""
+
+    async def idle() -> bool:
+        return relay._is_idle and relay._ahead is None
+
+    await until(idle)
+
+
 async def test_what_was_just_committed_is_sent_without_asking_for_it(database_url: str) -> None:
     """At once when all before it is in Kafka; after what another process committed before it, when not."""
     broker = SlowBroker()
@@ -251,10 +260,7 @@ async def test_what_was_just_committed_is_sent_without_asking_for_it(database_ur
     connection = await asyncpg.connect(database_url)
     await caught_up_with(connection, broker, relay, "a")
 
-    async def idle() -> bool:
-        return relay._is_idle and relay._ahead is None
-
-    await until(idle)
+    await until_idle(relay)
     fresh = await committed(connection, "a", "b")
     assert fresh.is_next
     relay.committed(fresh)
@@ -262,7 +268,7 @@ async def test_what_was_just_committed_is_sent_without_asking_for_it(database_ur
     await asyncio.sleep(0)
     assert broker.taken[-2:] == fresh.messages  # no statement was run for it
     broker.answers.set()
-    await until(idle)
+    await until_idle(relay)
 
     other = await committed(connection, "a")  # of another process: nobody tells us
     fresh = await committed(connection, "a")
@@ -378,10 +384,7 @@ async def test_a_large_batch_is_sent_after_its_sender_was_answered(database_url:
     connection = await asyncpg.connect(database_url)
     await caught_up_with(connection, broker, relay, "a")
 
-    async def idle() -> bool:
-        return relay._is_idle and relay._ahead is None
-
-    await until(idle)
+    await until_idle(relay)
     before = len(broker.taken)
     fresh = await committed(connection, *["a"] * (AT_ONCE_MAX + 1))
     assert fresh.is_next
